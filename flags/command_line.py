@@ -1,0 +1,102 @@
+"""Runs a script: flags to config, config to one call, mistakes to one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from absl import app, flags, logging
+
+from research.config import setting_of, value_type
+from research.errors import UserError
+
+Config = TypeVar("Config")
+
+
+class _WholeNumber(flags.IntegerParser):
+    def convert(self, argument: int | str) -> int:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError("expected a whole number") from None
+
+
+class _Number(flags.FloatParser):
+    def convert(self, argument: float | str) -> float:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            raise ValueError("expected a number") from None
+
+
+class _Switch(flags.BooleanParser):
+    def parse(self, argument: str | int) -> bool:
+        try:
+            return super().parse(argument)
+        except ValueError:
+            raise ValueError("expected true or false") from None
+
+
+PARSERS: dict[type, Any] = {int: _WholeNumber(), float: _Number(), str: flags.ArgumentParser()}
+
+
+def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Declares one flag for each field of a config class, for `--help` too; returns their names."""
+    names = []
+    for field in dataclasses.fields(config_class):
+        setting = setting_of(field)
+        kind, _ = value_type(config_class, field.name)
+        names.append(field.name)
+        if kind is bool:
+            boolean = flags.BooleanFlag(field.name, bool(field.default), setting.help)
+            boolean.parser = _Switch()
+            flags.DEFINE_flag(boolean, values, module_name=sys.argv[0])
+            continue
+        parser = flags.EnumParser(list(setting.choices)) if setting.choices else PARSERS[kind]
+        flags.DEFINE(
+            parser,
+            field.name,
+            field.default,
+            setting.help,
+            values,
+            flags.ArgumentSerializer(),
+            module_name=sys.argv[0],
+        )
+    return names
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        remaining = flags.FLAGS(arguments)
+    except flags.Error as error:
+        fail(str(error))
+    except SystemExit:  # only `--help` and its kin end here; asking for help is no error
+        sys.exit(0)
+    if remaining[1:]:
+        fail(f"{remaining[1]!r} is no flag; flags are written --name=value, see --help")
+    return list(remaining)
+
+
+def fail(message: str) -> None:
+    """Ends the process with one line on standard error and exit code 2."""
+    line = " ".join(message.split())
+    print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run(config_class: type[Config], main: Callable[[Config], None]) -> None:
+    """Parses the command line into a config and calls `main` with it; does not return."""
+
+    def run_main(_: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow tell of every step they take
+        try:
+            main(config_class(**{name: flags.FLAGS[name].value for name in names}))
+        except UserError as error:
+            fail(str(error))
+
+    names = define_flags(config_class)
+    app.run(run_main, flags_parser=_parse)

@@ -1,0 +1,1 @@
+"""A custom training loop that fine-tunes pretrained Keras backbones."""

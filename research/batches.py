@@ -1,0 +1,90 @@
+"""From examples to batches, in an order that follows from the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from research.examples import Examples
+
+Batch = dict[str, tf.Tensor]
+Preprocessing = Callable[[tf.Tensor], tf.Tensor]
+
+
+def epoch_order(count: int, shuffle_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns the order in which an epoch visits `count` examples, int64 (count,).
+
+    The next example is drawn from a window of `shuffle_size` that slides over the stored order,
+    as `tf.data.Dataset.shuffle` does it; but the order is known beforehand, so that a run can
+    resume at any batch of it. A window of 1 keeps the stored order.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    if shuffle_size >= count:
+        return generator.permutation(count)
+    window = np.arange(shuffle_size)
+    order = np.empty(count, np.int64)
+    draws = generator.integers(shuffle_size, size=count - shuffle_size)
+    for position, drawn in enumerate(draws):
+        order[position] = window[drawn]
+        window[drawn] = position + shuffle_size
+    order[count - shuffle_size :] = generator.permutation(window)
+    return order
+
+
+def make_batches(
+    examples: Examples, order: np.ndarray, batch_size: int, preprocessing: Preprocessing | None
+) -> tf.data.Dataset:
+    """Returns the examples in the given order, batched; the last batch may be short.
+
+    Args:
+      examples: what to draw from.
+      order: int64, indices into the examples.
+      batch_size: photos a batch.
+      preprocessing: applied to the photos, as float32 in [0, 255]; None leaves inputs as they are.
+
+    Returns:
+      A data set of batches: `image` (batch, height, width, 3) float32, or what the cached trunk
+      made of it; `label` int32 (batch,); `weight` float32 (batch,), 1 for each example.
+    """
+    inputs = examples.inputs
+
+    def gather(indices: np.ndarray) -> list[np.ndarray]:
+        return [*(array[indices] for array in inputs), examples.labels[indices]]
+
+    def batch_of(indices: tf.Tensor) -> Batch:
+        types = [tf.as_dtype(array.dtype) for array in inputs] + [tf.int32]
+        *gathered, label = tf.numpy_function(gather, [indices], types, stateful=False)
+        for tensor, array in zip(gathered, inputs, strict=True):
+            tensor.set_shape((None, *array.shape[1:]))
+        label.set_shape((None,))
+        if preprocessing is not None:
+            gathered = [preprocessing(tf.cast(tensor, tf.float32)) for tensor in gathered]
+        image = gathered[0] if len(gathered) == 1 else tuple(gathered)
+        return {"image": image, "label": label, "weight": tf.ones_like(label, tf.float32)}
+
+    return (
+        tf.data.Dataset.from_tensor_slices(order)
+        .batch(batch_size)
+        .map(batch_of, num_parallel_calls=2, deterministic=True)
+        .prefetch(2)
+    )
+
+
+def pad_batch(batch: Batch, size: int) -> Batch:
+    """Fills a short batch up to `size` examples with repetitions that weigh nothing.
+
+    Every step then has one shape, is shared evenly by the devices and leaves none without an
+    example. Real photos, not zeros, keep BatchNorm's statistics sane.
+    """
+    count = tf.shape(batch["label"])[0]
+    positions = tf.range(size)
+
+    def fill(tensor: tf.Tensor) -> tf.Tensor:
+        filled = tf.gather(tensor, positions % count)
+        return tf.ensure_shape(filled, (size, *tensor.shape[1:]))
+
+    padded: Batch = tf.nest.map_structure(fill, batch)
+    padded["weight"] *= tf.cast(positions < count, tf.float32)
+    return padded

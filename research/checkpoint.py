@@ -1,0 +1,95 @@
+"""The last and the best state of a run on disk, and back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import tensorflow as tf
+
+from research.errors import UserError
+from research.model import Wrapper
+
+
+class Checkpoints:
+    """Writes two kinds of checkpoints, `latest` and `best`, each in a folder of its own.
+
+    The pointer file `checkpoint` in it is replaced only after a checkpoint is complete, so that a
+    run killed while writing resumes from the one before.
+    """
+
+    def __init__(self, state: tf.train.Checkpoint, folder: Path) -> None:
+        self._state = state
+        self._managers = {
+            kind: tf.train.CheckpointManager(
+                state, str(folder / kind), max_to_keep=keep, checkpoint_name="step"
+            )
+            for kind, keep in (("latest", 2), ("best", 1))
+        }
+
+    def save(self, kind: str, step: int) -> None:
+        """Writes the state as `latest` or `best`."""
+        self._managers[kind].save(checkpoint_number=step)
+
+    def restore_latest(self) -> bool:
+        """Restores every value of the state from the last checkpoint; False if there is none.
+
+        Raises:
+          UserError: the checkpoint cannot be read, or is not of this model and its optimizers.
+        """
+        path = self._managers["latest"].latest_checkpoint
+        if path is None:
+            return False
+        try:
+            self._state.restore(path).assert_existing_objects_matched().assert_consumed()
+        except (ValueError, AssertionError, tf.errors.OpError) as error:
+            raise _does_not_fit(path, error) from error
+        return True
+
+    @property
+    def latest(self) -> str | None:
+        """The path of the last complete checkpoint, None before the first."""
+        return self._managers["latest"].latest_checkpoint
+
+
+def find_checkpoint(folder: Path, which: str) -> str:
+    """Returns the path, without ending, of `best`, `latest`, or of the checkpoint named.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    if which in ("best", "latest"):
+        path = tf.train.latest_checkpoint(str(folder / which))
+        if path is None:
+            raise UserError(
+                f"ckpt_dir {str(folder.parent)!r} has no {which} checkpoint yet; expected one of "
+                "a run that has finished at least an epoch"
+            )
+        return path
+    prefix = os.path.abspath(os.path.expanduser(which.removesuffix(".index")))
+    if not os.path.exists(prefix + ".index"):
+        raise UserError(
+            f"checkpoint is {which!r}, and there is no {prefix}.index; expected best, latest, or "
+            "the path of a checkpoint without its ending"
+        )
+    return prefix
+
+
+def restore_model(model: Wrapper, path: str) -> int:
+    """Loads every variable of the model from a run's checkpoint; returns its step.
+
+    Raises:
+      UserError: the checkpoint cannot be read or is not of this model.
+    """
+    try:
+        step = tf.Variable(0, dtype=tf.int64)
+        status = tf.train.Checkpoint(model=model, step=step).restore(path)
+        status.assert_existing_objects_matched().expect_partial()
+    except (ValueError, AssertionError, tf.errors.OpError) as error:
+        raise _does_not_fit(path, error) from error
+    return int(step.numpy())
+
+
+def _does_not_fit(path: str, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"checkpoint {path!r} does not fit the model of config.json: {reason}")

@@ -1,0 +1,272 @@
+"""The settings of a run: frozen, validated when built, and the one place that declares them.
+
+The command line is generated from these fields (`flags/`), so a default, a help text or a list of
+choices stands here and nowhere else. This module must stay free of TensorFlow: `--help` and flag
+errors answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from research.backbones import find_backbone
+from research.errors import UserError
+
+OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw", "lion")
+SCHEDULES = ("constant", "cosine")
+WEIGHTS_BY_NAME = ("imagenet", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is known of one setting besides its name, type and default.
+
+    Attributes:
+      help: one or two sentences for `--help`.
+      choices: the values allowed, where they can be listed.
+      minimum: the least number allowed, inclusive unless `exclusive`.
+      exclusive: the number must be greater than `minimum`, not equal to it.
+      is_path: the value is a path, kept in its absolute form.
+      changes_result: a run resumed with another value would not be the same run.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    exclusive: bool = False
+    is_path: bool = False
+    changes_result: bool = True
+
+
+def setting_of(field: dataclasses.Field[Any]) -> Setting:
+    """Returns the `Setting` that a config field carries."""
+    return typing.cast(Setting, field.metadata["setting"])
+
+
+def _declare(default: Any, setting: Setting) -> Any:
+    return dataclasses.field(default=default, metadata={"setting": setting})
+
+
+def _count(default: int | None, text: str, minimum: int = 0, changes_result: bool = True) -> Any:
+    return _declare(default, Setting(text, minimum=minimum, changes_result=changes_result))
+
+
+def _rate(default: float, text: str) -> Any:
+    return _declare(default, Setting(text, minimum=0.0, exclusive=True))
+
+
+def _choice(default: str, choices: tuple[str, ...], text: str, changes_result: bool = True) -> Any:
+    return _declare(default, Setting(text, choices=choices, changes_result=changes_result))
+
+
+def _path(text: str, changes_result: bool = True) -> Any:
+    return _declare(None, Setting(text, is_path=True, changes_result=changes_result))
+
+
+def _text(default: str | None, text: str) -> Any:
+    return _declare(default, Setting(text))
+
+
+def _switch(default: bool, text: str) -> Any:
+    return _declare(default, Setting(text))
+
+
+def value_type(config_class: type, name: str) -> tuple[type, bool]:
+    """Returns the type of a field's value (int, float, str or bool), and if None is allowed."""
+    hint = typing.get_type_hints(config_class)[name]
+    types = typing.get_args(hint) or (hint,)
+    return next(t for t in types if t is not type(None)), type(None) in types
+
+
+def _check_value(config_class: type, field: dataclasses.Field[Any], value: Any) -> Any:
+    """Returns the value in its canonical form; raises `UserError` for one that is not allowed."""
+    kind, optional = value_type(config_class, field.name)
+    if value is None and optional:
+        return None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{field.name} is {value!r}; expected a value of type {kind.__name__}")
+    return _check_range(field.name, setting_of(field), kind, value)
+
+
+def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
+    if setting.choices and value not in setting.choices:
+        raise UserError(f"{name} is {value!r}; expected one of: {', '.join(setting.choices)}")
+    if setting.minimum is not None:
+        noun = "a whole number" if kind is int else "a number"
+        low = value <= setting.minimum if setting.exclusive else value < setting.minimum
+        if low or not math.isfinite(value):
+            bound = "greater than" if setting.exclusive else "of at least"
+            raise UserError(f"{name} is {value}; expected {noun} {bound} {setting.minimum:g}")
+    if kind is str and (not value or not value.isprintable()):
+        raise UserError(f"{name} is {value!r}; expected text that can be printed")
+    return os.path.abspath(os.path.expanduser(value)) if setting.is_path else value
+
+
+class _Validated:
+    """Checks each field when a config is built, so that no other code has to."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(typing.cast(Any, self)):
+            checked = _check_value(type(self), field, getattr(self, field.name))
+            object.__setattr__(self, field.name, checked)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(_Validated):
+    """Everything that decides a training run. Raises `UserError` when a value is not allowed."""
+
+    dataset: str = _text(
+        "cats_vs_dogs",
+        "any TFDS image classification data set by name; 'sketches' is built in: cats and dogs "
+        "drawn by program, no download",
+    )
+    image_folder: str | None = _path(
+        "a folder with one subfolder of images a class, instead of --dataset"
+    )
+    data_dir: str | None = _path(
+        "where TFDS keeps prepared data sets; TFDS's own default if not given",
+        changes_result=False,
+    )
+    image_size: int = _count(160, "height and width in pixels that photos are resized to", 8)
+    batch_size: int = _count(32, "photos a step, over all devices together", 1)
+    shuffle_size: int = _count(1000, "photos that the next one is drawn from; 1 keeps the order", 1)
+    backbone: str = _text("ResNet101V2", "the pretrained network, by its Keras name")
+    weights: str = _text(
+        "imagenet",
+        "'imagenet', 'none', or a file: Keras weights, or a saved Keras model that contains the "
+        "backbone",
+    )
+    unfreeze_from: str = _text(
+        "100",
+        "first backbone layer that is trained: its index, its name or a stage; 'none' trains the "
+        "head alone",
+    )
+    epochs: int = _count(10, "epochs of fine-tuning the head and the unfrozen layers", 0)
+    head_epochs: int = _count(0, "epochs that train the head alone, before --epochs", 0)
+    steps_per_epoch: int | None = _count(None, "end each epoch after so many steps", 1)
+    head_optimizer: str = _choice("rmsprop", OPTIMIZERS, "optimizer of the new head")
+    head_learning_rate: float = _rate(1e-4, "learning rate of the new head")
+    head_schedule: str = _choice("constant", SCHEDULES, "how the head's learning rate develops")
+    backbone_optimizer: str = _choice("rmsprop", OPTIMIZERS, "optimizer of the unfrozen layers")
+    backbone_learning_rate: float = _rate(1e-4, "learning rate of the unfrozen backbone layers")
+    backbone_schedule: str = _choice(
+        "constant", SCHEDULES, "how the backbone's learning rate develops"
+    )
+    warmup_steps: int = _count(
+        0, "steps in which each group's learning rate rises from near zero to its value", 0
+    )
+    bn_mode: str = _choice(
+        "frozen",
+        ("frozen", "train", "sync"),
+        "BatchNorm of the unfrozen layers: 'frozen' as pretrained, 'train' by each device's part "
+        "of the batch, 'sync' by the batch over all devices",
+    )
+    precision: str = _choice(
+        "auto", ("auto", "float32", "bfloat16"), "number format of the backbone's computation"
+    )
+    distribution: str = _choice(
+        "auto",
+        ("auto", "none", "mirrored"),
+        "'mirrored' trains on all devices of this machine; 'auto' does so where there are several",
+        changes_result=False,
+    )
+    virtual_devices: int = _count(
+        1, "split the CPU in so many logical devices, to try --distribution=mirrored", 1, False
+    )
+    trunk_cache: str = _choice(
+        "auto",
+        ("auto", "memory", "off"),
+        "keep what the frozen layers compute for each photo, instead of computing it every epoch; "
+        "'auto' does so where it fits in free memory",
+    )
+    checkpoint_every: int | None = _count(
+        None, "also write a checkpoint every so many steps, not only after each epoch", 1, False
+    )
+    ckpt_dir: str | None = _path(
+        "folder of the run: checkpoints, config.json, metrics.jsonl, TensorBoard events and "
+        "pictures; run again with the same one to resume; default: a new folder under runs/",
+        changes_result=False,
+    )
+    seed: int = _count(0, "seed of the head's initial weights and of the order of photos", 0)
+    deterministic: bool = _switch(
+        False, "use only deterministic operations, so that two runs end bit-identical on a GPU"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights not in WEIGHTS_BY_NAME:
+            object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))
+        smallest = find_backbone(self.backbone).minimum_size
+        if self.image_size < smallest:
+            raise UserError(
+                f"image_size is {self.image_size}; {self.backbone} takes at least {smallest}"
+            )
+        if self.epochs + self.head_epochs == 0:
+            raise UserError("epochs is 0 and head_epochs is 0; expected at least one epoch")
+        if self.seed >= 2**31:
+            raise UserError(f"seed is {self.seed}; expected less than 2147483648")
+
+    @property
+    def total_epochs(self) -> int:
+        return self.head_epochs + self.epochs
+
+    def to_json(self) -> str:
+        """Returns the settings as a JSON object, one setting a line."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Builds the config that `to_json` wrote; raises `UserError` where that is not possible."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"config.json is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError("config.json holds no JSON object of settings")
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UserError(f"config.json has settings this version does not know: {unknown}")
+        return cls(**values)
+
+    def differences(self, other: TrainConfig) -> Mapping[str, tuple[Any, Any]]:
+        """Returns the settings that would make `other` another run, each with both values."""
+        return {
+            field.name: (getattr(self, field.name), getattr(other, field.name))
+            for field in dataclasses.fields(self)
+            if setting_of(field).changes_result
+            and getattr(self, field.name) != getattr(other, field.name)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(_Validated):
+    """What `run_eval.py` is asked for; everything else comes from the run's config.json."""
+
+    ckpt_dir: str | None = _path("folder of the run to evaluate (required)")
+    checkpoint: str = _text(
+        "best",
+        "'best' by validation loss, 'latest', or the path of a checkpoint without its ending",
+    )
+    split: str = _text(
+        "test", "train, validation, test, or a TFDS expression such as 'train[:10%]'"
+    )
+    dataset: str | None = _text(None, "evaluate on this TFDS data set instead of the run's own")
+    image_folder: str | None = _path("evaluate on this folder of one subfolder a class instead")
+    data_dir: str | None = _path("where TFDS keeps prepared data sets, instead of the run's own")
+    batch_size: int | None = _count(None, "photos a step, instead of the run's own", 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ckpt_dir is None:
+            raise UserError("ckpt_dir is not given; expected --ckpt_dir=DIR of a training run")
+        if self.dataset and self.image_folder:
+            raise UserError("dataset and image_folder are both given; expected one of them")

@@ -1,0 +1,164 @@
+"""Evaluates a run's checkpoint on photos, and writes the figures beside the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+from research import runtime
+from research.checkpoint import find_checkpoint, restore_model
+from research.config import EvalConfig, TrainConfig
+from research.console import short_path
+from research.errors import UserError
+from research.learner import Learner, RunState, build_network
+from research.loader import DataLoader
+from research.run_directory import RunDirectory, write_atomically
+from research.sources import open_source
+
+RULE = "-" * 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The figures of one evaluation.
+
+    Attributes:
+      backbone: its name.
+      checkpoint: the path of what was evaluated, without ending.
+      step: updates that it had seen.
+      data: the data set or folder.
+      split: which part of it.
+      photos: how many photos were evaluated, each once.
+      damaged: how many could not be decoded and are in no figure.
+      loss: mean cross-entropy in nats.
+      accuracy: share of photos classified rightly.
+      accuracy_interval: its 95 % Wilson interval.
+    """
+
+    backbone: str
+    checkpoint: str
+    step: int
+    data: str
+    split: str
+    photos: int
+    damaged: int
+    loss: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = self.accuracy_interval
+        lines = [
+            self.backbone,
+            RULE,
+            f"Loss: {self.loss:.2f}",
+            f"Accuracy: {self.accuracy:.2f}",
+            RULE,
+            f"{self.photos:,} photos of {self.data}, {self.split} split",
+            f"loss {self.loss:.4f}, accuracy {self.accuracy:.4f} (95 % interval {low:.4f} to "
+            f"{high:.4f})",
+            f"checkpoint after step {self.step:,}: {short_path(self.checkpoint)}",
+        ]
+        return "\n".join(lines)
+
+
+def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
+    """Returns the Wilson score interval of a proportion (Wilson 1927); 95 % by default.
+
+    Args:
+      successes: 0 to `trials`.
+      trials: greater than 0.
+      z: standard normal quantile of the interval's upper end.
+    """
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    margin = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
+
+
+def evaluate(config: EvalConfig) -> Evaluation:
+    """Rebuilds a run's model from its config.json, restores a checkpoint and evaluates it.
+
+    Prints the figures, and writes them as JSON beside the checkpoint.
+
+    Raises:
+      UserError: there is no such run, checkpoint or split, or the classes differ.
+    """
+    directory = RunDirectory(str(config.ckpt_dir))
+    trained = directory.read_config()
+    class_names = directory.read_class_names()
+    path = find_checkpoint(directory.checkpoints, config.checkpoint)
+    strategy = runtime.start(trained)
+    loader = open_loader(config, trained, class_names)
+    with strategy.scope():
+        built = build_network(trained, len(class_names), with_weights=False)
+        state = RunState()
+    step = restore_model(built.network.model, path)
+    loader.preprocessing = built.backbone.preprocessing
+    learner = Learner(strategy, built.network, (), state)
+    metrics = learner.evaluate(
+        runtime.feed(loader.split_batches(config.split), loader.batch_size, strategy)
+    )
+    examples = loader.examples(config.split)
+    evaluation = Evaluation(
+        backbone=trained.backbone,
+        checkpoint=path,
+        step=step,
+        data=config.image_folder or config.dataset or trained.image_folder or trained.dataset,
+        split=config.split,
+        photos=round(metrics.photos),
+        damaged=len(examples.damaged),
+        loss=metrics.loss,
+        accuracy=metrics.accuracy,
+        accuracy_interval=wilson_interval(metrics.accuracy * metrics.photos, metrics.photos),
+    )
+    report = loader.damage_report()
+    if report:
+        print(report)
+    print(evaluation)
+    print(f"figures: {short_path(write_figures(evaluation, config))}", flush=True)
+    return evaluation
+
+
+def open_loader(
+    config: EvalConfig, trained: TrainConfig, class_names: tuple[str, ...]
+) -> DataLoader:
+    """Opens the run's own photos, or the others that were asked for.
+
+    Raises:
+      UserError: they cannot be read, or are of other classes than the run's.
+    """
+    folder = config.image_folder or (None if config.dataset else trained.image_folder)
+    source = open_source(
+        config.dataset or trained.dataset, folder, config.data_dir or trained.data_dir
+    )
+    if source.class_names != class_names:
+        raise UserError(
+            f"the photos have the classes {', '.join(source.class_names[:10])}; the run was "
+            f"trained on {', '.join(class_names[:10])}: expected the same ones"
+        )
+    return DataLoader(trained.image_size, config.batch_size or trained.batch_size, source=source)
+
+
+def write_figures(evaluation: Evaluation, config: EvalConfig) -> Path:
+    """Writes the figures as JSON beside the checkpoint, and returns the file's path.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    other = os.path.basename(config.image_folder or config.dataset or "")
+    name = ".".join(
+        "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in part)
+        for part in (other, config.split)
+        if part
+    )
+    file = Path(f"{evaluation.checkpoint}.{name}.json")
+    try:
+        write_atomically(file, json.dumps(dataclasses.asdict(evaluation), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{str(file)!r} cannot be written: {error.strerror}") from error
+    return file

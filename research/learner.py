@@ -1,0 +1,195 @@
+"""Everything a run trains with: the model, its parameter groups and the state that is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import keras
+import tensorflow as tf
+
+from research.backbones import Backbone, build_backbone, find_backbone, first_trainable_layer
+from research.batches import Batch
+from research.config import TrainConfig
+from research.metrics import Metrics, Sums, Tally, mean_metrics
+from research.model import Wrapper, freeze_below, trained_backbone
+from research.optimizers import Group, check_partition, make_group
+from research.plan import Plan
+from research.schedules import Schedule
+from research.split import split_backbone
+from research.steps import Network, eval_step, train_step
+from research.weights import load_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltNetwork:
+    """A network ready to be trained.
+
+    Attributes:
+      network: the model and its two parts.
+      backbone: the table's entry.
+      first_trainable: index of the first backbone layer that is trained.
+      origin: where the backbone's weights came from, in a few words.
+    """
+
+    network: Network
+    backbone: Backbone
+    first_trainable: int
+    origin: str
+
+
+def build_network(config: TrainConfig, num_classes: int, with_weights: bool = True) -> BuiltNetwork:
+    """Builds the model of a config, under the caller's strategy scope.
+
+    Args:
+      config: of the run.
+      num_classes: the number of classes.
+      with_weights: False leaves the backbone as initialised, for a checkpoint to fill.
+
+    Raises:
+      UserError: the weights cannot be had or do not fit, or `unfreeze_from` names no layer.
+    """
+    backbone = find_backbone(config.backbone)
+    named = with_weights and config.weights == "imagenet"
+    base_model = build_backbone(backbone, config.image_size, "imagenet" if named else None)
+    first = first_trainable_layer(base_model, backbone, config.unfreeze_from)
+    origin = "ImageNet weights" if named else "random weights"
+    if with_weights and config.weights not in ("imagenet", "none"):
+        origin = str(load_weights(base_model, config.weights))
+    model = Wrapper(base_model, num_classes, config.seed)
+    freeze_below(base_model, first, config.bn_mode)
+    return BuiltNetwork(Network(model, split_backbone(base_model, first)), backbone, first, origin)
+
+
+class RunState:
+    """What a run must remember besides its model and optimizers. Built under a strategy scope.
+
+    Attributes:
+      step: int64, the run's one clock: updates made so far.
+      tally: the training sums of the epoch under way.
+      best_loss: the least validation loss so far, infinite before the first.
+      seconds: time spent training so far, over all resumptions.
+    """
+
+    def __init__(self) -> None:
+        self.step = tf.Variable(
+            0,
+            trainable=False,
+            dtype=tf.int64,
+            name="step",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        self.tally = Tally()
+        self.best_loss = tf.Variable(math.inf, trainable=False, dtype=tf.float64)
+        self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+
+    @property
+    def current_step(self) -> int:
+        """Fetches the clock from the device."""
+        return int(tf.convert_to_tensor(self.step))
+
+
+def make_groups(
+    config: TrainConfig, model: Wrapper, step: tf.Variable, plan: Plan
+) -> tuple[Group, ...]:
+    """Puts each trainable variable in the group `head` or `backbone`; frozen ones in neither.
+
+    The backbone's schedule begins after the epochs that train the head alone.
+    """
+    head = Schedule(
+        config.head_schedule, config.head_learning_rate, 0, plan.steps, config.warmup_steps
+    )
+    groups = [make_group("head", model.head.trainable_variables, config.head_optimizer, head, step)]
+    unfrozen = trained_backbone(model)
+    if unfrozen:
+        schedule = Schedule(
+            config.backbone_schedule,
+            config.backbone_learning_rate,
+            plan.head_steps,
+            plan.steps,
+            config.warmup_steps,
+        )
+        groups.append(make_group("backbone", unfrozen, config.backbone_optimizer, schedule, step))
+    check_partition(groups, model.trainable_variables)
+    return tuple(groups)
+
+
+def make_checkpoint(
+    model: Wrapper, groups: tuple[Group, ...], state: RunState
+) -> tf.train.Checkpoint:
+    """Names all that a run resumes from."""
+    optimizers: dict[str, keras.optimizers.Optimizer] = {
+        f"{group.name}_optimizer": group.optimizer for group in groups
+    }
+    return tf.train.Checkpoint(
+        model=model,
+        step=state.step,
+        tally=state.tally.variable,
+        best_loss=state.best_loss,
+        seconds=state.seconds,
+        **optimizers,
+    )
+
+
+class Learner:
+    """A network, its parameter groups and a run's state, on all devices of a strategy.
+
+    The steps themselves are in `steps.py`; here they are compiled, run on every device, and what
+    they return is added up without waiting for the devices.
+
+    Args:
+      strategy: that everything was built under.
+      network: what the steps compute with.
+      groups: the parameter groups, `head` first.
+      state: the run's clock and sums.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        network: Network,
+        groups: tuple[Group, ...],
+        state: RunState,
+    ) -> None:
+        self.strategy = strategy
+        self.network = network
+        self.groups = groups
+        self.state = state
+        with strategy.scope():
+            self._eval_tally = Tally()
+
+        def compile_train_step(trained: tuple[Group, ...]) -> tf.types.experimental.GenericFunction:
+            @tf.function
+            def run(batch: Batch) -> dict[str, tf.Tensor]:
+                sums, norms = strategy.run(
+                    lambda part: train_step(network, trained, part), (batch,)
+                )
+                state.tally.add(Sums(*map(self._first, sums)))
+                state.step.assign_add(1)
+                return {name: self._first(norm) for name, norm in norms.items()}
+
+            return run
+
+        @tf.function
+        def run_eval_step(batch: Batch) -> None:
+            sums = strategy.run(lambda part: eval_step(network, part), (batch,))
+            self._eval_tally.add(Sums(*map(self._first, sums)))
+
+        self._train_head = compile_train_step(groups[:1])
+        self._train_all = compile_train_step(groups)
+        self._eval_step = run_eval_step
+
+    def train_step(self, batch: Batch, head_alone: bool = False) -> dict[str, tf.Tensor]:
+        """Makes one update; returns the gradient norm of each group that was updated, by name."""
+        return self._train_head(batch) if head_alone else self._train_all(batch)
+
+    def evaluate(self, batches: tf.data.Dataset) -> Metrics:
+        """Returns the metrics over batches, in inference mode; each photo counts once."""
+        self._eval_tally.reset()
+        for batch in batches:
+            self._eval_step(batch)
+        return mean_metrics(self._eval_tally.read())
+
+    def _first(self, value: tf.Tensor) -> tf.Tensor:
+        """Returns the first device's value, of one that is the same on all."""
+        return self.strategy.experimental_local_results(value)[0]

@@ -1,0 +1,163 @@
+"""`DataLoader`: photos from a folder or a TFDS data set as batches for training and evaluation."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from research.batches import Preprocessing, epoch_order, make_batches
+from research.decode import DamagedImageError, decode_image
+from research.errors import UserError
+from research.examples import Examples, load_examples
+from research.sources import Source, TfdsSource
+
+
+def scale_to_unit(image: tf.Tensor) -> tf.Tensor:
+    """Scales float32 pixels from [0, 255] to [-1, 1]."""
+    return image / 127.5 - 1.0
+
+
+class DataLoader:
+    """Splits, decodes, resizes, shuffles and batches photos.
+
+    Photos are decoded once, when a split is first asked for, and then kept as uint8.
+
+    Args:
+      image_size: height and width in pixels that photos are resized to.
+      batch_size: photos a batch.
+      source: where the photos come from; TFDS `cats_vs_dogs` if None.
+      preprocessing: from float32 RGB in [0, 255], shape (batch, size, size, 3), to what the model
+        takes; to [-1, 1] by default. None leaves inputs as they are.
+      shuffle_size: photos that the next one of an epoch is drawn from.
+      seed: of the order of photos.
+
+    Raises:
+      UserError: when a split has no photo that can be used.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 160,
+        batch_size: int = 32,
+        *,
+        source: Source | None = None,
+        preprocessing: Preprocessing | None = scale_to_unit,
+        shuffle_size: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.source: Source = TfdsSource("cats_vs_dogs") if source is None else source
+        self.preprocessing = preprocessing
+        self.shuffle_size = shuffle_size
+        self.seed = seed
+        self._loaded: dict[str, Examples] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
+        return self.source.class_names
+
+    @property
+    def num_train_examples(self) -> int:
+        """The number of usable photos in the training split."""
+        return len(self.examples("train"))
+
+    @property
+    def train_batches(self) -> tf.data.Dataset:
+        """The training split in the order of the first epoch; see `make_batches` for its form."""
+        return self.epoch_batches(0)
+
+    @property
+    def validation_batches(self) -> tf.data.Dataset:
+        """The validation split in stored order."""
+        return self.split_batches("validation")
+
+    @property
+    def test_batches(self) -> tf.data.Dataset:
+        """The test split in stored order."""
+        return self.split_batches("test")
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> tf.data.Dataset:
+        """Returns the batches of a training epoch, from the batch with index `start` on."""
+        examples = self.examples("train")
+        order = epoch_order(len(examples), self.shuffle_size, self.seed, epoch)
+        rest = order[start * self.batch_size :]
+        return make_batches(examples, rest, self.batch_size, self.preprocessing)
+
+    def split_batches(self, split: str) -> tf.data.Dataset:
+        """Returns all photos of a split once, in stored order."""
+        examples = self.examples(split)
+        order = np.arange(len(examples))
+        return make_batches(examples, order, self.batch_size, self.preprocessing)
+
+    def examples(self, split: str) -> Examples:
+        """Returns the decoded photos of a split, which are kept from the first call on."""
+        if split not in self._loaded:
+            with tqdm.tqdm(
+                desc=f"decoding {split}",
+                unit=" photos",
+                leave=False,
+                disable=not sys.stderr.isatty(),
+                ncols=79,
+            ) as bar:
+
+                def show(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                loaded = load_examples(self.source, split, self.image_size, show)
+            if not len(loaded):
+                raise UserError(
+                    f"the {split} split has no usable photo ({len(loaded.damaged)} damaged); "
+                    "expected at least one: give more photos"
+                )
+            self._loaded[split] = loaded
+        return self._loaded[split]
+
+    def with_examples(self, loaded: Mapping[str, Examples]) -> DataLoader:
+        """Returns a loader of the same photos in the same order, but with these inputs, as is."""
+        other = copy.copy(self)
+        other.preprocessing = None
+        other._loaded = dict(loaded)
+        return other
+
+    def damage_report(self) -> str | None:
+        """Returns one summary of the damaged photos in the splits loaded so far, None if none."""
+        damaged = [entry for loaded in self._loaded.values() for entry in loaded.damaged]
+        if not damaged:
+            return None
+        shown = [f"  {name}: {reason}" for name, reason in damaged[:10]]
+        if len(damaged) > len(shown):
+            shown.append(f"  ... and {len(damaged) - len(shown)} more")
+        return "\n".join([f"skipped {len(damaged)} damaged photos:", *shown])
+
+    def get_label_name(self, label: int) -> str:
+        """Returns the name of a class; raises IndexError for a label that is out of range."""
+        if not 0 <= int(label) < len(self.class_names):
+            raise IndexError(f"label is {label}; expected 0 to {len(self.class_names) - 1}")
+        return self.class_names[int(label)]
+
+    def get_random_raw_images(self, n: int) -> list[tuple[np.ndarray, int]]:
+        """Returns `n` training photos in their own size, each as (uint8 RGB, label).
+
+        They are drawn by the seed from the first `shuffle_size` photos; fewer than `n` come back
+        where there are fewer.
+        """
+        stored = self.source.examples("train")
+        first = [example for _, example in zip(range(self.shuffle_size), stored, strict=False)]
+        order = np.random.default_rng([self.seed, n]).permutation(len(first))
+        drawn: list[tuple[np.ndarray, int]] = []
+        for index in order:
+            if len(drawn) == n:
+                break
+            try:
+                drawn.append((decode_image(first[index].encoded), first[index].label))
+            except DamagedImageError:
+                continue
+        return drawn

@@ -1,0 +1,88 @@
+"""Two parameter groups, head and backbone, each with an optimizer and a schedule of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from research.schedules import Schedule
+
+OPTIMIZER_CLASSES: dict[str, type[keras.optimizers.Optimizer]] = {
+    "sgd": keras.optimizers.SGD,
+    "rmsprop": keras.optimizers.RMSprop,
+    "adam": keras.optimizers.Adam,
+    "adamw": keras.optimizers.AdamW,
+    "lion": keras.optimizers.Lion,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Variables that one optimizer updates.
+
+    Attributes:
+      name: `head` or `backbone`.
+      variables: what is updated, in a fixed order.
+      optimizer: built for exactly these variables.
+      schedule: its learning rate by the run's step.
+    """
+
+    name: str
+    variables: tuple[keras.Variable, ...]
+    optimizer: keras.optimizers.Optimizer
+    schedule: Schedule
+
+    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
+        """Updates the variables with gradients that are already summed over the replicas."""
+        self.optimizer.apply(list(gradients), list(self.variables))
+
+
+def make_group(
+    name: str,
+    variables: Sequence[keras.Variable],
+    optimizer: str,
+    schedule: Schedule,
+    step: tf.Variable,
+) -> Group:
+    """Builds the optimizer of a group, under the caller's strategy scope.
+
+    Args:
+      name: of the group.
+      variables: what it updates.
+      optimizer: a key of `OPTIMIZER_CLASSES`.
+      schedule: its learning rate.
+      step: the run's clock. The optimizer reads its rate from it, not from its own counter, so
+        that all groups follow one clock.
+    """
+
+    def current_rate() -> tf.Tensor:
+        return schedule(step)
+
+    built = OPTIMIZER_CLASSES[optimizer](learning_rate=current_rate, name=f"{name}_{optimizer}")
+    built.build(list(variables))
+    # Keras would sum over the replicas once more. Ours are summed before, because their norm over
+    # all groups has to be known first.
+    built._all_reduce_sum_gradients = _already_summed
+    return Group(name, tuple(variables), built, schedule)
+
+
+def _already_summed(gradients_and_variables: Sequence) -> Sequence:
+    return gradients_and_variables
+
+
+def check_partition(groups: Sequence[Group], trainable: Sequence[keras.Variable]) -> None:
+    """Raises ValueError unless each trainable variable is in exactly one group, and no other."""
+    owners: dict[int, list[str]] = {id(variable): [] for variable in trainable}
+    for group in groups:
+        for variable in group.variables:
+            if id(variable) not in owners:
+                raise ValueError(f"{variable.path} is in group {group.name}, but is not trainable")
+            owners[id(variable)].append(group.name)
+    for variable in trainable:
+        names = owners[id(variable)]
+        if len(names) != 1:
+            found = f"in {' and '.join(names)}" if names else "in no group"
+            raise ValueError(f"{variable.path} is {found}; expected exactly one group")

@@ -1,0 +1,53 @@
+"""Pictures of a run: the grid of raw photos and the training history."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Figure:
+    """Draws photos in a grid, each titled with its label and its shape.
+
+    Args:
+      photos: pairs of uint8 RGB (height, width, 3), of any size, and label name.
+      columns: photos a row.
+    """
+    rows = max(1, math.ceil(len(photos) / columns))
+    figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes:
+        axis.axis("off")
+    for axis, (photo, label) in zip(figure.axes, photos, strict=False):
+        axis.imshow(photo)
+        axis.set_title(f"{label}\n{photo.shape}", fontsize=9)
+    return figure
+
+
+def history(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Draws loss and accuracy of training and validation by epoch, from rows of metrics.jsonl."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for axis, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for split in ("train", "validation"):
+            values = [row[f"{split}_{metric}"] for row in rows]
+            axis.plot(epochs, values, marker="o", markersize=3, label=split)
+        axis.set_title(f"{metric} (nats)" if metric == "loss" else metric)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

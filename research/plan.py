@@ -1,0 +1,47 @@
+"""How many steps a run has, and where in it a step lies."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from research.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The steps of a run, all derived from the settings and the number of photos.
+
+    Attributes:
+      steps_per_epoch: updates an epoch.
+      head_epochs: epochs at the beginning that train the head alone.
+      epochs: all epochs, those included.
+      visits: how often a photo is trained on, on average.
+    """
+
+    steps_per_epoch: int
+    head_epochs: int
+    epochs: int
+    visits: float
+
+    @property
+    def head_steps(self) -> int:
+        """Steps at the beginning that train the head alone."""
+        return self.head_epochs * self.steps_per_epoch
+
+    @property
+    def steps(self) -> int:
+        """All steps of the run."""
+        return self.epochs * self.steps_per_epoch
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Returns the epoch, from 0, and the batch in it that come after `step` updates."""
+        return divmod(step, self.steps_per_epoch)
+
+
+def make_plan(config: TrainConfig, photos: int) -> Plan:
+    """Plans a run over so many training photos."""
+    all_steps = math.ceil(photos / config.batch_size)
+    steps = min(all_steps, config.steps_per_epoch or all_steps)
+    epochs = config.head_epochs + config.epochs
+    return Plan(steps, config.head_epochs, epochs, visits=epochs * steps / all_steps)

@@ -1,0 +1,138 @@
+"""The folder of a run: what lies in it, and whether a run may start or resume there."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from research.config import TrainConfig
+from research.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader finds the old content or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+class RunDirectory:
+    """Names the files of a run. Building one touches nothing on disk."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.labels_file = self.path / "labels.txt"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.events = self.path / "events"
+        self.pictures = self.path / "pictures"
+
+    def create(self, config: TrainConfig, class_names: tuple[str, ...]) -> None:
+        """Makes the folder, with the run's settings and the names of its classes.
+
+        Raises:
+          UserError: the folder cannot be made or written.
+        """
+        try:
+            for folder in (self.path, self.checkpoints, self.events, self.pictures):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.labels_file, "".join(f"{name}\n" for name in class_names))
+            write_atomically(self.config_file, config.to_json())
+        except OSError as error:
+            raise _not_writable(self.path, error.strerror) from error
+
+    def read_config(self) -> TrainConfig:
+        """Returns the settings the run was started with; raises `UserError` if there are none."""
+        return TrainConfig.from_json(_read(self.config_file))
+
+    def read_class_names(self) -> tuple[str, ...]:
+        """Returns the names of the classes by label; raises `UserError` if there are none."""
+        return tuple(_read(self.labels_file).splitlines())
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one line to metrics.jsonl."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the rows of metrics.jsonl; a last line cut short by a crash is left out."""
+        if not self.metrics_file.exists():
+            return []
+        rows = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drops the rows after a step, which a resumed run is about to write again."""
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"ckpt_dir is {str(file.parent)!r}, where {file.name} cannot be read "
+            f"({error.strerror}); expected the folder of a training run"
+        ) from error
+
+
+def _not_writable(path: Path, reason: str | None) -> UserError:
+    return UserError(
+        f"ckpt_dir is {str(path)!r}, which cannot be written ({reason}); give another --ckpt_dir"
+    )
+
+
+def default_path(config: TrainConfig) -> Path:
+    """Returns a new folder under runs/, named by backbone, data and time."""
+    data = os.path.basename(config.image_folder) if config.image_folder else config.dataset
+    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.backbone}-{data.replace('/', '-')}-{time}"
+
+
+def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
+    """Returns the folder for a run and whether a run with these settings lies there already.
+
+    Raises:
+      UserError: the folder holds a run with other settings (each is named), something else than a
+        run, or cannot be written. Nothing on disk is changed.
+    """
+    directory = RunDirectory(config.ckpt_dir or default_path(config))
+    if directory.config_file.exists():
+        differences = directory.read_config().differences(config)
+        if differences:
+            named = "; ".join(
+                f"{name} was {old!r} and is now {new!r}" for name, (old, new) in differences.items()
+            )
+            raise UserError(
+                f"ckpt_dir {str(directory.path)!r} holds a run with other settings: {named}; "
+                "repeat the old ones to resume it, or give another --ckpt_dir"
+            )
+        return directory, True
+    _check_free(directory.path)
+    return directory, False
+
+
+def _check_free(path: Path) -> None:
+    """Raises `UserError` unless a folder can be made here, or an empty one is there."""
+    try:
+        if path.exists() and any(path.iterdir()):
+            raise UserError(
+                f"ckpt_dir is {str(path)!r}, which is not empty and holds no run (no config.json); "
+                "expected a new or an empty folder, or that of a run to resume"
+            )
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise _not_writable(path, error.strerror) from error
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = "no permission" if nearest.is_dir() else f"{str(nearest)!r} is no folder"
+        raise _not_writable(path, reason)

@@ -1,0 +1,71 @@
+"""Cuts a backbone in two: a trunk that never changes, and the rest, which is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+Activations = tuple[tf.Tensor, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitBackbone:
+    """A backbone in two parts that share its variables.
+
+    Attributes:
+      trunk: images to the activations that cross the cut; None if nothing is below the cut.
+      rest: activations to features; None if nothing is above the cut.
+    """
+
+    trunk: keras.Model | None
+    rest: keras.Model | None
+
+    def activations(self, image: tf.Tensor) -> Activations:
+        """Runs the trunk in inference mode: the tensors that cross the cut, one or several."""
+        if self.trunk is None:
+            return (image,)
+        return tuple(tf.nest.flatten(self.trunk(image, training=False)))
+
+    def features(self, activations: Activations, training: bool) -> tf.Tensor:
+        """Runs the rest: the backbone's output, (batch, height, width, channels)."""
+        if self.rest is None:
+            return activations[0]
+        # Keras wants a single input as itself, several as a list.
+        inputs = activations[0] if len(activations) == 1 else list(activations)
+        return self.rest(inputs, training=training)
+
+
+def crossing_tensors(model: keras.Model, index: int) -> list[keras.KerasTensor]:
+    """Returns the tensors that `model.layers[:index]` hand to the layers above, each once.
+
+    Read from each layer's first node, which is the whole model's own: building a part of the
+    model adds nodes to the layers that it shares.
+    """
+    below = {id(layer) for layer in model.layers[:index]}
+    crossing: dict[int, keras.KerasTensor] = {}
+    for layer in model.layers[index:]:
+        for tensor in layer._inbound_nodes[0].input_tensors:
+            if id(tensor._keras_history.operation) in below:
+                crossing.setdefault(id(tensor), tensor)
+    return list(crossing.values())
+
+
+def split_backbone(model: keras.Model, index: int) -> SplitBackbone:
+    """Splits a functional model below `model.layers[index]`.
+
+    Args:
+      model: a functional Keras model with one input and one output.
+      index: 0 to len(model.layers): the number of layers that belong to the trunk.
+    """
+    inputs = sum(isinstance(layer, keras.layers.InputLayer) for layer in model.layers[:index])
+    if index <= inputs:
+        return SplitBackbone(None, model)
+    if index >= len(model.layers):
+        return SplitBackbone(model, None)
+    crossing = crossing_tensors(model, index)
+    return SplitBackbone(
+        keras.Model(model.input, crossing, name=f"{model.name}_trunk"),
+        keras.Model(crossing, model.output, name=f"{model.name}_rest"),
+    )

@@ -1,0 +1,172 @@
+"""The training loop: what happens in a run, in the order in which it happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from research import console, runtime
+from research.checkpoint import Checkpoints
+from research.config import TrainConfig
+from research.errors import UserError
+from research.learner import Learner, RunState, build_network, make_checkpoint, make_groups
+from research.loader import DataLoader
+from research.logbook import Logbook
+from research.meter import Meter, Stopwatch
+from research.plan import Plan, make_plan
+from research.run_directory import RunDirectory, find_run
+from research.sources import open_source
+from research.steps import Network
+from research.trunk_cache import cache_trunk, decide
+
+STEPS_AN_INTERVAL = 10
+
+
+class TrainingDivergedError(UserError):
+    """The loss or a gradient is no finite number any more."""
+
+
+def train(config: TrainConfig) -> RunDirectory:
+    """Trains, or resumes, the run that a config describes, and returns its folder.
+
+    Raises:
+      UserError: a setting does not fit the data, the weights or the folder; or the loss became
+        infinite or NaN (`TrainingDivergedError`), and the last good checkpoint stays.
+    """
+    directory, resuming = find_run(config)
+    strategy = runtime.start(config)
+    source = open_source(config.dataset, config.image_folder, config.data_dir)
+    with strategy.scope():
+        built = build_network(config, len(source.class_names))
+    photos = DataLoader(
+        config.image_size,
+        config.batch_size,
+        source=source,
+        preprocessing=built.backbone.preprocessing,
+        shuffle_size=config.shuffle_size,
+        seed=config.seed,
+    )
+    plan = make_plan(config, photos.num_train_examples)
+    with strategy.scope():
+        state = RunState()
+        groups = make_groups(config, built.network.model, state.step, plan)
+    print(console.describe_run(config, photos, built, groups, strategy), flush=True)
+    network, loader = run_trunk_once(config, built.network, photos, plan)
+    learner = Learner(strategy, network, groups, state)
+
+    checkpoint = make_checkpoint(network.model, groups, state)
+    checkpoints = Checkpoints(checkpoint, directory.checkpoints)
+    resumed = resuming and checkpoints.restore_latest()
+    directory.create(config, photos.class_names)
+    directory.keep_metrics_until(state.current_step)
+    logbook = Logbook(directory, plan)
+    if resumed:
+        print(f"resuming after step {state.current_step} of {plan.steps}", flush=True)
+    else:
+        logbook.begin(config, photos)
+
+    print(console.EPOCH_HEADER, flush=True)
+    while state.current_step < plan.steps:
+        train_epoch(config, learner, loader, plan, logbook, checkpoints)
+    logbook.end(plan.steps)
+    print(console.closing_lines(directory), flush=True)
+    return directory
+
+
+def run_trunk_once(
+    config: TrainConfig, network: Network, photos: DataLoader, plan: Plan
+) -> tuple[Network, DataLoader]:
+    """Runs the frozen layers over all photos beforehand where that pays, and says so.
+
+    Returns:
+      What the steps compute with, and the loader of what they take.
+    """
+    splits = {split: photos.examples(split) for split in ("train", "validation")}
+    number = sum(map(len, splits.values()))
+    decision = decide(config.trunk_cache, network.parts, number, plan.visits)
+    print(f"trunk cache  {decision.reason}", flush=True)
+    if not decision.use:
+        return network, photos
+    cached = {
+        split: cache_trunk(network.parts, examples, photos.preprocessing, config.batch_size)
+        for split, examples in splits.items()
+    }
+    return dataclasses.replace(network, from_trunk=True), photos.with_examples(cached)
+
+
+def train_epoch(
+    config: TrainConfig,
+    learner: Learner,
+    loader: DataLoader,
+    plan: Plan,
+    logbook: Logbook,
+    checkpoints: Checkpoints,
+) -> None:
+    """Trains from where the run stands to the end of the epoch, validates, and saves.
+
+    Raises:
+      TrainingDivergedError: before anything that is not finite was saved.
+    """
+    state, stopwatch = learner.state, Stopwatch()
+    step = state.current_step
+    epoch, start = plan.position(step)
+    end = (epoch + 1) * plan.steps_per_epoch
+    batches = loader.epoch_batches(epoch, start).take(end - step)
+    meter = Meter(state.tally.read())
+    with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
+        for batch in meter.timed(runtime.feed(batches, config.batch_size, learner.strategy)):
+            norms = learner.train_step(batch, head_alone=epoch < plan.head_epochs)
+            step += 1
+            every = config.checkpoint_every
+            saving = every is not None and step % every == 0
+            if step % STEPS_AN_INTERVAL and step < end and not saving:
+                continue  # fetching figures makes the host wait for the device
+            sums = state.tally.read()
+            check_finite(step, checkpoints, {"loss": sums.loss, **norms})
+            logbook.interval(step, meter.interval(sums), scalars_of_groups(learner, step, norms))
+            progress.show(step - (epoch * plan.steps_per_epoch), meter.epoch(sums))
+            if saving and step < end:  # the last step's checkpoint follows the validation
+                state.seconds.assign_add(stopwatch.lap())
+                checkpoints.save("latest", step)
+
+    trained = meter.epoch(state.tally.read())
+    validation = learner.evaluate(
+        runtime.feed(loader.validation_batches, config.batch_size, learner.strategy)
+    )
+    check_finite(step, checkpoints, {"validation loss": validation.loss})
+    state.seconds.assign_add(stopwatch.lap())
+    logbook.epoch(step, trained, validation, state.seconds.numpy())
+    state.tally.reset()
+    if validation.loss < state.best_loss.numpy():
+        state.best_loss.assign(validation.loss)
+        checkpoints.save("best", step)
+    checkpoints.save("latest", step)
+
+
+def scalars_of_groups(
+    learner: Learner, step: int, norms: Mapping[str, tf.Tensor]
+) -> dict[str, float]:
+    """Returns the learning rate and gradient norm of each group updated at a step, by tag."""
+    rates = {
+        f"learning_rate/{group.name}": float(group.schedule(step - 1))
+        for group in learner.groups
+        if group.name in norms
+    }
+    return {**rates, **{f"gradient_norm/{name}": float(norm) for name, norm in norms.items()}}
+
+
+def check_finite(
+    step: int, checkpoints: Checkpoints, values: Mapping[str, float | tf.Tensor]
+) -> None:
+    """Raises `TrainingDivergedError` where a value is infinite or NaN."""
+    for name, value in values.items():
+        if not math.isfinite(float(value)):
+            last = checkpoints.latest
+            kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written"
+            raise TrainingDivergedError(
+                f"the {name} became {float(value)} by step {step}; training stopped, {kept}; try "
+                "lower learning rates, --warmup_steps, or --precision=float32"
+            )

@@ -1,0 +1,91 @@
+"""Runs the frozen trunk once for each photo instead of once in every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import numpy as np
+import psutil
+import tensorflow as tf
+import tqdm
+
+from research.batches import Preprocessing, make_batches
+from research.examples import Examples, allocate
+from research.split import SplitBackbone
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheDecision:
+    """Whether the trunk is cached, and why, in one line."""
+
+    use: bool
+    reason: str
+
+
+def bytes_a_photo(parts: SplitBackbone) -> int:
+    """Returns how much the trunk's activations for one photo take."""
+    if parts.trunk is None:
+        return 0
+    return sum(
+        int(np.prod(tensor.shape[1:])) * tf.as_dtype(tensor.dtype).size
+        for tensor in parts.trunk.outputs
+    )
+
+
+def decide(setting: str, parts: SplitBackbone, photos: int, visits: float) -> CacheDecision:
+    """Decides whether to cache.
+
+    Args:
+      setting: `memory` and `off` are obeyed; `auto` caches where it pays and fits.
+      parts: the backbone, cut below the first trainable layer.
+      photos: how many photos of all splits would be cached.
+      visits: how often training looks at each of its photos.
+    """
+    if setting == "off":
+        return CacheDecision(False, "off, as asked")
+    if parts.trunk is None:
+        return CacheDecision(False, "off: no layer is frozen")
+    size = photos * bytes_a_photo(parts)
+    amount = f"{size / 1e6:,.0f} MB for {photos:,} photos"
+    if setting == "auto" and visits < 1.5:
+        return CacheDecision(False, f"off: photos are seen {visits:.1f} times, too few to pay")
+    available = psutil.virtual_memory().available
+    if setting == "auto" and size > available // 2:
+        half = f"half of the free {available / 1e6:,.0f} MB"
+        return CacheDecision(False, f"off: {amount} would take more than {half}")
+    return CacheDecision(True, f"in memory, {amount}: the frozen layers run once")
+
+
+def cache_trunk(
+    parts: SplitBackbone, examples: Examples, preprocessing: Preprocessing | None, batch_size: int
+) -> Examples:
+    """Returns the examples with the trunk's activations instead of their photos."""
+    if parts.trunk is None:
+        raise ValueError("there is no frozen trunk to cache")
+    run = tf.function(parts.activations, reduce_retracing=True)
+    batches = make_batches(examples, np.arange(len(examples)), batch_size, preprocessing)
+    arrays: tuple[np.ndarray, ...] = ()
+    done = 0
+    with tqdm.tqdm(
+        desc="running the frozen layers",
+        total=len(examples),
+        unit=" photos",
+        leave=False,
+        ncols=79,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        for batch in batches:
+            activations = [tensor.numpy() for tensor in run(batch["image"])]
+            if not arrays:
+                shapes = [(len(examples), *part.shape[1:]) for part in activations]
+                arrays = tuple(
+                    allocate(shape, part.dtype)
+                    for shape, part in zip(shapes, activations, strict=True)
+                )
+            count = len(activations[0])
+            for array, part in zip(arrays, activations, strict=True):
+                array[done : done + count] = part
+            done += count
+            bar.update(count)
+    return dataclasses.replace(examples, inputs=arrays)

@@ -1,0 +1,319 @@
+"""Loads a backbone's weights from a file: all of them or, with a reason, none.
+
+What is read is numbers in HDF5. Nothing in the file is executed or built, be it a saved model: its
+configuration is not even looked at. Two layouts of HDF5 are known:
+
+- Keras 3 (`*.weights.h5`, and `model.weights.h5` inside a `.keras` archive; keras/src/saving/
+  saving_lib.py): a group for each layer, called by its class and its number among the layers of
+  that class, e.g. `layers/conv2d_1/vars/0`; a model inside a model is a group in a group.
+- Keras 2 (`*_notop.h5` of keras.applications, and `model.save('x.h5')`; keras/src/legacy/saving/
+  legacy_h5_format.py): the attribute `layer_names`, and `weight_names` for each layer; a model
+  inside a model is one layer with many weights, whose order depends on what was frozen.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import h5py
+import keras
+import ml_dtypes
+import numpy as np
+
+from research.errors import UserError
+
+ARCHIVE_MEMBER = "model.weights.h5"
+# What zipfile and h5py raise on damaged files, as far as ten thousand files damaged at random show.
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did.
+
+    Attributes:
+      path: the file.
+      loaded: how many of the model's variables were loaded.
+      total: how many variables the model has; the same number, as loading is all or nothing.
+      left_out: how many variables of layers in the file the model has no place for, such as the
+        head's of a saved classifier.
+    """
+
+    path: str
+    loaded: int
+    total: int
+    left_out: int
+
+    def __str__(self) -> str:
+        line = f"loaded {self.loaded} of {self.total} variables from {os.path.basename(self.path)}"
+        return f"{line}, {self.left_out} others in it left out" if self.left_out else line
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A layer of the model, and what a file holds for it; None: nothing."""
+
+    layer: str
+    variables: Sequence[keras.Variable]
+    arrays: Sequence[h5py.Dataset] | None
+
+    def problem(self) -> str | None:
+        """Returns why the two do not fit, naming both; None if they do."""
+        if self.arrays is None:
+            return f"it has nothing for layer {self.layer!r}"
+        wanted, found = len(self.variables), len(self.arrays)
+        if wanted != found:
+            return f"layer {self.layer!r} wants {wanted} variables, the file has {found}"
+        for variable, array in zip(self.variables, self.arrays, strict=True):
+            wants = f"layer {self.layer!r} wants {variable.name} {tuple(variable.shape)}"
+            if tuple(variable.shape) != array.shape:
+                return f"{wants}, the file has {array.shape}"
+            if array.dtype.kind not in "fiu" and not _is_bfloat16(array):
+                return f"{wants} of numbers, the file has type {array.dtype}"
+        return None
+
+
+def load_weights(model: keras.Model, path: str) -> LoadReport:
+    """Loads a functional model's variables from a file, after all of it was checked.
+
+    Args:
+      model: a built functional model, such as a backbone.
+      path: Keras weights (`*.weights.h5`, or HDF5 as Keras 2 wrote it), or a saved model (`.keras`,
+        `.h5`) that is this model or contains it: as a model of its own, or layer by layer with
+        more layers on top. What the file is, is seen from its content. A layer made of layers
+        that is no model (such as MultiHeadAttention) is not looked for in Keras 3's layout.
+
+    Returns:
+      What was loaded.
+
+    Raises:
+      UserError: if the file is missing, is none of these, or does not hold every variable in the
+        right shape; the model's variables are then unchanged.
+    """
+    with _opened(path) as file:
+        groups, arrays = _contents(file, path)
+        prefix = _keras2_prefix(groups)
+        if prefix is None:
+            candidates, stored = _keras3_candidates(model, arrays)
+        else:
+            candidates, stored = _keras2_candidates(model, groups, arrays, prefix)
+        pairs = _fitting(candidates, path)
+        values = [
+            (variable, _value(array))
+            for pair in pairs
+            for variable, array in zip(pair.variables, pair.arrays or (), strict=True)
+        ]
+    for variable, value in values:
+        variable.assign(value)
+    for _, layer in _leaves(model):
+        if isinstance(layer, keras.layers.Normalization):
+            # This layer computes with constants that it derives from its variables once.
+            layer.finalize_state()
+    return LoadReport(path, len(values), len(model.weights), stored - len(values))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[h5py.File]:
+    """Opens the HDF5 of a file for reading; raises `UserError` for what cannot be read."""
+    if not os.path.exists(path):
+        raise UserError(
+            f"weights is {path!r}, which does not exist; expected imagenet, none or a file"
+        )
+    if os.path.isdir(path):
+        raise UserError(f"weights is {path!r}, a folder; expected a file of Keras weights in it")
+    try:
+        source: str | io.BytesIO = path
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if ARCHIVE_MEMBER not in archive.namelist():
+                    raise UserError(
+                        f"weights file {path} is an archive without {ARCHIVE_MEMBER}; expected "
+                        "one that Keras 3 saved"
+                    )
+                source = io.BytesIO(archive.read(ARCHIVE_MEMBER))
+        with h5py.File(source, "r") as file:
+            yield file
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"weights file {path} cannot be read ({reason}); expected Keras weights in HDF5 or a "
+            ".keras archive: it may be cut off, or be something else"
+        ) from error
+
+
+def _contents(file: h5py.File, path: str) -> tuple[dict[str, h5py.Group], dict[str, h5py.Dataset]]:
+    """Returns all groups and arrays by path. Links out of the file are not followed."""
+    groups: dict[str, h5py.Group] = {"": file}
+    arrays: dict[str, h5py.Dataset] = {}
+
+    def visit(name: str | bytes, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> None:
+        if isinstance(name, bytes):
+            raise ValueError(f"the name {name!r} is damaged")
+        if isinstance(item, h5py.Group):
+            groups[name] = item
+        elif isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise UserError(
+                    f"weights file {path} takes {name!r} from another file; expected a file that "
+                    "holds its numbers itself"
+                )
+            arrays[name] = item
+
+    file.visititems(visit)
+    return groups, arrays
+
+
+def _fitting(candidates: Iterable[list[_Pair]], path: str) -> list[_Pair]:
+    """Returns the first candidate without a problem; raises `UserError` for the nearest one."""
+    fewest: list[str] | None = None
+    for pairs in candidates:
+        problems = [problem for pair in pairs if (problem := pair.problem())]
+        if not problems:
+            return pairs
+        if fewest is None or len(problems) < len(fewest):
+            fewest = problems
+    reason = fewest[0] if fewest else "it holds no layers of a Keras model"
+    raise UserError(
+        f"weights file {path} does not fit: {reason}; give a file of the same backbone, or "
+        "--weights=none"
+    )
+
+
+def _value(array: h5py.Dataset) -> np.ndarray:
+    value = np.asarray(array[()])
+    return value.view(ml_dtypes.bfloat16) if _is_bfloat16(array) else value
+
+
+def _is_bfloat16(array: h5py.Dataset) -> bool:
+    # HDF5 has no such type: Keras writes two opaque bytes and says what they are.
+    return bool(array.attrs.get("dtype") == "bfloat16" and array.dtype.itemsize == 2)
+
+
+def _leaves(model: keras.Model, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
+    """Returns the layers with variables, models inside opened, each with its path in Keras 3."""
+    used: Counter[str] = Counter()
+    for layer in model.layers:
+        kind = _snake_case(type(layer).__name__)
+        name = f"{path}layers/{kind}_{used[kind]}" if used[kind] else f"{path}layers/{kind}"
+        used[kind] += 1
+        if isinstance(layer, keras.Model):
+            yield from _leaves(layer, f"{name}/")
+        elif layer.weights:
+            yield name, layer
+
+
+def _snake_case(name: str) -> str:
+    """Returns a class's name as Keras writes it in paths and gives it to layers without a name."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _keras3_candidates(
+    model: keras.Model, arrays: Mapping[str, h5py.Dataset]
+) -> tuple[list[list[_Pair]], int]:
+    """Returns a candidate for each model in the file, outermost first; and the number of
+    variables."""
+    layers: dict[str, dict[int, h5py.Dataset]] = {}
+    roots: set[str] = set()
+    for path, array in arrays.items():
+        match = re.fullmatch(r"(.*layers/[^/]+)/vars/(\d+)", path)
+        if match:
+            layers.setdefault(match[1], {})[int(match[2])] = array
+            parts = match[1].split("/")
+            above = [parts[:i] for i, part in enumerate(parts) if part == "layers"]
+            roots |= {"".join(f"{part}/" for part in root) for root in above}
+    ordered = {path: [found[i] for i in sorted(found)] for path, found in layers.items()}
+    leaves = list(_leaves(model))
+    candidates = [
+        [_Pair(layer.name, layer.weights, ordered.get(root + path)) for path, layer in leaves]
+        for root in sorted(roots, key=lambda root: (root.count("/"), root))
+    ]
+    return candidates, sum(map(len, ordered.values()))
+
+
+def _keras2_prefix(groups: Mapping[str, h5py.Group]) -> str | None:
+    """Returns where a Keras 2 file has its layers: '', or in a saved model 'model_weights/'."""
+    for name in ("", "model_weights"):
+        if name in groups and _names(groups[name], "layer_names"):
+            return f"{name}/" if name else ""
+    return None
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    """Returns a list attribute; Keras 2 splits one over 64 KiB into `name0`, `name1`, ..."""
+    numbered = (f"{attribute}{n}" for n in itertools.count())
+    split = itertools.takewhile(lambda name: name in group.attrs, numbered)
+    chunks = [attribute] if attribute in group.attrs else split
+    values = [value for chunk in chunks for value in group.attrs[chunk]]
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _keras2_candidates(
+    model: keras.Model,
+    groups: Mapping[str, h5py.Group],
+    arrays: Mapping[str, h5py.Dataset],
+    prefix: str,
+) -> tuple[list[list[_Pair]], int]:
+    """Returns the candidates by order, which is Keras's own rule, then by the layers' names for a
+    model inside a model; and the number of variables."""
+    layers: dict[str, list[h5py.Dataset]] = {}
+    leaves: dict[str, dict[str, list[h5py.Dataset]]] = {}
+    for layer in _names(groups[prefix.rstrip("/")], "layer_names"):
+        group = groups.get(prefix + layer)
+        for weight in _names(group, "weight_names") if group is not None else ():
+            array = arrays.get(f"{prefix}{layer}/{weight}")
+            if array is not None:
+                # 'Conv1/kernel:0' is the kernel of Conv1, be that a layer in a model in the file.
+                leaf = weight.split("/")[-2] if "/" in weight else layer
+                layers.setdefault(layer, []).append(array)
+                leaves.setdefault(layer, {}).setdefault(leaf, []).append(array)
+    whole = {leaf: found for inner in leaves.values() for leaf, found in inner.items()}
+    scopes = [*(inner for inner in leaves.values() if len(inner) > 1), whole]
+    tops = [layer for layer in model.layers if layer.weights]
+    by_order = [
+        _Pair(layer.name, layer.trainable_weights + layer.non_trainable_weights, found)
+        for layer, found in zip(tops, [*layers.values(), *([None] * len(tops))], strict=False)
+    ]
+    candidates = [by_order, *(_by_name(model, scope) for scope in scopes)]
+    return candidates, sum(map(len, layers.values()))
+
+
+def _by_name(model: keras.Model, stored: Mapping[str, Sequence[h5py.Dataset]]) -> list[_Pair]:
+    layers = [layer for _, layer in _leaves(model)]
+    kinds = {_snake_case(type(layer).__name__) for layer in layers}
+    wanted = _comparable([layer.name for layer in layers], kinds)
+    found = dict(zip(_comparable(list(stored), kinds), stored.values(), strict=True))
+    return [
+        _Pair(layer.name, layer.weights, found.get(name))
+        for layer, name in zip(layers, wanted, strict=True)
+    ]
+
+
+def _comparable(names: Sequence[str], kinds: set[str]) -> list[str]:
+    """Renumbers the names that Keras gave: 'conv2d_94', if first of its kind, is 'conv2d #0'."""
+    numbered: dict[str, list[int]] = {}
+    parsed = [re.fullmatch(r"(.+?)(?:_(\d+))?", name) for name in names]
+    kinds_and_numbers = [(m[1], int(m[2] or 0)) if m else ("", 0) for m in parsed]
+    for kind, number in kinds_and_numbers:
+        numbered.setdefault(kind, []).append(number)
+    return [
+        f"{kind} #{sorted(numbered[kind]).index(number)}" if kind in kinds else name
+        for name, (kind, number) in zip(names, kinds_and_numbers, strict=True)
+    ]

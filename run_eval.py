@@ -1,0 +1,21 @@
+"""Evaluates a trained run: loss and accuracy on photos that it was not trained on.
+
+python run_eval.py --ckpt_dir=DIR
+python run_eval.py --ckpt_dir=DIR --checkpoint=latest --split=validation
+"""
+
+from flags.command_line import run
+from research.config import EvalConfig
+from research.environment import import_tensorflow
+
+
+def main(config: EvalConfig) -> None:
+    """Evaluates as the config says; TensorFlow is imported here, after the flags proved right."""
+    import_tensorflow()
+    from research.evaluate import evaluate
+
+    evaluate(config)
+
+
+if __name__ == "__main__":
+    run(EvalConfig, main)

@@ -1,0 +1,21 @@
+"""Fine-tunes a pretrained Keras backbone on photos with a hand-written training loop.
+
+python run_train.py --unfreeze_from=100 --epochs=10
+python run_train.py --image_folder=PHOTOS --backbone=VGG16 --unfreeze_from=block5
+"""
+
+from flags.command_line import run
+from research.config import TrainConfig
+from research.environment import import_tensorflow
+
+
+def main(config: TrainConfig) -> None:
+    """Trains as the config says; TensorFlow is imported here, after the flags proved right."""
+    import_tensorflow()
+    from research.train import train
+
+    train(config)
+
+
+if __name__ == "__main__":
+    run(TrainConfig, main)

@@ -1,0 +1,54 @@
+"""What several test modules need: drawn photos, and the settings of a small, quick run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from research.sketches import sketch_jpeg
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SMALL_RUN = (
+    "--backbone=SmallResNet",
+    "--weights=none",
+    "--unfreeze_from=stage3",
+    "--image_size=32",
+    "--batch_size=8",
+)
+
+
+def draw_photos(folder: Path, count: int) -> Path:
+    """Draws `count` photos a class into cat/ and dog/ below a folder."""
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir()
+        for index in range(count):
+            (folder / name / f"{name}{index:03}.jpg").write_bytes(sketch_jpeg(label, index))
+    return folder
+
+
+def script_environment(folder: Path) -> dict[str, str]:
+    """Returns an environment where downloads fail at once, and TFDS prepares sets in `folder`."""
+    nowhere = "http://127.0.0.1:9"
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TFDS_DATA_DIR": str(folder / "tfds"),
+        "http_proxy": nowhere,
+        "https_proxy": nowhere,
+        "no_proxy": "",
+    }
+
+
+def run_script(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script of the project as a process in a folder, and returns what it printed."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *flags],
+        cwd=folder,
+        env=script_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )

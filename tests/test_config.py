@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+
+from research.config import EvalConfig, TrainConfig, setting_of
+from research.errors import UserError
+
+
+def test_json_round_trip_keeps_every_setting():
+    config = TrainConfig(
+        backbone="VGG16", epochs=3, head_learning_rate=0.02, steps_per_epoch=7, deterministic=True
+    )
+    assert TrainConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("epochs", -1, "epochs is -1; expected a whole number of at least 0"),
+        ("batch_size", 0, "batch_size is 0; expected a whole number of at least 1"),
+        ("head_learning_rate", 0.0, "expected a number greater than 0"),
+        ("head_learning_rate", float("nan"), "head_learning_rate is nan"),
+        ("backbone_learning_rate", float("inf"), "backbone_learning_rate is inf"),
+        ("bn_mode", "thawed", "expected one of: frozen, train, sync"),
+        ("head_optimizer", "adamm", "expected one of: sgd, rmsprop, adam, adamw, lion"),
+        ("backbone", "ResNet101V3", "ResNet101V2"),
+        ("epochs", "3", "expected a value of type int"),
+        ("dataset", "", "expected text"),
+        ("seed", 2**31, "expected less than 2147483648"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(setting, value, expected):
+    with pytest.raises(UserError) as error:
+        TrainConfig(**{setting: value})
+    assert setting in str(error.value)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_image_size_below_what_the_backbone_takes_is_refused():
+    with pytest.raises(UserError, match="image_size is 64; InceptionV3 takes at least 75"):
+        TrainConfig(backbone="InceptionV3", image_size=64)
+
+
+def test_no_epoch_at_all_is_refused():
+    with pytest.raises(UserError, match="at least one epoch"):
+        TrainConfig(epochs=0)
+
+
+def test_paths_are_kept_absolute_so_that_evaluation_works_from_elsewhere():
+    config = TrainConfig(image_folder="photos", weights="w.weights.h5")
+    assert config.image_folder == os.path.abspath("photos")
+    assert config.weights == os.path.abspath("w.weights.h5")
+
+
+def test_differences_name_what_changes_the_result_and_nothing_else():
+    one = TrainConfig(epochs=3, ckpt_dir="a", distribution="none")
+    other = TrainConfig(epochs=4, ckpt_dir="b", distribution="mirrored")
+    assert one.differences(other) == {"epochs": (3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("{", "not JSON"), ("[]", "no JSON object"), ('{"epoch": 3}', "does not know: .'epoch'")],
+)
+def test_a_config_file_that_is_no_config_is_refused(text, expected):
+    with pytest.raises(UserError, match=expected):
+        TrainConfig.from_json(text)
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, EvalConfig])
+def test_every_setting_has_a_help_text(config_class):
+    for field in dataclasses.fields(config_class):
+        assert len(setting_of(field).help) > 10, field.name
+
+
+def test_evaluation_wants_a_run_and_one_source_of_photos():
+    with pytest.raises(UserError, match="ckpt_dir is not given"):
+        EvalConfig()
+    with pytest.raises(UserError, match="both given"):
+        EvalConfig(ckpt_dir="x", dataset="a", image_folder="b")

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from research.errors import UserError
+from research.loader import DataLoader
+from research.sources import FolderSource
+from tests.helpers import draw_photos
+
+
+@pytest.fixture
+def loader(photo_folder):
+    return DataLoader(16, 8, source=FolderSource(str(photo_folder)), shuffle_size=20)
+
+
+def test_the_articles_names(loader, photo_folder):
+    assert loader.num_train_examples == loader.source.count("train")
+    assert loader.get_label_name(0) == "cat"
+    assert loader.get_label_name(np.int64(1)) == "dog"
+    with pytest.raises(IndexError, match="label is 2; expected 0 to 1"):
+        loader.get_label_name(2)
+    raw = loader.get_random_raw_images(20)
+    assert len(raw) == 20
+    assert len({photo.shape for photo, _ in raw}) > 5
+    assert {label for _, label in raw} == {0, 1}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_each_photo_of_a_split_comes_once(loader, split):
+    batches = {
+        "train": loader.train_batches,
+        "validation": loader.validation_batches,
+        "test": loader.test_batches,
+    }[split]
+    images = np.concatenate([batch["image"] for batch in batches])
+    assert len(images) == loader.source.count(split)
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_pixels_are_scaled_to_minus_one_to_one(loader):
+    image = next(iter(loader.train_batches))["image"].numpy()
+    assert image.shape == (8, 16, 16, 3)
+    assert image.dtype == np.float32
+    assert -1 <= image.min() < -0.3 < 0.3 < image.max() <= 1
+
+
+def test_an_epoch_resumes_at_the_exact_next_batch(loader):
+    whole = list(loader.epoch_batches(3))
+    rest = list(loader.epoch_batches(3, start=2))
+    assert len(rest) == len(whole) - 2
+    for expected, got in zip(whole[2:], rest, strict=True):
+        np.testing.assert_array_equal(expected["image"], got["image"])
+        np.testing.assert_array_equal(expected["label"], got["label"])
+
+
+def test_damaged_photos_are_skipped_counted_and_named(tmp_path):
+    folder = draw_photos(tmp_path, 30)
+    whole = DataLoader(16, 8, source=FolderSource(str(folder)))
+    whole_count = whole.num_train_examples
+    assert whole.damage_report() is None
+    names = whole.examples("train").names
+    (folder / names[3]).write_bytes(b"")
+    content = (folder / names[5]).read_bytes()
+    (folder / names[5]).write_bytes(content[: len(content) // 2])
+    loader = DataLoader(16, 8, source=FolderSource(str(folder)))
+    assert loader.num_train_examples == whole_count - 2
+    assert names[3] not in loader.examples("train").names
+    report = loader.damage_report()
+    assert "skipped 2 damaged photos" in report
+    assert f"{names[3]}: empty file" in report
+    assert names[5] in report
+    # The others keep their place, and their labels with them.
+    kept = [name for name in names if name not in (names[3], names[5])]
+    assert list(loader.examples("train").names) == kept
+    for name, label in zip(kept, loader.examples("train").labels, strict=True):
+        assert name.startswith(loader.get_label_name(label))
+
+
+def test_a_long_list_of_damaged_photos_is_cut_short_but_counted(tmp_path):
+    folder = draw_photos(tmp_path, 40)
+    loader = DataLoader(16, 8, source=FolderSource(str(folder)))
+    for name in loader.examples("train").names[:25]:
+        (folder / name).write_bytes(b"no image")
+    broken = DataLoader(16, 8, source=FolderSource(str(folder)))
+    broken.examples("train")
+    report = broken.damage_report().splitlines()
+    assert report[0] == "skipped 25 damaged photos:"
+    assert report[-1].strip() == "... and 15 more"
+
+
+def test_a_split_without_a_usable_photo_is_refused(tmp_path):
+    folder = draw_photos(tmp_path, 10)
+    for photo in folder.rglob("*.jpg"):
+        photo.write_bytes(b"")
+    with pytest.raises(UserError, match=r"train split has no usable photo \(\d+ damaged\)"):
+        DataLoader(16, 8, source=FolderSource(str(folder))).train_batches  # noqa: B018

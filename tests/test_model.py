@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from research.backbones import build_backbone, find_backbone, first_trainable_layer
+from research.model import Wrapper, freeze_below, summarize_parts
+from research.residual import build_small_resnet
+from research.split import crossing_tensors, split_backbone
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("f4")
+
+
+@pytest.fixture
+def backbone():
+    return build_small_resnet((32, 32, 3), None)
+
+
+@pytest.mark.parametrize(("classes", "logits"), [(2, 1), (3, 3), (37, 37)])
+def test_two_classes_get_one_logit_more_get_one_each(backbone, classes, logits):
+    assert Wrapper(backbone, classes)(IMAGES).shape == (2, logits)
+
+
+def test_logits_are_pooled_features_times_the_head(backbone):
+    model = Wrapper(backbone)
+    kernel, bias = (variable.numpy() for variable in model.head.variables)
+    pooled = backbone(IMAGES, training=False).numpy().mean((1, 2))
+    np.testing.assert_allclose(model(IMAGES), pooled @ kernel + bias, rtol=1e-4, atol=1e-6)
+
+
+def test_the_seed_decides_the_head(backbone):
+    def kernel(seed):
+        return Wrapper(backbone, 2, seed).head.kernel.numpy()
+
+    np.testing.assert_array_equal(kernel(1), kernel(1))
+    assert not np.array_equal(kernel(1), kernel(2))
+
+
+def test_head_stays_float32_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = Wrapper(build_small_resnet((32, 32, 3), None))
+        assert model.backbone(IMAGES).dtype == "bfloat16"
+        assert model(IMAGES).dtype == "float32"
+        assert all(variable.dtype == "float32" for variable in model.trainable_variables)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_freezing_splits_the_variables_at_the_layer(backbone):
+    index = next(i for i, layer in enumerate(backbone.layers) if layer.name.startswith("stage3"))
+    freeze_below(backbone, index, "train")
+    expected = [v for layer in backbone.layers[index:] for v in layer.trainable_variables]
+    assert [v.path for v in backbone.trainable_variables] == [v.path for v in expected]
+    assert not any(layer.trainable for layer in backbone.layers[:index])
+
+
+@pytest.mark.parametrize(("mode", "changes"), [("frozen", False), ("train", True), ("sync", True)])
+def test_batch_norm_learns_statistics_only_if_asked(backbone, mode, changes):
+    freeze_below(backbone, 0, mode)
+    norms = [x for x in backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
+    before = [norm.moving_mean.numpy() for norm in norms]
+    backbone(IMAGES, training=True)
+    after = [norm.moving_mean.numpy() for norm in norms]
+    changed = [not np.array_equal(x, y) for x, y in zip(before, after, strict=True)]
+    assert changed == [changes] * len(norms)
+    assert all(bool(norm.trainable_variables) == changes for norm in norms)
+    assert all(norm.synchronized == (mode == "sync") for norm in norms)
+
+
+def test_the_parts_table_accounts_for_every_parameter(backbone):
+    model = Wrapper(backbone)
+    freeze_below(backbone, 20, "frozen")
+    parts = {part.name: part for part in summarize_parts(model, 20)}
+    assert sum(part.parameters for part in parts.values()) == model.count_params()
+    assert parts["frozen"].layers + parts["backbone"].layers == len(backbone.layers)
+    trained = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    assert parts["backbone"].parameters + parts["head"].parameters == trained
+
+
+def test_split_anywhere_gives_exactly_the_whole(backbone):
+    whole = backbone(IMAGES, training=False).numpy()
+    for index in range(len(backbone.layers) + 1):
+        parts = split_backbone(backbone, index)
+        features = parts.features(parts.activations(IMAGES), training=False)
+        np.testing.assert_array_equal(features, whole, err_msg=f"cut at layer {index}")
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "DenseNet121", "ResNet50V2"])
+def test_split_within_a_block_hands_on_several_tensors(name):
+    entry = find_backbone(name)
+    model = build_backbone(entry, 32, None)
+    index = 100
+    assert len(crossing_tensors(model, index)) > 1
+    parts = split_backbone(model, index)
+    assert len(parts.activations(IMAGES)) == len(crossing_tensors(model, index))
+    whole = model(IMAGES, training=False).numpy()
+    features = parts.features(parts.activations(IMAGES), training=False)
+    np.testing.assert_array_equal(features, whole)
+    shared = {id(variable) for variable in model.variables}
+    assert {id(variable) for variable in parts.rest.variables} <= shared
+
+
+def test_splitting_twice_works_as_the_first_time(backbone):
+    split_backbone(backbone, 10)
+    whole = backbone(IMAGES, training=False).numpy()
+    parts = split_backbone(
+        backbone, first_trainable_layer(backbone, find_backbone("SmallResNet"), "stage2")
+    )
+    np.testing.assert_array_equal(parts.features(parts.activations(IMAGES), False), whole)

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from research.config import TrainConfig
+from research.plan import make_plan
+
+
+def test_the_short_last_batch_is_a_step_of_its_own():
+    plan = make_plan(TrainConfig(batch_size=8, epochs=3, head_epochs=1), photos=33)
+    assert plan.steps_per_epoch == 5
+    assert plan.head_steps == 5
+    assert plan.steps == 20
+    assert plan.visits == 4
+
+
+def test_epochs_may_end_early():
+    plan = make_plan(TrainConfig(batch_size=8, epochs=4, steps_per_epoch=2), photos=64)
+    assert plan.steps_per_epoch == 2
+    assert plan.visits == 1
+    assert make_plan(TrainConfig(batch_size=8, steps_per_epoch=99), photos=64).steps_per_epoch == 8
+
+
+def test_position_of_a_step():
+    plan = make_plan(TrainConfig(batch_size=8, epochs=3), photos=33)
+    assert [plan.position(step) for step in (0, 4, 5, 14)] == [(0, 0), (0, 4), (1, 0), (2, 4)]
