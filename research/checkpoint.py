@@ -10,6 +10,9 @@ import tensorflow as tf
 from research.errors import UserError
 from research.model import Wrapper
 
+# What TensorFlow raises for a checkpoint that is damaged, or of another model.
+UNREADABLE = (ValueError, AssertionError, IndexError, KeyError, RuntimeError, tf.errors.OpError)
+
 
 class Checkpoints:
     """Writes two kinds of checkpoints, `latest` and `best`, each in a folder of its own.
@@ -42,7 +45,7 @@ class Checkpoints:
             return False
         try:
             self._state.restore(path).assert_existing_objects_matched().assert_consumed()
-        except (ValueError, AssertionError, tf.errors.OpError) as error:
+        except UNREADABLE as error:
             raise _does_not_fit(path, error) from error
         return True
 
@@ -85,7 +88,7 @@ def restore_model(model: Wrapper, path: str) -> int:
         step = tf.Variable(0, dtype=tf.int64)
         status = tf.train.Checkpoint(model=model, step=step).restore(path)
         status.assert_existing_objects_matched().expect_partial()
-    except (ValueError, AssertionError, tf.errors.OpError) as error:
+    except UNREADABLE as error:
         raise _does_not_fit(path, error) from error
     return int(step.numpy())
 

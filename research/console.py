@@ -32,11 +32,12 @@ def describe_run(
     strategy: tf.distribute.Strategy,
 ) -> str:
     """Returns the lines that say what is trained, from what and on what."""
-    data = config.image_folder or config.dataset
+    data = short_path(config.image_folder) if config.image_folder else config.dataset
     names = ", ".join(photos.class_names[:8]) + (", ..." if len(photos.class_names) > 8 else "")
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     lines = [
-        f"data         {data}: {photos.num_train_examples:,} photos to train on, "
+        f"data         {data}",
+        f"photos       {photos.num_train_examples:,} to train on, "
         f"{len(photos.examples('validation')):,} to validate",
         f"classes      {len(photos.class_names)}: {names}",
         f"backbone     {config.backbone} at {config.image_size} x {config.image_size} pixels",
@@ -51,9 +52,7 @@ def describe_run(
     if report:
         lines.append(report)
     if config.weights == "none" and config.bn_mode == "frozen":
-        lines.append(
-            "note: BatchNorm of random weights stays as initialised; --bn_mode=train lets it learn"
-        )
+        lines.append("note: BatchNorm stays as it was initialised; --bn_mode=train lets it learn")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from research.errors import UserError
 from research.learner import Learner, RunState, build_network
 from research.loader import DataLoader
 from research.run_directory import RunDirectory, write_atomically
-from research.sources import open_source
+from research.sources import Source, open_source
 
 RULE = "-" * 40
 
@@ -90,15 +90,20 @@ def evaluate(config: EvalConfig) -> Evaluation:
     """
     directory = RunDirectory(str(config.ckpt_dir))
     trained = directory.read_config()
-    class_names = directory.read_class_names()
     path = find_checkpoint(directory.checkpoints, config.checkpoint)
     strategy = runtime.start(trained)
-    loader = open_loader(config, trained, class_names)
+    source = open_photos(config, trained)
+    directory.check_class_names(source.class_names)
     with strategy.scope():
-        built = build_network(trained, len(class_names), with_weights=False)
+        built = build_network(trained, len(source.class_names), with_weights=False)
         state = RunState()
     step = restore_model(built.network.model, path)
-    loader.preprocessing = built.backbone.preprocessing
+    loader = DataLoader(
+        trained.image_size,
+        config.batch_size or trained.batch_size,
+        source=source,
+        preprocessing=built.backbone.preprocessing,
+    )
     learner = Learner(strategy, built.network, (), state)
     metrics = learner.evaluate(
         runtime.feed(loader.split_batches(config.split), loader.batch_size, strategy)
@@ -124,24 +129,12 @@ def evaluate(config: EvalConfig) -> Evaluation:
     return evaluation
 
 
-def open_loader(
-    config: EvalConfig, trained: TrainConfig, class_names: tuple[str, ...]
-) -> DataLoader:
-    """Opens the run's own photos, or the others that were asked for.
-
-    Raises:
-      UserError: they cannot be read, or are of other classes than the run's.
-    """
+def open_photos(config: EvalConfig, trained: TrainConfig) -> Source:
+    """Opens the run's own photos, or the others that were asked for."""
     folder = config.image_folder or (None if config.dataset else trained.image_folder)
-    source = open_source(
+    return open_source(
         config.dataset or trained.dataset, folder, config.data_dir or trained.data_dir
     )
-    if source.class_names != class_names:
-        raise UserError(
-            f"the photos have the classes {', '.join(source.class_names[:10])}; the run was "
-            f"trained on {', '.join(class_names[:10])}: expected the same ones"
-        )
-    return DataLoader(trained.image_size, config.batch_size or trained.batch_size, source=source)
 
 
 def write_figures(evaluation: Evaluation, config: EvalConfig) -> Path:

@@ -53,6 +53,15 @@ class RunDirectory:
         """Returns the names of the classes by label; raises `UserError` if there are none."""
         return tuple(_read(self.labels_file).splitlines())
 
+    def check_class_names(self, found: tuple[str, ...]) -> None:
+        """Raises `UserError` unless these are the classes that the run was trained on."""
+        trained = self.read_class_names()
+        if found != trained:
+            raise UserError(
+                f"the photos have the classes {', '.join(found[:10])}; the run in "
+                f"{str(self.path)!r} was trained on {', '.join(trained[:10])}: expected the same"
+            )
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
         with self.metrics_file.open("a", encoding="utf-8") as file:

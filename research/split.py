@@ -38,15 +38,18 @@ class SplitBackbone:
 
 
 def crossing_tensors(model: keras.Model, index: int) -> list[keras.KerasTensor]:
-    """Returns the tensors that `model.layers[:index]` hand to the layers above, each once.
+    """Returns the tensors that lead from below `model.layers[index]` to it or above, each once.
 
-    Read from each layer's first node, which is the whole model's own: building a part of the
+    Seen by operation, not by layer: ConvNeXt and MobileNetV3 add and multiply between layers.
+    Read from each operation's first node, which is the whole model's own: building a part of the
     model adds nodes to the layers that it shares.
     """
-    below = {id(layer) for layer in model.layers[:index]}
+    operations = model.operations
+    start = operations.index(model.layers[index])
+    below = {id(operation) for operation in operations[:start]}
     crossing: dict[int, keras.KerasTensor] = {}
-    for layer in model.layers[index:]:
-        for tensor in layer._inbound_nodes[0].input_tensors:
+    for operation in operations[start:]:
+        for tensor in operation._inbound_nodes[0].input_tensors:
             if id(tensor._keras_history.operation) in below:
                 crossing.setdefault(id(tensor), tensor)
     return list(crossing.values())

@@ -39,6 +39,8 @@ def train(config: TrainConfig) -> RunDirectory:
     directory, resuming = find_run(config)
     strategy = runtime.start(config)
     source = open_source(config.dataset, config.image_folder, config.data_dir)
+    if resuming:
+        directory.check_class_names(source.class_names)
     with strategy.scope():
         built = build_network(config, len(source.class_names))
     photos = DataLoader(

@@ -28,6 +28,7 @@ from research.backbones import (
     stage_starts,
 )
 from research.errors import UserError
+from research.split import crossing_tensors
 
 KERAS_NAMES = (
     "VGG16",
@@ -96,22 +97,6 @@ EVERY_FAMILY = [*FAMILIES, "InceptionV3"]
 def model_of(name: str) -> keras.Model:
     """Builds a backbone once for all tests; none of them changes it."""
     return build_backbone(BACKBONES[name], BACKBONES[name].minimum_size, None)
-
-
-def crossing_tensors(model: keras.Model, index: int) -> set[int]:
-    """Returns the tensors that lead from before `model.layers[index]` to it or to what follows.
-
-    Seen by operation, not by layer: ConvNeXt and MobileNetV3 add and multiply between layers.
-    """
-    operations = model.operations
-    start = operations.index(model.layers[index])
-    below = {id(o) for operation in operations[:start] for o in _tensors(operation, "output")}
-    above = {id(i) for operation in operations[start:] for i in _tensors(operation, "input")}
-    return below & above
-
-
-def _tensors(operation: keras.Operation, kind: str) -> list[keras.KerasTensor]:
-    return list(getattr(operation._inbound_nodes[0], f"{kind}_tensors"))
 
 
 def test_table_holds_the_promised_names_and_keras_has_them() -> None:

@@ -87,11 +87,20 @@ def test_split_anywhere_gives_exactly_the_whole(backbone):
         np.testing.assert_array_equal(features, whole, err_msg=f"cut at layer {index}")
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "DenseNet121", "ResNet50V2"])
-def test_split_within_a_block_hands_on_several_tensors(name):
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("MobileNetV2", 100),
+        ("DenseNet121", 100),
+        ("ResNet50V2", 100),
+        ("MobileNetV3Small", 60),  # adds and multiplies between its layers
+        ("ConvNeXtTiny", 40),
+        ("EfficientNetV2B0", 100),
+    ],
+)
+def test_split_within_a_block_hands_on_several_tensors(name, index):
     entry = find_backbone(name)
     model = build_backbone(entry, 32, None)
-    index = 100
     assert len(crossing_tensors(model, index)) > 1
     parts = split_backbone(model, index)
     assert len(parts.activations(IMAGES)) == len(crossing_tensors(model, index))

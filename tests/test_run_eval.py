@@ -1,0 +1,170 @@
+"""`run_eval.py` as its user meets it, and the statistics that it prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from research.checkpoint import restore_model
+from research.config import TrainConfig
+from research.evaluate import wilson_interval
+from research.learner import build_network
+from research.loader import DataLoader
+from research.sources import FolderSource
+from tests.helpers import SMALL_RUN, draw_photos, run_script
+
+
+@pytest.fixture(scope="module")
+def trained(photo_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=2", "--ckpt_dir=run"]
+    flags += ["--bn_mode=train", "--unfreeze_from=0"]
+    process = run_script(folder, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+def test_it_prints_the_articles_block_and_writes_the_figures(trained, photo_folder):
+    process = run_script(trained, "run_eval.py", "--ckpt_dir=run")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    lines = process.stdout.splitlines()
+    assert lines[0] == "SmallResNet"
+    assert lines[1] == lines[4] == "-" * len(lines[1])
+    (file,) = (trained / "run" / "checkpoints" / "best").glob("*.test.json")
+    figures = json.loads(file.read_text())
+    assert lines[2] == f"Loss: {figures['loss']:.2f}"
+    assert lines[3] == f"Accuracy: {figures['accuracy']:.2f}"
+    assert figures["photos"] == FolderSource(str(photo_folder)).count("test")
+    assert figures["split"] == "test"
+    assert figures["checkpoint"] == str(file).removesuffix(".test.json")
+    low, high = figures["accuracy_interval"]
+    assert low < figures["accuracy"] <= high
+
+
+def test_the_figures_are_those_of_the_model_called_by_hand(trained, photo_folder):
+    run_script(trained, "run_eval.py", "--ckpt_dir=run", "--checkpoint=latest", "--split=train")
+    (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.train.json")
+    figures = json.loads(file.read_text())
+    config = TrainConfig.from_json((trained / "run" / "config.json").read_text())
+    built = build_network(config, 2, with_weights=False)
+    restore_model(built.network.model, figures["checkpoint"])
+    loader = DataLoader(32, 8, source=FolderSource(str(photo_folder)))
+    images = loader.examples("train").inputs[0].astype("f4") / 127.5 - 1
+    labels = loader.examples("train").labels
+    logits = built.network.model(images).numpy()[:, 0].astype(float)
+    losses = np.log1p(np.exp(-logits)) + (1 - labels) * logits
+    assert figures["photos"] == len(labels)
+    assert figures["accuracy"] == pytest.approx(np.mean((logits > 0) == labels))
+    assert figures["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+
+
+def test_a_batch_size_changes_no_figure(trained):
+    found = []
+    for size in (1, 7):
+        run_script(trained, "run_eval.py", "--ckpt_dir=run", f"--batch_size={size}")
+        (file,) = (trained / "run" / "checkpoints" / "best").glob("*.test.json")
+        found.append(json.loads(file.read_text()))
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    assert found[0]["accuracy"] == found[1]["accuracy"]
+
+
+def test_other_photos_by_path_of_a_checkpoint(trained, tmp_path):
+    (tmp_path / "other").mkdir()
+    draw_photos(tmp_path / "other", 20)
+    path = tf.train.latest_checkpoint(str(trained / "run" / "checkpoints" / "latest"))
+    process = run_script(
+        tmp_path,
+        "run_eval.py",
+        f"--ckpt_dir={trained / 'run'}",
+        f"--checkpoint={path}",
+        f"--image_folder={tmp_path / 'other'}",
+    )
+    assert process.returncode == 0, process.stderr
+    figures = json.loads(Path(f"{path}.other.test.json").read_text())
+    assert figures["photos"] == FolderSource(str(tmp_path / "other")).count("test")
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), "ckpt_dir is not given"),
+        (("--ckpt_dir=nowhere",), "expected the folder of a training run"),
+        (("--ckpt_dir=run", "--checkpoint=worst"), "expected best, latest, or the path"),
+        (("--ckpt_dir=run", "--split=tests"), "split is 'tests'; expected one of train"),
+        (("--ckpt_dir=run", "--image_folder=gone"), "expected a folder that exists"),
+        (("--ckpt_dir=run", "--batch_size=0"), "batch_size is 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_file(trained, flags, expected):
+    before = files(trained)
+    process = run_script(trained, "run_eval.py", *flags)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert expected in line
+    assert files(trained) == before
+
+
+def test_photos_of_other_classes_are_refused(trained, tmp_path):
+    draw_photos(tmp_path, 10)
+    (tmp_path / "dog").rename(tmp_path / "wolf")
+    process = run_script(trained, "run_eval.py", "--ckpt_dir=run", f"--image_folder={tmp_path}")
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert "cat, wolf" in line
+    assert "cat, dog" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"backbone": "MobileNetV2"}, "does not fit the model of config.json"),
+        ({"unknown": 1}, "does not know"),
+    ],
+)
+def test_a_ckpt_dir_of_another_model_is_refused(trained, tmp_path, change, expected):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert expected in line
+
+
+def test_a_run_without_a_checkpoint_is_refused(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert "has no best checkpoint yet" in line
+
+
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "best").glob("*.data*"):
+        file.write_bytes(file.read_bytes()[:1000])
+    process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
+    assert process.returncode == 2
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_wilson_interval_matches_published_values():
+    """Newcombe (1998), table I: 81 of 263 and 0 of 20, score method without correction."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    low, high = wilson_interval(20, 20)
+    assert high == 1.0
+    assert low == pytest.approx(1 - 0.1611, abs=5e-5)
+    assert math.isfinite(low)

@@ -1,0 +1,249 @@
+"""`run_train.py` as its user meets it: a process, its output and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from research.sources import FolderSource
+from tests.helpers import ROOT, SMALL_RUN, draw_photos, run_script, script_environment
+
+
+def read_metrics(ckpt_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (ckpt_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_checkpoint(ckpt_dir: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the last checkpoint but the time that the run took."""
+    reader = tf.train.load_checkpoint(str(ckpt_dir / "checkpoints" / "latest"))
+    names = reader.get_variable_to_shape_map()
+    return {
+        name: reader.get_tensor(name)
+        for name in names
+        if not name.startswith(("seconds", "save_counter", "_CHECKPOINTABLE"))
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(photo_folder, tmp_path_factory):
+    """A finished run of three epochs with a damaged photo, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "photos").mkdir()
+    photos = draw_photos(folder / "photos", 40)
+    damaged = next(FolderSource(str(photos)).examples("train")).name
+    (photos / damaged).write_bytes(b"no photo")
+    flags = [
+        *SMALL_RUN,
+        f"--image_folder={photos}",
+        "--epochs=2",
+        "--head_epochs=1",
+        "--ckpt_dir=a run",
+    ]
+    process = run_script(folder, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    return folder, flags, process
+
+
+def test_a_run_leaves_what_the_contract_names(finished):
+    folder, _, _ = finished
+    run = folder / "a run"
+    config = json.loads((run / "config.json").read_text())
+    assert config["backbone"] == "SmallResNet"
+    assert config["epochs"] == 2
+    assert (run / "labels.txt").read_text() == "cat\ndog\n"
+    for name in ("photos", "history"):
+        with Image.open(run / "pictures" / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    rows = read_metrics(run)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(0 <= row["validation_accuracy"] <= 1 for row in rows)
+    assert all(0 <= row["share_of_step_waiting_for_input"] <= 1 for row in rows)
+    best = min(rows, key=lambda row: row["validation_loss"])
+    for kind, row in (("latest", rows[-1]), ("best", best)):
+        path = tf.train.latest_checkpoint(str(run / "checkpoints" / kind))
+        assert path.endswith(f"step-{row['step']}")
+
+
+def test_what_a_run_prints_fits_80_columns_and_says_how_to_go_on(finished):
+    folder, _, process = finished
+    lines = process.stdout.splitlines()
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    assert any("SmallResNet" in line for line in lines)
+    assert "skipped 1 damaged photos:" in lines
+    for part in ("frozen", "backbone", "head"):
+        assert any(line.startswith(part) for line in lines), part
+    (command,) = [line for line in lines if line.startswith("evaluate:")]
+    assert "run_eval.py --ckpt_dir='a run'" in command
+    assert any("tensorboard --logdir='a run'" in line for line in lines)
+
+
+def test_an_uninterrupted_run_writes_nothing_on_standard_error(finished):
+    _, _, process = finished
+    assert process.stderr == ""
+
+
+def test_tensorboard_finds_what_the_contract_names(finished):
+    folder, _, _ = finished
+    found = {}
+    for run in ("train", "validation"):
+        accumulator = EventAccumulator(str(folder / "a run" / "events" / run))
+        accumulator.Reload()
+        found[run] = accumulator
+    shared = {"loss", "accuracy"}
+    assert shared <= {tag for tag in found["train"].Tags()["tensors"]}
+    assert shared <= {tag for tag in found["validation"].Tags()["tensors"]}
+    assert {
+        "learning_rate/head",
+        "learning_rate/backbone",
+        "gradient_norm/head",
+        "gradient_norm/backbone",
+        "photos_per_second",
+        "share_of_step_waiting_for_input",
+        "photos",
+        "history",
+    } <= set(found["train"].Tags()["tensors"])
+    (settings,) = found["train"].Tensors("settings")
+    assert b"| backbone | `SmallResNet` |" in settings.tensor_proto.string_val[0]
+    losses = found["validation"].Tensors("loss")
+    steps = [row["step"] for row in read_metrics(folder / "a run")]
+    assert [event.step for event in losses] == steps
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    folder, flags, _ = finished
+    before = read_checkpoint(folder / "a run")
+    process = run_script(folder, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    after = read_checkpoint(folder / "a run")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert len(read_metrics(folder / "a run")) == 3
+
+
+def test_other_settings_are_refused_by_name_with_both_values(finished):
+    folder, flags, _ = finished
+    before = snapshot(folder / "a run")
+    process = run_script(folder, "run_train.py", *flags, "--epochs=5", "--head_optimizer=adam")
+    assert process.returncode == 2
+    assert "epochs was 2 and is now 5" in process.stderr
+    assert "head_optimizer was 'rmsprop' and is now 'adam'" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert snapshot(folder / "a run") == before
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Returns size and time of change of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("frozen", ["stage3", "0"])  # with the trunk's cache, and without
+def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, frozen):
+    flags = [
+        *SMALL_RUN,
+        f"--image_folder={photo_folder}",
+        "--batch_size=2",
+        "--epochs=2",
+        "--head_epochs=1",
+        "--checkpoint_every=5",
+        f"--unfreeze_from={frozen}",
+        "--bn_mode=train",
+        "--backbone_optimizer=adam",
+        "--head_schedule=cosine",
+    ]
+    whole = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    rows = read_metrics(tmp_path / "whole")
+    within_second_epoch = (rows[0]["step"] // 5 + 2) * 5
+    assert rows[0]["step"] < within_second_epoch < rows[1]["step"]
+
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_train.py"), *flags, "--ckpt_dir=killed"],
+        cwd=tmp_path,
+        env=script_environment(tmp_path),
+        stdout=subprocess.DEVNULL,
+    )
+    latest = tmp_path / "killed" / "checkpoints" / "latest"
+    deadline = time.monotonic() + 120
+    while not (latest / f"step-{within_second_epoch}.index").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    killed_at = int(tf.train.latest_checkpoint(str(latest)).rpartition("-")[2])
+    assert killed_at < rows[-1]["step"]
+
+    resumed = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=killed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming after step {killed_at} of {rows[-1]['step']}" in resumed.stdout
+    expected, found = read_checkpoint(tmp_path / "whole"), read_checkpoint(tmp_path / "killed")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    compared = ("epoch", "step", "train_loss", "train_accuracy", "validation_loss")
+    for row, other in zip(rows, read_metrics(tmp_path / "killed"), strict=True):
+        assert [row[key] for key in compared] == [other[key] for key in compared]
+
+
+def test_photos_of_other_classes_are_refused_on_resuming(finished, tmp_path):
+    folder, flags, _ = finished
+    (folder / "photos" / "dog").rename(folder / "photos" / "wolf")
+    try:
+        process = run_script(folder, "run_train.py", *flags)
+    finally:
+        (folder / "photos" / "wolf").rename(folder / "photos" / "dog")
+    assert process.returncode == 2
+    assert "cat, wolf" in process.stderr
+    assert "cat, dog" in process.stderr
+
+
+def test_two_virtual_devices_train_like_one(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=1", "--head_optimizer=sgd"]
+    flags += ["--backbone_optimizer=sgd"]
+    for name, extra in (("one", []), ("two", ["--virtual_devices=2"])):
+        process = run_script(tmp_path, "run_train.py", *flags, f"--ckpt_dir={name}", *extra)
+        assert process.returncode == 0, process.stderr
+        assert f"{1 if name == 'one' else 2} CPU" in process.stdout
+    one, two = read_metrics(tmp_path / "one")[0], read_metrics(tmp_path / "two")[0]
+    assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4)
+    assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
+    photo_folder, tmp_path
+):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--ckpt_dir=run", "--unfreeze_from=0"]
+    flags += ["--head_optimizer=sgd", "--backbone_optimizer=sgd", "--epochs=3"]
+    # The first epoch trains the head alone, with a sane rate.
+    flags += ["--backbone_learning_rate=1e30", "--head_learning_rate=1e-3", "--head_epochs=1"]
+    process = run_script(tmp_path, "run_train.py", *flags)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert "training stopped, the last good checkpoint is" in line
+    assert "lower learning rates" in line
+    kept = read_checkpoint(tmp_path / "run")
+    assert all(np.isfinite(value).all() for value in kept.values() if value.dtype.kind == "f")
+    assert len(read_metrics(tmp_path / "run")) == 1
+    assert math.isfinite(read_metrics(tmp_path / "run")[0]["validation_loss"])
+
+
+def test_a_run_ends_early_where_asked(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=2", "--steps_per_epoch=3"]
+    process = run_script(tmp_path, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("SmallResNet-")
+    assert [row["step"] for row in read_metrics(run)] == [3, 6]
