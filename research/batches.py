@@ -69,7 +69,19 @@ def make_batches(
         .batch(batch_size)
         .map(batch_of, num_parallel_calls=2, deterministic=True)
         .prefetch(2)
+        .with_options(pipeline_options())
     )
+
+
+def pipeline_options() -> tf.data.Options:
+    """Returns options that switch tf.data's autotuning off.
+
+    Nothing here is left to tune, and an iterator that is tuned waits for its tuning thread when it
+    ends: up to five seconds an epoch.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def pad_batch(batch: Batch, size: int) -> Batch:
@@ -81,10 +93,13 @@ def pad_batch(batch: Batch, size: int) -> Batch:
     count = tf.shape(batch["label"])[0]
     positions = tf.range(size)
 
-    def fill(tensor: tf.Tensor) -> tf.Tensor:
-        filled = tf.gather(tensor, positions % count)
-        return tf.ensure_shape(filled, (size, *tensor.shape[1:]))
+    def fill() -> Batch:
+        filled: Batch = tf.nest.map_structure(
+            lambda tensor: tf.gather(tensor, positions % count), batch
+        )
+        return {**filled, "weight": filled["weight"] * tf.cast(positions < count, tf.float32)}
 
-    padded: Batch = tf.nest.map_structure(fill, batch)
-    padded["weight"] *= tf.cast(positions < count, tf.float32)
-    return padded
+    padded = tf.cond(count < size, fill, lambda: batch)
+    return tf.nest.map_structure(
+        lambda tensor: tf.ensure_shape(tensor, (size, *tensor.shape[1:])), padded
+    )

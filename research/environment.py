@@ -18,23 +18,26 @@ def prepare() -> None:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without the lines its libraries write before they read a log level.
+    """Imports TensorFlow and lets it look for devices, without the lines that tells of.
 
-    They come from C++ before logging is initialised, so that no setting hides them: standard
-    error itself is set aside, and shown after all if the import fails.
+    Some come from C++ before logging is initialised, so that no setting hides them: standard error
+    itself is set aside. It is shown after all where something is wrong: the import fails, or an
+    NVIDIA driver is there and no GPU is found.
     """
     prepare()
     sys.stderr.flush()
     standard_error = os.dup(2)
     with tempfile.TemporaryFile() as aside:
         os.dup2(aside.fileno(), 2)
+        wrong = True
         try:
-            import tensorflow
-            import tensorflow.python.eager.context  # noqa: F401
-        except BaseException:
-            aside.seek(0)
-            os.write(standard_error, aside.read())
-            raise
+            import tensorflow as tf
+
+            gpus = tf.config.list_physical_devices("GPU")
+            wrong = not gpus and os.path.exists("/proc/driver/nvidia/version")
         finally:
             os.dup2(standard_error, 2)
             os.close(standard_error)
+            if wrong:
+                aside.seek(0)
+                os.write(2, aside.read())

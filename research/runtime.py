@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from research.batches import pad_batch
+from research.batches import pad_batch, pipeline_options
 from research.config import TrainConfig
 from research.errors import UserError
 
@@ -78,7 +78,7 @@ def feed(
     padded = batches.map(lambda batch: pad_batch(batch, size))
     if replicas == 1:
         return padded
-    options = tf.data.Options()
+    options = pipeline_options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return strategy.experimental_distribute_dataset(padded.with_options(options))
 

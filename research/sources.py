@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from research.errors import UserError
@@ -152,12 +153,17 @@ class TfdsSource:
         return int(self._builder.info.splits[self._expression(split)].num_examples)
 
     def examples(self, split: str) -> Iterator[EncodedExample]:
+        options = tf.data.Options()
+        options.autotune.enabled = False  # its thread holds up an iterator's end for seconds
         stored = self._builder.as_dataset(
             split=self._expression(split),
             decoders={self._image: tfds.decode.SkipDecoding()},
             # One file after the other, so that the order does not depend on the machine.
             read_config=tfds.ReadConfig(
-                add_tfds_id=True, try_autocache=False, interleave_cycle_length=1
+                options=options,
+                add_tfds_id=True,
+                try_autocache=False,
+                interleave_cycle_length=1,
             ),
         )
         for example in stored.as_numpy_iterator():

@@ -7,6 +7,8 @@ import dataclasses
 import keras
 import tensorflow as tf
 
+from research.folding import fold_frozen_batch_norm
+
 Activations = tuple[tf.Tensor, ...]
 
 
@@ -56,7 +58,7 @@ def crossing_tensors(model: keras.Model, index: int) -> list[keras.KerasTensor]:
 
 
 def split_backbone(model: keras.Model, index: int) -> SplitBackbone:
-    """Splits a functional model below `model.layers[index]`.
+    """Splits a functional model below `model.layers[index]`, and folds what is frozen.
 
     Args:
       model: a functional Keras model with one input and one output.
@@ -64,11 +66,10 @@ def split_backbone(model: keras.Model, index: int) -> SplitBackbone:
     """
     inputs = sum(isinstance(layer, keras.layers.InputLayer) for layer in model.layers[:index])
     if index <= inputs:
-        return SplitBackbone(None, model)
+        return SplitBackbone(None, fold_frozen_batch_norm(model))
     if index >= len(model.layers):
-        return SplitBackbone(model, None)
+        return SplitBackbone(fold_frozen_batch_norm(model), None)
     crossing = crossing_tensors(model, index)
-    return SplitBackbone(
-        keras.Model(model.input, crossing, name=f"{model.name}_trunk"),
-        keras.Model(crossing, model.output, name=f"{model.name}_rest"),
-    )
+    trunk = keras.Model(model.input, crossing, name=f"{model.name}_trunk")
+    rest = keras.Model(crossing, model.output, name=f"{model.name}_rest")
+    return SplitBackbone(fold_frozen_batch_norm(trunk), fold_frozen_batch_norm(rest))

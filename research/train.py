@@ -92,10 +92,7 @@ def run_trunk_once(
     print(f"trunk cache  {decision.reason}", flush=True)
     if not decision.use:
         return network, photos
-    cached = {
-        split: cache_trunk(network.parts, examples, photos.preprocessing, config.batch_size)
-        for split, examples in splits.items()
-    }
+    cached = cache_trunk(network.parts, splits, photos.preprocessing, config.batch_size)
     return dataclasses.replace(network, from_trunk=True), photos.with_examples(cached)
 
 

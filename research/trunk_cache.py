@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import psutil
@@ -12,7 +13,7 @@ import tqdm
 
 from research.batches import Preprocessing, make_batches
 from research.examples import Examples, allocate
-from research.split import SplitBackbone
+from research.split import Activations, SplitBackbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,34 +59,43 @@ def decide(setting: str, parts: SplitBackbone, photos: int, visits: float) -> Ca
 
 
 def cache_trunk(
-    parts: SplitBackbone, examples: Examples, preprocessing: Preprocessing | None, batch_size: int
-) -> Examples:
-    """Returns the examples with the trunk's activations instead of their photos."""
-    if parts.trunk is None:
-        raise ValueError("there is no frozen trunk to cache")
+    parts: SplitBackbone,
+    splits: Mapping[str, Examples],
+    preprocessing: Preprocessing | None,
+    batch_size: int,
+) -> dict[str, Examples]:
+    """Returns the splits with the trunk's activations instead of their photos."""
     run = tf.function(parts.activations, reduce_retracing=True)
-    batches = make_batches(examples, np.arange(len(examples)), batch_size, preprocessing)
-    arrays: tuple[np.ndarray, ...] = ()
-    done = 0
     with tqdm.tqdm(
         desc="running the frozen layers",
-        total=len(examples),
+        total=sum(map(len, splits.values())),
         unit=" photos",
         leave=False,
         ncols=79,
         disable=not sys.stderr.isatty(),
     ) as bar:
-        for batch in batches:
-            activations = [tensor.numpy() for tensor in run(batch["image"])]
-            if not arrays:
-                shapes = [(len(examples), *part.shape[1:]) for part in activations]
-                arrays = tuple(
-                    allocate(shape, part.dtype)
-                    for shape, part in zip(shapes, activations, strict=True)
-                )
-            count = len(activations[0])
-            for array, part in zip(arrays, activations, strict=True):
-                array[done : done + count] = part
-            done += count
-            bar.update(count)
-    return dataclasses.replace(examples, inputs=arrays)
+        return {
+            name: _cache_split(run, examples, preprocessing, batch_size, bar)
+            for name, examples in splits.items()
+        }
+
+
+def _cache_split(
+    run: Callable[[tf.Tensor], Activations],
+    examples: Examples,
+    preprocessing: Preprocessing | None,
+    batch_size: int,
+    bar: tqdm.tqdm,
+) -> Examples:
+    arrays: list[np.ndarray] = []
+    done = 0
+    for batch in make_batches(examples, np.arange(len(examples)), batch_size, preprocessing):
+        activations = [tensor.numpy() for tensor in run(batch["image"])]
+        if not arrays:
+            arrays = [allocate((len(examples), *a.shape[1:]), a.dtype) for a in activations]
+        count = len(activations[0])
+        for array, values in zip(arrays, activations, strict=True):
+            array[done : done + count] = values
+        done += count
+        bar.update(count)
+    return dataclasses.replace(examples, inputs=tuple(arrays))

@@ -76,7 +76,7 @@ def test_a_run_leaves_what_the_contract_names(finished):
 
 
 def test_what_a_run_prints_fits_80_columns_and_says_how_to_go_on(finished):
-    folder, _, process = finished
+    _folder, _, process = finished
     lines = process.stdout.splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     assert any("SmallResNet" in line for line in lines)
@@ -101,8 +101,8 @@ def test_tensorboard_finds_what_the_contract_names(finished):
         accumulator.Reload()
         found[run] = accumulator
     shared = {"loss", "accuracy"}
-    assert shared <= {tag for tag in found["train"].Tags()["tensors"]}
-    assert shared <= {tag for tag in found["validation"].Tags()["tensors"]}
+    assert shared <= set(found["train"].Tags()["tensors"])
+    assert shared <= set(found["validation"].Tags()["tensors"])
     assert {
         "learning_rate/head",
         "learning_rate/backbone",

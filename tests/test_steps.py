@@ -182,7 +182,7 @@ def test_synchronised_batch_norm_gives_what_one_device_gives():
 def test_losses_from_the_cached_trunk_are_those_without():
     whole, cached = make_learner(CONFIG), make_learner(CONFIG)
     examples = some_photos(20)
-    activations = cache_trunk(cached.network.parts, examples, scale, 8)
+    activations = cache_trunk(cached.network.parts, {"train": examples}, scale, 8)["train"]
     from_trunk = Learner(
         cached.strategy,
         dataclasses.replace(cached.network, from_trunk=True),

@@ -1,0 +1,85 @@
+"""The flags as their user meets them: help at once, one line for a mistake, nothing on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+
+import pytest
+
+from research.config import EvalConfig, TrainConfig
+from tests.helpers import ROOT, SMALL_RUN, run_script
+
+
+@pytest.mark.parametrize(
+    ("script", "config_class"), [("run_train.py", TrainConfig), ("run_eval.py", EvalConfig)]
+)
+def test_help_names_every_setting_at_once(tmp_path, script, config_class):
+    begin = time.perf_counter()
+    process = run_script(tmp_path, script, "--help")
+    assert time.perf_counter() - begin < 5  # TensorFlow alone takes longer on a slow machine
+    assert process.returncode == 0
+    assert process.stderr == ""
+    for field in dataclasses.fields(config_class):
+        assert f"{field.name}:" in process.stdout, field.name
+    assert max(map(len, process.stdout.splitlines())) <= 80
+
+
+def test_flags_and_configs_import_no_tensorflow():
+    code = (
+        "import sys, flags.command_line, research.config; "
+        "sys.exit(bool({'tensorflow', 'keras', 'numpy', 'tensorflow_datasets'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--epoch=3",), "Unknown command line flag 'epoch'. Did you mean: epochs"),
+        (("--epochs=three",), "flag --epochs=three: expected a whole number"),
+        (("--head_learning_rate=fast",), "expected a number"),
+        (("--deterministic=maybe",), "expected true or false"),
+        (("--bn_mode=thawed",), "<frozen|train|sync>"),
+        (("--backbone=ResNet101V3",), "nearest: ResNet101V2"),
+        (("--batch_size=0",), "batch_size is 0; expected a whole number of at least 1"),
+        (("--epochs",), "Missing value for flag --epochs"),
+        (("epochs=3",), "'epochs=3' is no flag; flags are written --name=value"),
+        (("--flagfile=gone.flags",), "gone.flags"),
+        # From here on TensorFlow is needed to know.
+        (("--image_folder=gone",), "expected a folder that exists"),
+        (("--dataset=cats_vs_dog",), "nearest: cats_vs_dogs"),
+        (("--ckpt_dir=a_file/run",), "which cannot be written"),
+        (("--ckpt_dir=occupied",), "is not empty and holds no run"),
+        ((*SMALL_RUN, "--unfreeze_from=99"), "SmallResNet has 49 layers: expected 0 to 49"),
+        ((*SMALL_RUN, "--unfreeze_from=stage9"), "nearest: stage"),
+        ((*SMALL_RUN, "--weights=gone.h5"), "gone.h5"),
+        ((*SMALL_RUN, "--weights=a_file"), "a_file"),
+        (("--backbone=VGG16", "--unfreeze_from=none"), "could not download the ImageNet weights"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_on_disk(tmp_path, photo_folder, flags, expected):
+    (tmp_path / "a_file").write_text("not weights")
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    if not any(flag.startswith(("--image_folder", "--dataset")) for flag in flags):
+        flags = (*flags, f"--image_folder={photo_folder}")
+    process = run_script(tmp_path, "run_train.py", *flags)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("run_train.py: ")
+    assert expected in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_data_set_that_cannot_be_downloaded_is_one_line_with_the_ways_out(tmp_path):
+    process = run_script(tmp_path, "run_train.py", *SMALL_RUN, "--dataset=cats_vs_dogs")
+    assert process.returncode == 2
+    line = process.stderr.splitlines()[-1]
+    for way_out in ("--data_dir=DIR", "--image_folder=DIR", "--dataset=sketches"):
+        assert way_out in line
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "runs").exists()

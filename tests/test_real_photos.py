@@ -1,0 +1,44 @@
+"""Checks against a prepared cats_vs_dogs and real weights, where they lie beside the project."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from research.loader import DataLoader
+from research.sources import TfdsSource
+from tests.helpers import ROOT, run_script
+
+SHARED = ROOT.parent / "shared"
+WEIGHTS = SHARED / "weights" / "mobilenet_v2_160_dogs_notop.weights.h5"
+
+pytestmark = pytest.mark.skipif(
+    not (SHARED / "data" / "cats_vs_dogs").is_dir() or not WEIGHTS.is_file(),
+    reason="no prepared cats_vs_dogs and weights in ../shared",
+)
+
+
+def test_splits_hold_each_photo_once():
+    loader = DataLoader(64, 32, source=TfdsSource("cats_vs_dogs", str(SHARED / "data")))
+    names = [loader.examples(split).names for split in ("train", "validation", "test")]
+    assert [len(part) for part in names] == [1600, 200, 200]
+    assert len(set().union(*names)) == 2000
+    assert loader.class_names == ("cat", "dog")
+    for name, label in zip(names[0], loader.examples("train").labels, strict=True):
+        assert loader.get_label_name(label) in name.lower()
+    assert loader.damage_report() is None
+
+
+def test_a_head_on_frozen_features_tells_cats_from_dogs(tmp_path):
+    flags = [f"--data_dir={SHARED / 'data'}", f"--weights={WEIGHTS}", "--backbone=MobileNetV2"]
+    flags += ["--unfreeze_from=none", "--epochs=3", "--head_optimizer=adam", "--ckpt_dir=run"]
+    process = run_script(tmp_path, "run_train.py", *flags, "--head_learning_rate=1e-2")
+    assert process.returncode == 0, process.stderr
+    assert "loaded 260 of 260 variables" in process.stdout
+    process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
+    assert process.returncode == 0, process.stderr
+    (file,) = (tmp_path / "run" / "checkpoints" / "best").glob("*.test.json")
+    figures = json.loads(file.read_text())
+    assert figures["photos"] == 200
+    assert figures["accuracy"] >= 0.97
