@@ -8,7 +8,8 @@ import math
 import keras
 import tensorflow as tf
 
-from research.backbones import Backbone, build_backbone, find_backbone, first_trainable_layer
+from research.backbone import Backbone, build_backbone, first_trainable_layer
+from research.backbones import find_backbone
 from research.batches import Batch
 from research.config import TrainConfig
 from research.metrics import Metrics, Sums, Tally, mean_metrics

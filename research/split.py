@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import keras
 import tensorflow as tf
 
 from research.folding import fold_frozen_batch_norm
+
+# About a block of a mobile network.
+LAYERS_TO_RUN_AGAIN = 10
 
 Activations = tuple[tf.Tensor, ...]
 
@@ -57,19 +61,38 @@ def crossing_tensors(model: keras.Model, index: int) -> list[keras.KerasTensor]:
     return list(crossing.values())
 
 
+def cheapest_cut(model: keras.Model, index: int) -> int:
+    """Returns where to cut at or a little below `model.layers[index]`, so that least data crosses.
+
+    Within a block several large tensors cross; where it begins, a small one. Running the few
+    frozen layers between again costs less than moving what they make. Layers that drop something
+    at random are not passed: above the cut they would do so in training.
+    """
+    sizes = {index: _crossing_size(model, index)}
+    for lower in range(index - 1, max(index - LAYERS_TO_RUN_AGAIN, 1), -1):
+        if hasattr(model.layers[lower], "rate"):
+            break
+        sizes[lower] = _crossing_size(model, lower)
+    return min(sizes, key=lambda cut: (sizes[cut], -cut))
+
+
+def _crossing_size(model: keras.Model, index: int) -> int:
+    return sum(math.prod(tensor.shape[1:]) for tensor in crossing_tensors(model, index))
+
+
 def split_backbone(model: keras.Model, index: int) -> SplitBackbone:
-    """Splits a functional model below `model.layers[index]`, and folds what is frozen.
+    """Splits a functional model at or a little below a layer, and folds what is frozen.
 
     Args:
       model: a functional Keras model with one input and one output.
-      index: 0 to len(model.layers): the number of layers that belong to the trunk.
+      index: the first trainable layer, 0 to len(model.layers).
     """
     inputs = sum(isinstance(layer, keras.layers.InputLayer) for layer in model.layers[:index])
     if index <= inputs:
         return SplitBackbone(None, fold_frozen_batch_norm(model))
     if index >= len(model.layers):
         return SplitBackbone(fold_frozen_batch_norm(model), None)
-    crossing = crossing_tensors(model, index)
+    crossing = crossing_tensors(model, cheapest_cut(model, index))
     trunk = keras.Model(model.input, crossing, name=f"{model.name}_trunk")
     rest = keras.Model(crossing, model.output, name=f"{model.name}_rest")
     return SplitBackbone(fold_frozen_batch_norm(trunk), fold_frozen_batch_norm(rest))

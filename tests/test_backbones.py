@@ -17,16 +17,14 @@ import pytest
 import tensorflow as tf
 from keras.src.utils import file_utils
 
-from research.backbones import (
-    BACKBONES,
+from research.backbone import (
     Backbone,
     Stage,
     build_backbone,
-    find_backbone,
     first_trainable_layer,
-    keras_preprocessing,
     stage_starts,
 )
+from research.backbones import BACKBONES, find_backbone, keras_preprocessing
 from research.errors import UserError
 from research.split import crossing_tensors
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.backbones import build_backbone, find_backbone
+from research.backbone import build_backbone
+from research.backbones import find_backbone
 from research.folding import FoldedConvolution, fold_frozen_batch_norm
 from research.model import freeze_below
 from research.residual import build_small_resnet

@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from research.backbones import build_backbone, find_backbone, first_trainable_layer
+from research.backbone import build_backbone, first_trainable_layer
+from research.backbones import find_backbone
 from research.model import Wrapper, freeze_below, summarize_parts
 from research.residual import build_small_resnet
-from research.split import crossing_tensors, split_backbone
+from research.split import SplitBackbone, cheapest_cut, crossing_tensors, split_backbone
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("f4")
 
@@ -102,13 +103,27 @@ def test_split_within_a_block_hands_on_several_tensors(name, index):
     entry = find_backbone(name)
     model = build_backbone(entry, 32, None)
     assert len(crossing_tensors(model, index)) > 1
-    parts = split_backbone(model, index)
-    assert len(parts.activations(IMAGES)) == len(crossing_tensors(model, index))
+    parts = SplitBackbone(
+        keras.Model(model.input, crossing_tensors(model, index)),
+        keras.Model(crossing_tensors(model, index), model.output),
+    )
     whole = model(IMAGES, training=False).numpy()
     features = parts.features(parts.activations(IMAGES), training=False)
     np.testing.assert_array_equal(features, whole)
     shared = {id(variable) for variable in model.variables}
     assert {id(variable) for variable in parts.rest.variables} <= shared
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "cut"),
+    [("MobileNetV2", 100, "block_11_expand"), ("VGG16", 15, "block5_conv1")],
+)
+def test_the_cut_moves_down_to_where_the_least_crosses(name, index, cut):
+    model = build_backbone(find_backbone(name), 32, None)
+    place = cheapest_cut(model, index)
+    assert model.layers[place].name == cut
+    assert index - 10 < place <= index
+    assert len(crossing_tensors(model, place)) == 1
 
 
 def test_splitting_twice_works_as_the_first_time(backbone):

@@ -23,10 +23,9 @@ def test_a_new_run_touches_nothing_until_it_is_created(tmp_path):
 def test_the_same_settings_resume_and_others_are_refused(tmp_path):
     RunDirectory(tmp_path / "run").create(config(tmp_path / "run"), ("cat", "dog"))
     assert find_run(config(tmp_path / "run", virtual_devices=2))[1]
-    with pytest.raises(
-        UserError, match="seed was 0 and is now 1; batch_size|batch_size was 32 and"
-    ):
+    with pytest.raises(UserError) as error:
         find_run(config(tmp_path / "run", seed=1, batch_size=8))
+    assert "batch_size was 32 and is now 8; seed was 0 and is now 1" in str(error.value)
 
 
 def test_an_empty_folder_is_taken(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
-from research import sketches
+from research import drawing, sketches
 
 DRAWINGS = 400  # half of them to fit a classifier, half to judge it
 
@@ -53,8 +53,8 @@ def _ink_above_head(label: int, seed: int) -> int:
     rng = np.random.default_rng(seed)
     canvas = Image.new("RGB", (200, 200), "white")
     draw = ImageDraw.Draw(canvas, "RGBA")
-    pen = sketches.Pen(draw, (100, 100), unit=50, angle=0, mirror=1, line_width=2)
-    coat = sketches._choose_coat(rng)
+    pen = drawing.Pen(draw, (100, 100), unit=50, angle=0, mirror=1, line_width=2)
+    coat = drawing.choose_coat(rng)
     (sketches._draw_cat_head, sketches._draw_dog_head)[label](pen, coat, rng)
     above = np.asarray(canvas)[: round(100 - 1.15 * 50)]
     return int((above < 255).any(axis=-1).sum())

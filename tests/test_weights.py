@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from research.backbones import BACKBONES, build_backbone
+from research.backbone import build_backbone
+from research.backbones import BACKBONES
 from research.errors import UserError
 from research.weights import LoadReport, load_weights
 
