@@ -1,4 +1,4 @@
-"""Fine-tunes a pretrained Keras backbone on photos with a hand-written training loop.
+"""Fine-tunes a pretrained Keras backbone on photos with a loop of its own.
 
 python run_train.py --unfreeze_from=100 --epochs=10
 python run_train.py --image_folder=PHOTOS --backbone=VGG16 --unfreeze_from=block5

@@ -12,19 +12,22 @@ class DamagedImageError(Exception):
     """The bytes hold no image that can be used; the message is the reason, in a few words."""
 
 
-def decode_image(encoded: bytes, size: int | None = None) -> np.ndarray:
+def decode_image(encoded: bytes | None, size: int | None = None) -> np.ndarray:
     """Decodes a photo of any format that Pillow reads, upright by its EXIF orientation.
 
     Args:
-      encoded: the content of an image file; of several frames the first is taken.
+      encoded: the content of an image file, None if it could not be read; of several frames the
+        first is taken.
       size: height and width of the result in pixels; the photo's own if None.
 
     Returns:
       uint8 RGB of shape (height, width, 3).
 
     Raises:
-      DamagedImageError: the bytes are empty, truncated, no image, or implausibly large.
+      DamagedImageError: the bytes are missing, empty, truncated, no image, or implausibly large.
     """
+    if encoded is None:
+        raise DamagedImageError("cannot be read")
     if not encoded:
         raise DamagedImageError("empty file")
     try:

@@ -86,7 +86,7 @@ def _decoded(
 ) -> Iterator[tuple[EncodedExample, np.ndarray | DamagedImageError]]:
     """Decodes in parallel and yields in order, holding only a few photos at a time."""
 
-    def decode(encoded: bytes) -> np.ndarray | DamagedImageError:
+    def decode(encoded: bytes | None) -> np.ndarray | DamagedImageError:
         try:
             return decode_image(encoded, size)
         except DamagedImageError as damage:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from research.backbone import Backbone, build_backbone, first_trainable_layer
 from research.backbones import find_backbone
 from research.batches import Batch
-from research.config import TrainConfig
+from research.config import WEIGHTS_BY_NAME, TrainConfig
 from research.metrics import Metrics, Sums, Tally, mean_metrics
 from research.model import Wrapper, freeze_below, trained_backbone
 from research.optimizers import Group, check_partition, make_group
@@ -54,8 +54,9 @@ def build_network(config: TrainConfig, num_classes: int, with_weights: bool = Tr
     named = with_weights and config.weights == "imagenet"
     base_model = build_backbone(backbone, config.image_size, "imagenet" if named else None)
     first = first_trainable_layer(base_model, backbone, config.unfreeze_from)
-    origin = "ImageNet weights" if named else "random weights"
-    if with_weights and config.weights not in ("imagenet", "none"):
+    total = len(base_model.variables)
+    origin = f"loaded {total} of {total} variables, ImageNet" if named else "none loaded, random"
+    if with_weights and config.weights not in WEIGHTS_BY_NAME:
         origin = str(load_weights(base_model, config.weights))
     model = Wrapper(base_model, num_classes, config.seed)
     freeze_below(base_model, first, config.bn_mode)

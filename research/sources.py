@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -24,9 +25,12 @@ WAYS_OUT = (
 
 
 class EncodedExample(NamedTuple):
-    """One photo as it is stored: file content, class index and a name that a person can find."""
+    """One photo as it is stored: file content, class index and a name that a person can find.
 
-    encoded: bytes
+    The content is None where the file cannot be read.
+    """
+
+    encoded: bytes | None
     label: int
     name: str
 
@@ -98,10 +102,9 @@ class FolderSource:
 
     def examples(self, split: str) -> Iterator[EncodedExample]:
         for _, path, label in self._listed(split):
-            try:
+            encoded = None
+            with contextlib.suppress(OSError):
                 encoded = (self._root / path).read_bytes()
-            except OSError:
-                encoded = b""  # counted and named with the damaged ones
             yield EncodedExample(encoded, label, path)
 
     def _listed(self, split: str) -> list[tuple[float, str, int]]:
@@ -205,19 +208,25 @@ def standard_splits(own: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    try:
-        if name == Sketches.name:
-            return Sketches(data_dir=data_dir)
-        return tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ImportError, ValueError, RuntimeError) as error:
-        nearest = difflib.get_close_matches(name, [*tfds.list_builders(), Sketches.name], n=3)
+    if name == Sketches.name:
+        return Sketches(data_dir=data_dir)
+    known = [*tfds.list_builders(with_community_datasets=False), Sketches.name]
+    root = data_dir or tfds.core.constants.DATA_DIR
+    base_name = name.partition(":")[0].partition("/")[0]
+    # Asked for another name, TFDS would look for it in the cloud, and wait long without a network.
+    if base_name not in known and not os.path.isdir(os.path.join(root, base_name)):
+        nearest = difflib.get_close_matches(name, known, n=3)
         hint = f", nearest: {', '.join(nearest)}" if nearest else ""
         raise UserError(
             f"dataset is {name!r}; expected the name of a TFDS data set{hint}; for photos of your "
             "own give --image_folder=DIR"
+        )
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except (ImportError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"dataset {name!r} cannot be opened ({_first_line(error)}); {WAYS_OUT}"
         ) from error
-    except OSError as error:
-        raise UserError(f"data_dir is {data_dir!r}, which cannot be used: {error}") from error
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
@@ -230,13 +239,13 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever TFDS and its downloader raise, the ways out are the same
-        reason = _first_sentence(error)
+        reason = _first_line(error)
         raise UserError(
             f"dataset {name!r} is not prepared and could not be downloaded ({reason}); {WAYS_OUT}"
         ) from error
 
 
-def _first_sentence(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"
 

@@ -66,7 +66,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_on_disk(tmp_path, photo_folder
     (tmp_path / "occupied" / "thesis.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     if not any(flag.startswith(("--image_folder", "--dataset")) for flag in flags):
-        flags = (*flags, f"--image_folder={photo_folder}")
+        flags = (f"--image_folder={photo_folder}", *flags)
     process = run_script(tmp_path, "run_train.py", *flags)
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()

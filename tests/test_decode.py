@@ -65,10 +65,11 @@ def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        (None, "cannot be read"),
         (b"", "empty file"),
         (b"<html>not found</html>", "not an image"),
         (encode(halves(size=(400, 300)), "JPEG")[:500], "(?i)truncated"),
-        (encode(halves(size=(400, 300)), "PNG")[:60], ""),
+        (encode(halves(size=(400, 300)), "PNG")[:60], "."),
     ],
 )
 def test_damaged_content_is_named_not_decoded(content, reason):
