@@ -1,7 +1,7 @@
 """Fine-tunes a pretrained Keras backbone on photos with a loop of its own.
 
 python run_train.py --unfreeze_from=100 --epochs=10
-python run_train.py --image_folder=PHOTOS --backbone=VGG16 --unfreeze_from=block5
+python run_train.py --image_folder=PHOTOS --unfreeze_from=conv5
 """
 
 from flags.command_line import run

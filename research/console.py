@@ -87,12 +87,17 @@ def closing_lines(directory: RunDirectory) -> str:
     best = min(rows, key=lambda row: row["validation_loss"])
     path = shlex.quote(short_path(directory.path))
     return (
-        f"\n{rows[-1]['epoch']} epochs in {rows[-1]['seconds']:.0f} s; best after epoch "
+        f"\n{counted(rows[-1]['epoch'], 'epoch')} in {rows[-1]['seconds']:.0f} s; best after epoch "
         f"{best['epoch']}: validation loss {best['validation_loss']:.4f}, accuracy "
         f"{best['validation_accuracy']:.4f}\n\n"
         f"evaluate:     python run_eval.py --ckpt_dir={path}\n"
         f"TensorBoard:  tensorboard --logdir={path}"
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, with an s where there is not exactly one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def short_path(path: str | os.PathLike[str]) -> str:

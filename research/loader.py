@@ -135,7 +135,8 @@ class DataLoader:
         shown = [f"  {name}: {reason}" for name, reason in damaged[:10]]
         if len(damaged) > len(shown):
             shown.append(f"  ... and {len(damaged) - len(shown)} more")
-        return "\n".join([f"skipped {len(damaged)} damaged photos:", *shown])
+        photos = "photo" if len(damaged) == 1 else "photos"
+        return "\n".join([f"skipped {len(damaged)} damaged {photos}:", *shown])
 
     def get_label_name(self, label: int) -> str:
         """Returns the name of a class; raises IndexError for a label that is out of range."""

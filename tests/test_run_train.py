@@ -80,7 +80,7 @@ def test_what_a_run_prints_fits_80_columns_and_says_how_to_go_on(finished):
     lines = process.stdout.splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     assert any("SmallResNet" in line for line in lines)
-    assert "skipped 1 damaged photos:" in lines
+    assert "skipped 1 damaged photo:" in lines
     for part in ("frozen", "backbone", "head"):
         assert any(line.startswith(part) for line in lines), part
     (command,) = [line for line in lines if line.startswith("evaluate:")]
