@@ -33,8 +33,18 @@ def epoch_order(count: int, shuffle_size: int, seed: int, epoch: int) -> np.ndar
     return order
 
 
+def epoch_flips(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns which examples an epoch shows mirrored, bool (count,), one in two by chance."""
+    # The third number keeps these draws apart from those of the order.
+    return np.random.default_rng([seed, epoch, 1]).random(count) < 0.5
+
+
 def make_batches(
-    examples: Examples, order: np.ndarray, batch_size: int, preprocessing: Preprocessing | None
+    examples: Examples,
+    order: np.ndarray,
+    batch_size: int,
+    preprocessing: Preprocessing | None,
+    flips: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Returns the examples in the given order, batched; the last batch may be short.
 
@@ -43,6 +53,7 @@ def make_batches(
       order: int64, indices into the examples.
       batch_size: photos a batch.
       preprocessing: applied to the photos, as float32 in [0, 255]; None leaves inputs as they are.
+      flips: bool (examples,), which photos to mirror left to right; none if None.
 
     Returns:
       A data set of batches: `image` (batch, height, width, 3) float32, or what the cached trunk
@@ -51,7 +62,12 @@ def make_batches(
     inputs = examples.inputs
 
     def gather(indices: np.ndarray) -> list[np.ndarray]:
-        return [*(array[indices] for array in inputs), examples.labels[indices]]
+        gathered = [array[indices] for array in inputs]
+        if flips is not None:
+            mirrored = flips[indices]
+            for array in gathered:
+                array[mirrored] = array[mirrored, :, ::-1]
+        return [*gathered, examples.labels[indices]]
 
     def batch_of(indices: tf.Tensor) -> Batch:
         types = [tf.as_dtype(array.dtype) for array in inputs] + [tf.int32]

@@ -138,6 +138,9 @@ class TrainConfig(_Validated):
     image_size: int = _count(160, "height and width in pixels that photos are resized to", 8)
     batch_size: int = _count(32, "photos a step, over all devices together", 1)
     shuffle_size: int = _count(1000, "photos that the next one is drawn from; 1 keeps the order", 1)
+    horizontal_flip: bool = _switch(
+        False, "mirror training photos left to right, one in two by chance, anew each epoch"
+    )
     backbone: str = _text("ResNet101V2", "the pretrained network, by its Keras name")
     weights: str = _text(
         "imagenet",
@@ -211,6 +214,11 @@ class TrainConfig(_Validated):
             )
         if self.epochs + self.head_epochs == 0:
             raise UserError("epochs is 0 and head_epochs is 0; expected at least one epoch")
+        if self.horizontal_flip and self.trunk_cache == "memory":
+            raise UserError(
+                "trunk_cache is 'memory' and horizontal_flip is on, but a cached trunk sees each "
+                "photo only as it is; give --trunk_cache=auto or leave out --horizontal_flip"
+            )
         if self.seed >= 2**31:
             raise UserError(f"seed is {self.seed}; expected less than 2147483648")
 

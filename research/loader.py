@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from research.batches import Preprocessing, epoch_order, make_batches
+from research.batches import Preprocessing, epoch_flips, epoch_order, make_batches
 from research.decode import DamagedImageError, decode_image
 from research.errors import UserError
 from research.examples import Examples, load_examples
@@ -34,7 +34,8 @@ class DataLoader:
       preprocessing: from float32 RGB in [0, 255], shape (batch, size, size, 3), to what the model
         takes; to [-1, 1] by default. None leaves inputs as they are.
       shuffle_size: photos that the next one of an epoch is drawn from.
-      seed: of the order of photos.
+      seed: of the order of photos and of what is mirrored.
+      horizontal_flip: training photos are mirrored left to right, one in two by chance.
 
     Raises:
       UserError: when a split has no photo that can be used.
@@ -49,6 +50,7 @@ class DataLoader:
         preprocessing: Preprocessing | None = scale_to_unit,
         shuffle_size: int = 1000,
         seed: int = 0,
+        horizontal_flip: bool = False,
     ) -> None:
         self.image_size = image_size
         self.batch_size = batch_size
@@ -56,6 +58,7 @@ class DataLoader:
         self.preprocessing = preprocessing
         self.shuffle_size = shuffle_size
         self.seed = seed
+        self.horizontal_flip = horizontal_flip
         self._loaded: dict[str, Examples] = {}
 
     @property
@@ -88,7 +91,8 @@ class DataLoader:
         examples = self.examples("train")
         order = epoch_order(len(examples), self.shuffle_size, self.seed, epoch)
         rest = order[start * self.batch_size :]
-        return make_batches(examples, rest, self.batch_size, self.preprocessing)
+        flips = epoch_flips(len(examples), self.seed, epoch) if self.horizontal_flip else None
+        return make_batches(examples, rest, self.batch_size, self.preprocessing, flips)
 
     def split_batches(self, split: str) -> tf.data.Dataset:
         """Returns all photos of a split once, in stored order."""

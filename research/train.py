@@ -50,6 +50,7 @@ def train(config: TrainConfig) -> RunDirectory:
         preprocessing=built.backbone.preprocessing,
         shuffle_size=config.shuffle_size,
         seed=config.seed,
+        horizontal_flip=config.horizontal_flip,
     )
     plan = make_plan(config, photos.num_train_examples)
     with strategy.scope():
@@ -88,7 +89,7 @@ def run_trunk_once(
     """
     splits = {split: photos.examples(split) for split in ("train", "validation")}
     number = sum(map(len, splits.values()))
-    decision = decide(config.trunk_cache, network.parts, number, plan.visits)
+    decision = decide(config, network.parts, number, plan.visits)
     print(f"trunk cache  {decision.reason}", flush=True)
     if not decision.use:
         return network, photos

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tqdm
 
 from research.batches import Preprocessing, make_batches
+from research.config import TrainConfig
 from research.examples import Examples, allocate
 from research.split import Activations, SplitBackbone
 
@@ -34,17 +35,21 @@ def bytes_a_photo(parts: SplitBackbone) -> int:
     )
 
 
-def decide(setting: str, parts: SplitBackbone, photos: int, visits: float) -> CacheDecision:
+def decide(config: TrainConfig, parts: SplitBackbone, photos: int, visits: float) -> CacheDecision:
     """Decides whether to cache.
 
     Args:
-      setting: `memory` and `off` are obeyed; `auto` caches where it pays and fits.
+      config: its `trunk_cache` is obeyed if `memory` or `off`; `auto` caches where it pays and
+        fits.
       parts: the backbone, cut below the first trainable layer.
       photos: how many photos of all splits would be cached.
       visits: how often training looks at each of its photos.
     """
+    setting = config.trunk_cache
     if setting == "off":
         return CacheDecision(False, "off, as asked")
+    if config.horizontal_flip:
+        return CacheDecision(False, "off: photos are mirrored by chance")
     if parts.trunk is None:
         return CacheDecision(False, "off: no layer is frozen")
     size = photos * bytes_a_photo(parts)

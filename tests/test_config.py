@@ -50,6 +50,11 @@ def test_no_epoch_at_all_is_refused():
         TrainConfig(epochs=0)
 
 
+def test_flips_and_a_cached_trunk_exclude_each_other():
+    with pytest.raises(UserError, match="give --trunk_cache=auto or leave out --horizontal_flip"):
+        TrainConfig(horizontal_flip=True, trunk_cache="memory")
+
+
 def test_paths_are_kept_absolute_so_that_evaluation_works_from_elsewhere():
     config = TrainConfig(image_folder="photos", weights="w.weights.h5")
     assert config.image_folder == os.path.abspath("photos")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from research.batches import epoch_order
 from research.errors import UserError
 from research.loader import DataLoader
 from research.sources import FolderSource
@@ -52,6 +53,30 @@ def test_an_epoch_resumes_at_the_exact_next_batch(loader):
     for expected, got in zip(whole[2:], rest, strict=True):
         np.testing.assert_array_equal(expected["image"], got["image"])
         np.testing.assert_array_equal(expected["label"], got["label"])
+
+
+def test_flips_mirror_half_of_the_training_photos_anew_each_epoch(photo_folder):
+    plain = DataLoader(16, 8, source=FolderSource(str(photo_folder)))
+    flipping = DataLoader(16, 8, source=FolderSource(str(photo_folder)), horizontal_flip=True)
+
+    def images(batches):
+        return np.concatenate([batch["image"] for batch in batches])
+
+    mirrored = []
+    for epoch in (0, 1):
+        before, after = images(plain.epoch_batches(epoch)), images(flipping.epoch_batches(epoch))
+        same = np.array([np.array_equal(x, y) for x, y in zip(before, after, strict=True)])
+        np.testing.assert_array_equal(after[~same], before[~same, :, ::-1])
+        assert 0.3 < same.mean() < 0.7
+        order = epoch_order(len(before), 1000, 0, epoch)
+        mirrored.append(set(order[~same]))
+    assert mirrored[0] != mirrored[1]
+    np.testing.assert_array_equal(
+        images(flipping.epoch_batches(1))[16:], images(flipping.epoch_batches(1, start=2))
+    )
+    np.testing.assert_array_equal(
+        images(flipping.validation_batches), images(plain.validation_batches)
+    )
 
 
 def test_damaged_photos_are_skipped_counted_and_named(tmp_path):
