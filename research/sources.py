@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
 
 from research.errors import UserError
 from research.sketches import Sketches
@@ -232,17 +235,32 @@ def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
     if builder.is_prepared():
         return
-    from tensorflow_datasets.core.download import downloader
-
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    # The downloader's library warns of each try; the outcome is told once, below.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     # Ten tries with doubling pauses keep a machine without a network waiting for 200 seconds.
     downloader.MAX_RETRIES = 2
+    root = Path(builder.data_path).parents[1]
+    existed = root.exists()
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever TFDS and its downloader raise, the ways out are the same
+        for folder in (root / "downloads", root / builder.name):
+            _remove_empty_folders(folder)
+        if not existed:
+            _remove_empty_folders(root)
         reason = _first_line(error)
         raise UserError(
             f"dataset {name!r} is not prepared and could not be downloaded ({reason}); {WAYS_OUT}"
         ) from error
+
+
+def _remove_empty_folders(root: Path) -> None:
+    """Removes a folder that holds nothing but folders, or those in it that do."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def _first_line(error: Exception) -> str:

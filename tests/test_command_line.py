@@ -78,8 +78,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_on_disk(tmp_path, photo_folder
 def test_a_data_set_that_cannot_be_downloaded_is_one_line_with_the_ways_out(tmp_path):
     process = run_script(tmp_path, "run_train.py", *SMALL_RUN, "--dataset=cats_vs_dogs")
     assert process.returncode == 2
-    line = process.stderr.splitlines()[-1]
+    (line,) = process.stderr.splitlines()
     for way_out in ("--data_dir=DIR", "--image_folder=DIR", "--dataset=sketches"):
         assert way_out in line
-    assert "Traceback" not in process.stderr
-    assert not (tmp_path / "runs").exists()
+    assert list(tmp_path.iterdir()) == []
