@@ -32,6 +32,7 @@ class Setting:
       choices: the values allowed, where they can be listed.
       minimum: the least number allowed, inclusive unless `exclusive`.
       exclusive: the number must be greater than `minimum`, not equal to it.
+      maximum: the greatest number allowed.
       is_path: the value is a path, kept in its absolute form.
       changes_result: a run resumed with another value would not be the same run.
     """
@@ -40,6 +41,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     exclusive: bool = False
+    maximum: float = 2**31 - 1
     is_path: bool = False
     changes_result: bool = True
 
@@ -53,8 +55,15 @@ def _declare(default: Any, setting: Setting) -> Any:
     return dataclasses.field(default=default, metadata={"setting": setting})
 
 
-def _count(default: int | None, text: str, minimum: int = 0, changes_result: bool = True) -> Any:
-    return _declare(default, Setting(text, minimum=minimum, changes_result=changes_result))
+def _count(
+    default: int | None,
+    text: str,
+    minimum: int = 0,
+    changes_result: bool = True,
+    maximum: int = 2**31 - 1,
+) -> Any:
+    setting = Setting(text, minimum=minimum, maximum=maximum, changes_result=changes_result)
+    return _declare(default, setting)
 
 
 def _rate(default: float, text: str) -> Any:
@@ -102,7 +111,9 @@ def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
     if setting.minimum is not None:
         noun = "a whole number" if kind is int else "a number"
         low = value <= setting.minimum if setting.exclusive else value < setting.minimum
-        if low or not math.isfinite(value):
+        if value > setting.maximum:
+            raise UserError(f"{name} is {value}; expected {noun} of at most {setting.maximum}")
+        if low or math.isnan(value):
             bound = "greater than" if setting.exclusive else "of at least"
             raise UserError(f"{name} is {value}; expected {noun} {bound} {setting.minimum:g}")
     if kind is str and (not value or not value.isprintable()):
@@ -135,8 +146,10 @@ class TrainConfig(_Validated):
         "where TFDS keeps prepared data sets; TFDS's own default if not given",
         changes_result=False,
     )
-    image_size: int = _count(160, "height and width in pixels that photos are resized to", 8)
-    batch_size: int = _count(32, "photos a step, over all devices together", 1)
+    image_size: int = _count(
+        160, "height and width in pixels that photos are resized to", 8, maximum=4096
+    )
+    batch_size: int = _count(32, "photos a step, over all devices together", 1, maximum=2**16)
     shuffle_size: int = _count(1000, "photos that the next one is drawn from; 1 keeps the order", 1)
     horizontal_flip: bool = _switch(
         False, "mirror training photos left to right, one in two by chance, anew each epoch"
@@ -182,7 +195,7 @@ class TrainConfig(_Validated):
         changes_result=False,
     )
     virtual_devices: int = _count(
-        1, "split the CPU in so many logical devices, to try --distribution=mirrored", 1, False
+        1, "split the CPU in so many logical devices, to try --distribution=mirrored", 1, False, 64
     )
     trunk_cache: str = _choice(
         "auto",
@@ -219,8 +232,6 @@ class TrainConfig(_Validated):
                 "trunk_cache is 'memory' and horizontal_flip is on, but a cached trunk sees each "
                 "photo only as it is; give --trunk_cache=auto or leave out --horizontal_flip"
             )
-        if self.seed >= 2**31:
-            raise UserError(f"seed is {self.seed}; expected less than 2147483648")
 
     @property
     def total_epochs(self) -> int:

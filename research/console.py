@@ -84,6 +84,8 @@ def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics) 
 def closing_lines(directory: RunDirectory) -> str:
     """Returns the result of a finished run and the commands to go on with, ready to paste."""
     rows = directory.read_metrics()
+    if not rows:
+        return f"nothing left to do in {short_path(directory.path)}"
     best = min(rows, key=lambda row: row["validation_loss"])
     path = shlex.quote(short_path(directory.path))
     return (

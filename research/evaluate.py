@@ -105,10 +105,11 @@ def evaluate(config: EvalConfig) -> Evaluation:
         preprocessing=built.backbone.preprocessing,
     )
     learner = Learner(strategy, built.network, (), state)
-    metrics = learner.evaluate(
-        runtime.feed(loader.split_batches(config.split), loader.batch_size, strategy)
-    )
     examples = loader.examples(config.split)
+    batch_size = min(loader.batch_size, len(examples))
+    metrics = learner.evaluate(
+        runtime.feed(loader.split_batches(config.split), batch_size, strategy)
+    )
     evaluation = Evaluation(
         backbone=trained.backbone,
         checkpoint=path,

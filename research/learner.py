@@ -13,7 +13,7 @@ from research.backbones import find_backbone
 from research.batches import Batch
 from research.config import WEIGHTS_BY_NAME, TrainConfig
 from research.metrics import Metrics, Sums, Tally, mean_metrics
-from research.model import Wrapper, freeze_below, trained_backbone
+from research.model import Wrapper, freeze_below, trained_backbone, trained_statistics
 from research.optimizers import Group, check_partition, make_group
 from research.plan import Plan
 from research.schedules import Schedule
@@ -50,6 +50,8 @@ def build_network(config: TrainConfig, num_classes: int, with_weights: bool = Tr
     Raises:
       UserError: the weights cannot be had or do not fit, or `unfreeze_from` names no layer.
     """
+    # Again, as reading data may have drawn from the generators that initial weights come from.
+    keras.utils.set_random_seed(config.seed)
     backbone = find_backbone(config.backbone)
     named = with_weights and config.weights == "imagenet"
     base_model = build_backbone(backbone, config.image_size, "imagenet" if named else None)
@@ -119,12 +121,19 @@ def make_groups(
 def make_checkpoint(
     model: Wrapper, groups: tuple[Group, ...], state: RunState
 ) -> tf.train.Checkpoint:
-    """Names all that a run resumes from."""
+    """Names all that a run resumes from.
+
+    Random layers, such as Dropout, count their draws in variables that Keras keeps apart from a
+    layer's weights, and that a checkpoint of the model alone leaves out.
+    """
+    weights = {id(variable) for variable in model.weights}
+    counters = [variable.value for variable in model.variables if id(variable) not in weights]
     optimizers: dict[str, keras.optimizers.Optimizer] = {
         f"{group.name}_optimizer": group.optimizer for group in groups
     }
     return tf.train.Checkpoint(
         model=model,
+        random_counters=counters,
         step=state.step,
         tally=state.tally.variable,
         best_loss=state.best_loss,
@@ -177,6 +186,18 @@ class Learner:
             sums = strategy.run(lambda part: eval_step(network, part), (batch,))
             self._eval_tally.add(Sums(*map(self._first, sums)))
 
+        @tf.function
+        def average_statistics() -> None:
+            def on_replica() -> None:
+                context = tf.distribute.get_replica_context()
+                for variable in statistics:
+                    mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, variable.value)
+                    variable.assign(mean)
+
+            strategy.run(on_replica)
+
+        statistics = trained_statistics(network.model)
+        self._average_statistics = average_statistics if statistics else None
         self._train_head = compile_train_step(groups[:1])
         self._train_all = compile_train_step(groups)
         self._eval_step = run_eval_step
@@ -184,6 +205,14 @@ class Learner:
     def train_step(self, batch: Batch, head_alone: bool = False) -> dict[str, tf.Tensor]:
         """Makes one update; returns the gradient norm of each group that was updated, by name."""
         return self._train_head(batch) if head_alone else self._train_all(batch)
+
+    def average_statistics(self) -> None:
+        """Gives all devices the mean of the statistics that BatchNorm learned on each.
+
+        Without this, what is evaluated would not be what is saved.
+        """
+        if self._average_statistics and self.strategy.num_replicas_in_sync > 1:
+            self._average_statistics()
 
     def evaluate(self, batches: tf.data.Dataset) -> Metrics:
         """Returns the metrics over batches, in inference mode; each photo counts once."""

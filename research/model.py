@@ -87,6 +87,16 @@ def summarize_parts(model: Wrapper, index: int) -> tuple[PartSummary, ...]:
     )
 
 
+def trained_statistics(model: Wrapper) -> list[keras.Variable]:
+    """Returns the moving means and variances that training changes."""
+    return [
+        variable
+        for layer in model.backbone._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
 def trained_backbone(model: Wrapper) -> list[keras.Variable]:
     """Returns the backbone variables that are trained, in the order of the layers."""
     return list(model.backbone.trainable_variables)

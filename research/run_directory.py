@@ -19,6 +19,18 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+MADE_FIRST = (
+    "checkpoints",
+    "events",
+    "pictures",
+    "labels.txt",
+    "labels.txt.partial",
+    "data.json",
+    "data.json.partial",
+    "config.json.partial",
+)
+
+
 class RunDirectory:
     """Names the files of a run. Building one touches nothing on disk."""
 
@@ -26,13 +38,16 @@ class RunDirectory:
         self.path = Path(path)
         self.config_file = self.path / "config.json"
         self.labels_file = self.path / "labels.txt"
+        self.data_file = self.path / "data.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.events = self.path / "events"
         self.pictures = self.path / "pictures"
 
-    def create(self, config: TrainConfig, class_names: tuple[str, ...]) -> None:
-        """Makes the folder, with the run's settings and the names of its classes.
+    def create(
+        self, config: TrainConfig, class_names: tuple[str, ...], data: dict[str, Any]
+    ) -> None:
+        """Makes the folder, with the run's settings, its classes and what is known of its data.
 
         Raises:
           UserError: the folder cannot be made or written.
@@ -41,7 +56,8 @@ class RunDirectory:
             for folder in (self.path, self.checkpoints, self.events, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.labels_file, "".join(f"{name}\n" for name in class_names))
-            write_atomically(self.config_file, config.to_json())
+            write_atomically(self.data_file, json.dumps(data, indent=2) + "\n")
+            write_atomically(self.config_file, config.to_json())  # last: now it is a run
         except OSError as error:
             raise _not_writable(self.path, error.strerror) from error
 
@@ -51,7 +67,7 @@ class RunDirectory:
 
     def read_class_names(self) -> tuple[str, ...]:
         """Returns the names of the classes by label; raises `UserError` if there are none."""
-        return tuple(_read(self.labels_file).splitlines())
+        return tuple(_read(self.labels_file).removesuffix("\n").split("\n"))
 
     def check_class_names(self, found: tuple[str, ...]) -> None:
         """Raises `UserError` unless these are the classes that the run was trained on."""
@@ -60,6 +76,27 @@ class RunDirectory:
             raise UserError(
                 f"the photos have the classes {', '.join(found[:10])}; the run in "
                 f"{str(self.path)!r} was trained on {', '.join(trained[:10])}: expected the same"
+            )
+
+    def read_data(self) -> dict[str, Any]:
+        """Returns what `create` was told of the data; raises `UserError` if there is nothing."""
+        try:
+            return json.loads(_read(self.data_file))
+        except ValueError as error:
+            raise UserError(f"{str(self.data_file)!r} is not JSON: {error}") from error
+
+    def check_data(self, found: dict[str, Any]) -> None:
+        """Raises `UserError` unless the run was started on the same photos."""
+        started = self.read_data()
+        changed = [
+            f"{name} was {started.get(name)!r} and is now {value!r}"
+            for name, value in found.items()
+            if started.get(name) != value
+        ]
+        if changed:
+            raise UserError(
+                f"the photos changed since the run in {str(self.path)!r} was started: "
+                f"{'; '.join(changed)}; restore them, or give another --ckpt_dir"
             )
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -88,10 +125,11 @@ class RunDirectory:
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UserError(
-            f"ckpt_dir is {str(file.parent)!r}, where {file.name} cannot be read "
-            f"({error.strerror}); expected the folder of a training run"
+            f"ckpt_dir is {str(file.parent)!r}, where {file.name} cannot be read ({reason}); "
+            "expected the folder of a training run"
         ) from error
 
 
@@ -104,7 +142,7 @@ def _not_writable(path: Path, reason: str | None) -> UserError:
 def default_path(config: TrainConfig) -> Path:
     """Returns a new folder under runs/, named by backbone, data and time."""
     data = os.path.basename(config.image_folder) if config.image_folder else config.dataset
-    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return Path("runs") / f"{config.backbone}-{data.replace('/', '-')}-{time}"
 
 
@@ -116,7 +154,7 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
         run, or cannot be written. Nothing on disk is changed.
     """
     directory = RunDirectory(config.ckpt_dir or default_path(config))
-    if directory.config_file.exists():
+    if os.path.exists(directory.config_file):
         differences = directory.read_config().differences(config)
         if differences:
             named = "; ".join(
@@ -134,7 +172,8 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
 def _check_free(path: Path) -> None:
     """Raises `UserError` unless a folder can be made here, or an empty one is there."""
     try:
-        if path.exists() and any(path.iterdir()):
+        # A run killed while its folder was made left some of what it makes first.
+        if path.exists() and any(child.name not in MADE_FIRST for child in path.iterdir()):
             raise UserError(
                 f"ckpt_dir is {str(path)!r}, which is not empty and holds no run (no config.json); "
                 "expected a new or an empty folder, or that of a run to resume"

@@ -52,6 +52,11 @@ class Source(Protocol):
         ...
 
 
+def printable(name: str) -> str:
+    """Returns a file's name with bytes that are no UTF-8 written as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def split_fraction(name: str) -> float:
     """Returns a number in [0, 1) that depends on nothing but the name."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
@@ -71,9 +76,9 @@ class FolderSource:
 
     def __init__(self, folder: str) -> None:
         root = Path(folder)
-        if not root.is_dir():
-            raise UserError(f"image_folder is {folder!r}; expected a folder that exists")
         try:
+            if not root.is_dir():
+                raise UserError(f"image_folder is {folder!r}; expected a folder that exists")
             found = {
                 child.name: _image_files(child)
                 for child in sorted(root.iterdir())
@@ -88,7 +93,7 @@ class FolderSource:
                 f"image_folder {folder!r} has {images} in its subfolders; expected one subfolder "
                 "of images (JPEG, PNG, ...) a class, and at least two"
             )
-        self.class_names = tuple(classes)
+        self.class_names = tuple(map(printable, classes))
         self._root = root
         self._files: dict[str, list[tuple[float, str, int]]] = {split: [] for split in SPLITS}
         for label, (name, files) in enumerate(classes.items()):
@@ -108,7 +113,7 @@ class FolderSource:
             encoded = None
             with contextlib.suppress(OSError):
                 encoded = (self._root / path).read_bytes()
-            yield EncodedExample(encoded, label, path)
+            yield EncodedExample(encoded, label, printable(path))
 
     def _listed(self, split: str) -> list[tuple[float, str, int]]:
         if split not in SPLITS:
@@ -125,14 +130,14 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 class TfdsSource:
-    """An image classification data set of TensorFlow Datasets, prepared on first use.
+    """An image classification data set of TensorFlow Datasets, prepared when first read.
 
     A data set with only one split is cut 80/10/10; one with a test or a validation split of its
     own keeps it as `test`, and gives a tenth of `train` to validation where it has no other.
 
     Raises:
-      UserError: the name is unknown, the set has no image with a class label, or it is not
-        prepared and cannot be downloaded.
+      UserError: the name is unknown or the set has no image with a class label; on reading, it is
+        not prepared and cannot be downloaded.
     """
 
     def __init__(self, name: str, data_dir: str | None = None) -> None:
@@ -151,16 +156,19 @@ class TfdsSource:
         self._label = "label" if "label" in labels else labels[0]
         names = (key for key in features if "file" in key and "name" in key)
         self._file_name = next(names, None)
+        if not features[self._label].num_classes:
+            _prepare(self._builder, name)  # it learns its classes only then
         self.class_names = tuple(features[self._label].names)
-        _prepare(self._builder, name)
-        self._splits = standard_splits(tuple(self._builder.info.splits))
 
     def count(self, split: str) -> int:
-        return int(self._builder.info.splits[self._expression(split)].num_examples)
+        expression = self._expression(split)  # it prepares the data set: the splits are known then
+        return int(self._builder.info.splits[expression].num_examples)
 
     def examples(self, split: str) -> Iterator[EncodedExample]:
         options = tf.data.Options()
         options.autotune.enabled = False  # its thread holds up an iterator's end for seconds
+        if not self.count(split):
+            return  # TFDS refuses to read nothing
         stored = self._builder.as_dataset(
             split=self._expression(split),
             decoders={self._image: tfds.decode.SkipDecoding()},
@@ -177,13 +185,15 @@ class TfdsSource:
             yield EncodedExample(example[self._image], int(example[self._label]), name)
 
     def _expression(self, split: str) -> str:
-        expression = self._splits.get(split, split)
+        _prepare(self._builder, self._name)
+        own = self._builder.info.splits
+        expression = standard_splits(tuple(own)).get(split, split)
         try:
-            self._builder.info.splits[expression]
-        except (ValueError, KeyError, AssertionError) as error:
+            own[expression].num_examples  # noqa: B018
+        except Exception as error:  # TFDS raises many kinds for an expression that it cannot read
             raise UserError(
                 f"split is {split!r}; expected train, validation, test, or a TFDS expression over "
-                f"the splits {', '.join(self._builder.info.splits)} of {self._name}"
+                f"the splits {', '.join(own)} of {self._name}"
             ) from error
         return expression
 
@@ -226,7 +236,7 @@ def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         )
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except (ImportError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # a wrong version, a broken builder: TFDS raises what it likes
         raise UserError(
             f"dataset {name!r} cannot be opened ({_first_line(error)}); {WAYS_OUT}"
         ) from error

@@ -1,7 +1,7 @@
 """The training step and the evaluation step, written as if there were one device.
 
 Each runs in a replica context: on its device's part of the batch, with sums over the devices where
-they are needed. `research/train.py` wraps them in `tf.function` and `strategy.run`.
+they are needed. `research/learner.py` wraps them in `tf.function` and `strategy.run`.
 """
 
 from __future__ import annotations
@@ -52,9 +52,15 @@ def sum_over_replicas(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def compute_gradients(
-    network: Network, batch: Batch, variables: Sequence[keras.Variable]
+    network: Network, batch: Batch, variables: Sequence[keras.Variable], training: bool
 ) -> tuple[list[tf.Tensor], Sums]:
     """Forward and backward pass over one device's part of the batch.
+
+    Args:
+      network: what to compute with.
+      batch: this device's part.
+      variables: what to differentiate by.
+      training: the mode of the backbone above the cut.
 
     Returns:
       The gradients of the *sum* of the weighted example losses, one a variable, and the sums of
@@ -64,7 +70,7 @@ def compute_gradients(
     values = [variable.value for variable in variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
-        logits = network.logits(activations, training=True)
+        logits = network.logits(activations, training)
         sums = weighted_sums(logits, batch["label"], batch["weight"])
     gradients = tape.gradient(sums.loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return gradients, sums
@@ -80,7 +86,9 @@ def train_step(
       scalars.
     """
     variables = [variable for group in groups for variable in group.variables]
-    gradients, sums = compute_gradients(network, batch, variables)
+    # While the head is trained alone, the backbone's BatchNorm and Dropout rest too.
+    training = any(group.name == "backbone" for group in groups)
+    gradients, sums = compute_gradients(network, batch, variables, training)
     *gradients, loss, correct, weight = sum_over_replicas([*gradients, *sums])
     gradients = [tf.math.divide_no_nan(gradient, weight) for gradient in gradients]
     norms = {}

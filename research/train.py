@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -57,14 +59,20 @@ def train(config: TrainConfig) -> RunDirectory:
         state = RunState()
         groups = make_groups(config, built.network.model, state.step, plan)
     print(console.describe_run(config, photos, built, groups, strategy), flush=True)
-    network, loader = run_trunk_once(config, built.network, photos, plan)
-    learner = Learner(strategy, network, groups, state)
-
-    checkpoint = make_checkpoint(network.model, groups, state)
+    checkpoint = make_checkpoint(built.network.model, groups, state)
     checkpoints = Checkpoints(checkpoint, directory.checkpoints)
+    data = describe_data(photos)
+    if resuming:
+        directory.check_data(data)
+    # Restored first: what the trunk computes is to come from the weights that go on.
     resumed = resuming and checkpoints.restore_latest()
-    directory.create(config, photos.class_names)
+    cached = directory.read_data()["trunk_cached"] if resuming else None
+    network, loader = run_trunk_once(config, built.network, photos, plan, cached)
+    if not resuming:
+        data = {**data, "trunk_cached": network.from_trunk}
+        directory.create(config, photos.class_names, data)
     directory.keep_metrics_until(state.current_step)
+    learner = Learner(strategy, network, groups, state)
     logbook = Logbook(directory, plan)
     if resumed:
         print(f"resuming after step {state.current_step} of {plan.steps}", flush=True)
@@ -79,22 +87,41 @@ def train(config: TrainConfig) -> RunDirectory:
     return directory
 
 
+def describe_data(photos: DataLoader) -> dict[str, Any]:
+    """Returns what tells a run's photos from others: their number and their names."""
+    described: dict[str, Any] = {}
+    for split in ("train", "validation"):
+        names = photos.examples(split).names
+        described[f"{split}_photos"] = len(names)
+        described[f"{split}_names_sha256"] = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return described
+
+
 def run_trunk_once(
-    config: TrainConfig, network: Network, photos: DataLoader, plan: Plan
+    config: TrainConfig, network: Network, photos: DataLoader, plan: Plan, cached: bool | None
 ) -> tuple[Network, DataLoader]:
     """Runs the frozen layers over all photos beforehand where that pays, and says so.
+
+    Args:
+      config: of the run.
+      network: what the steps would compute with otherwise.
+      photos: the run's photos.
+      plan: its steps.
+      cached: what a resumed run did; it goes on alike, to end with the same weights.
 
     Returns:
       What the steps compute with, and the loader of what they take.
     """
     splits = {split: photos.examples(split) for split in ("train", "validation")}
     number = sum(map(len, splits.values()))
+    if cached is not None:
+        config = dataclasses.replace(config, trunk_cache="memory" if cached else "off")
     decision = decide(config, network.parts, number, plan.visits)
     print(f"trunk cache  {decision.reason}", flush=True)
     if not decision.use:
         return network, photos
-    cached = cache_trunk(network.parts, splits, photos.preprocessing, config.batch_size)
-    return dataclasses.replace(network, from_trunk=True), photos.with_examples(cached)
+    loaded = cache_trunk(network.parts, splits, photos.preprocessing, config.batch_size)
+    return dataclasses.replace(network, from_trunk=True), photos.with_examples(loaded)
 
 
 def train_epoch(
@@ -114,10 +141,11 @@ def train_epoch(
     step = state.current_step
     epoch, start = plan.position(step)
     end = (epoch + 1) * plan.steps_per_epoch
+    batch_size = min(config.batch_size, loader.num_train_examples)
     batches = loader.epoch_batches(epoch, start).take(end - step)
     meter = Meter(state.tally.read())
     with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
-        for batch in meter.timed(runtime.feed(batches, config.batch_size, learner.strategy)):
+        for batch in meter.timed(runtime.feed(batches, batch_size, learner.strategy)):
             norms = learner.train_step(batch, head_alone=epoch < plan.head_epochs)
             step += 1
             every = config.checkpoint_every
@@ -129,12 +157,14 @@ def train_epoch(
             logbook.interval(step, meter.interval(sums), scalars_of_groups(learner, step, norms))
             progress.show(step - (epoch * plan.steps_per_epoch), meter.epoch(sums))
             if saving and step < end:  # the last step's checkpoint follows the validation
+                learner.average_statistics()
                 state.seconds.assign_add(stopwatch.lap())
                 checkpoints.save("latest", step)
 
     trained = meter.epoch(state.tally.read())
+    learner.average_statistics()
     validation = learner.evaluate(
-        runtime.feed(loader.validation_batches, config.batch_size, learner.strategy)
+        runtime.feed(loader.validation_batches, batch_size, learner.strategy)
     )
     check_finite(step, checkpoints, {"validation loss": validation.loss})
     state.seconds.assign_add(stopwatch.lap())

@@ -60,7 +60,8 @@ def decide(config: TrainConfig, parts: SplitBackbone, photos: int, visits: float
     if setting == "auto" and size > available // 2:
         half = f"half of the free {available / 1e6:,.0f} MB"
         return CacheDecision(False, f"off: {amount} would take more than {half}")
-    return CacheDecision(True, f"in memory, {amount}: the frozen layers run once")
+    place = "in memory" if size <= available // 2 else "on disk"
+    return CacheDecision(True, f"{place}, {amount}: the frozen layers run once")
 
 
 def cache_trunk(

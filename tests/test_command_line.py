@@ -50,7 +50,10 @@ def test_flags_and_configs_import_no_tensorflow():
         (("--flagfile=gone.flags",), "gone.flags"),
         # From here on TensorFlow is needed to know.
         (("--image_folder=gone",), "expected a folder that exists"),
+        ((f"--image_folder={'a' * 300}",), "image_folder"),
         (("--dataset=cats_vs_dog",), "nearest: cats_vs_dogs"),
+        (("--dataset=mnist:9.9.9",), "cannot be opened"),
+        ((f"--ckpt_dir={'a' * 300}",), "which cannot be written"),
         (("--ckpt_dir=a_file/run",), "which cannot be written"),
         (("--ckpt_dir=occupied",), "is not empty and holds no run"),
         ((*SMALL_RUN, "--unfreeze_from=99"), "SmallResNet has 49 layers: expected 0 to 49"),

@@ -29,7 +29,9 @@ def test_json_round_trip_keeps_every_setting():
         ("backbone", "ResNet101V3", "ResNet101V2"),
         ("epochs", "3", "expected a value of type int"),
         ("dataset", "", "expected text"),
-        ("seed", 2**31, "expected less than 2147483648"),
+        ("seed", 2**31, "seed is 2147483648; expected a whole number of at most 2147483647"),
+        ("batch_size", 10**400, "of at most 65536"),
+        ("image_size", 100_000, "of at most 4096"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(setting, value, expected):

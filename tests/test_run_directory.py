@@ -15,17 +15,32 @@ def test_a_new_run_touches_nothing_until_it_is_created(tmp_path):
     directory, resuming = find_run(config(tmp_path / "a" / "b"))
     assert not resuming
     assert list(tmp_path.iterdir()) == []
-    directory.create(config(tmp_path / "a" / "b"), ("cat", "dog"))
+    directory.create(config(tmp_path / "a" / "b"), ("cat", "dog"), {})
     assert directory.read_config() == config(tmp_path / "a" / "b")
     assert directory.read_class_names() == ("cat", "dog")
 
 
 def test_the_same_settings_resume_and_others_are_refused(tmp_path):
-    RunDirectory(tmp_path / "run").create(config(tmp_path / "run"), ("cat", "dog"))
+    RunDirectory(tmp_path / "run").create(config(tmp_path / "run"), ("cat", "dog"), {})
     assert find_run(config(tmp_path / "run", virtual_devices=2))[1]
     with pytest.raises(UserError) as error:
         find_run(config(tmp_path / "run", seed=1, batch_size=8))
     assert "batch_size was 32 and is now 8; seed was 0 and is now 1" in str(error.value)
+
+
+def test_a_folder_left_by_a_run_killed_while_making_it_is_taken(tmp_path):
+    RunDirectory(tmp_path).create(config(tmp_path), ("cat", "dog"), {})
+    (tmp_path / "config.json").unlink()
+    assert find_run(config(tmp_path))[1] is False
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        find_run(config(tmp_path))
+
+
+def test_files_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        find_run(config(tmp_path))
 
 
 def test_an_empty_folder_is_taken(tmp_path):

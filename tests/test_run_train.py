@@ -210,6 +210,22 @@ def test_photos_of_other_classes_are_refused_on_resuming(finished, tmp_path):
     assert "cat, dog" in process.stderr
 
 
+def test_photos_that_changed_are_refused_on_resuming(finished):
+    folder, flags, _ = finished
+    added = [folder / "photos" / "cat" / f"new{index}.jpg" for index in range(20)]
+    for path in added:
+        path.write_bytes((folder / "photos" / "dog" / "dog001.jpg").read_bytes())
+    try:
+        process = run_script(folder, "run_train.py", *flags)
+    finally:
+        for path in added:
+            path.unlink()
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    before = json.loads((folder / "a run" / "data.json").read_text())["train_photos"]
+    assert f"train_photos was {before} and is now" in line
+
+
 def test_two_virtual_devices_train_like_one(photo_folder, tmp_path):
     flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=1", "--head_optimizer=sgd"]
     flags += ["--backbone_optimizer=sgd"]

@@ -92,6 +92,15 @@ def draw_one_class(folder: Path) -> None:
     shutil.rmtree(folder / "dog")
 
 
+def test_names_that_are_no_utf8_can_be_printed(tmp_path):
+    folder = draw_photos(tmp_path, 8)
+    name = os.fsencode(folder / "cat") + b"/caf\xe9.jpg"
+    with open(name, "wb") as file:
+        file.write(b"content")
+    examples = {x.name: x for s in SPLITS for x in FolderSource(str(folder)).examples(s)}
+    assert examples["cat/caf\\xe9.jpg"].encoded == b"content"
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="expected a folder that exists"):
         FolderSource(str(tmp_path / "nowhere"))
@@ -131,6 +140,7 @@ def test_tfds_takes_split_expressions_and_refuses_nonsense(few_sketches, tmp_pat
     assert source.count("train[:10%]") == 4
     with pytest.raises(UserError, match="split is 'tests'; expected train, validation, test"):
         source.count("tests")
+    assert list(source.examples("train[:0%]")) == []
 
 
 @pytest.mark.parametrize(
@@ -167,7 +177,7 @@ def test_a_failed_download_is_one_line_with_the_ways_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(UserError) as error:
-        open_source("cats_vs_dogs", None, str(tmp_path))
+        open_source("cats_vs_dogs", None, str(tmp_path)).count("train")
     message = str(error.value)
     assert "\n" not in message
     for way_out in ("--data_dir", "--image_folder", "--dataset=sketches", "no route"):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from research import runtime
 from research.batches import make_batches
+from research.checkpoint import restore_model
 from research.config import TrainConfig
 from research.examples import Examples
 from research.learner import Learner, RunState, build_network, make_checkpoint, make_groups
@@ -267,6 +268,54 @@ def test_every_optimizer_learns_and_resumes_exactly(optimizer, tmp_path):
     assert train(other, examples, 8) == on
     for one, two in zip(weights(learner), weights(other), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_random_layers_go_on_where_they_were(tmp_path):
+    """EfficientNet drops paths at random; its counters are no weights, and must be saved too."""
+    config = dataclasses.replace(CONFIG, backbone="EfficientNetB0", unfreeze_from="block7")
+    examples = some_photos(8)
+    learner = make_learner(config)
+    train(learner, examples, 8)
+    checkpoint = make_checkpoint(model_of(learner), learner.groups, learner.state)
+    path = checkpoint.save(str(tmp_path / "step"))
+    on = train(learner, examples, 8)
+    other = make_learner(config)
+    make_checkpoint(model_of(other), other.groups, other.state).restore(path).assert_consumed()
+    assert train(other, examples, 8) == on
+    for one, two in zip(weights(learner), weights(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_statistics_learned_on_several_devices_are_averaged(tmp_path):
+    """What is evaluated on two devices is what a checkpoint gives one."""
+    config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="0")
+    two, one = make_learner(config, 2), make_learner(config)
+    examples = some_photos(16)
+    train(two, examples, 8)
+    two.average_statistics()
+    norm = next(
+        x for x in model_of(two).backbone.layers if isinstance(x, keras.layers.BatchNormalization)
+    )
+    first, second = (value.numpy() for value in norm.moving_mean.value.values)
+    assert np.abs(first).max() > 0
+    np.testing.assert_array_equal(first, second)
+    path = make_checkpoint(model_of(two), two.groups, two.state).save(str(tmp_path / "step"))
+    restore_model(model_of(one), path)
+
+    def loss(learner):
+        batches = runtime.feed(some_batches(examples, 8), 8, learner.strategy)
+        return learner.evaluate(batches).loss
+
+    assert loss(one) == pytest.approx(loss(two), rel=1e-5)
+
+
+def test_head_alone_leaves_the_statistics_of_batch_norm_as_they_were():
+    learner = make_learner(dataclasses.replace(CONFIG, bn_mode="train", head_epochs=1))
+    before = [variable.numpy() for variable in model_of(learner).backbone.variables]
+    (batch,) = runtime.feed(some_batches(some_photos(8), 8), 8, learner.strategy)
+    learner.train_step(batch, head_alone=True)
+    for variable, value in zip(model_of(learner).backbone.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
 
 
 def test_more_than_two_classes():
