@@ -244,7 +244,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--ckpt_dir=run", "--unfreeze_from=0"]
     flags += ["--head_optimizer=sgd", "--backbone_optimizer=sgd", "--epochs=3"]
     # The first epoch trains the head alone, with a sane rate.
-    flags += ["--backbone_learning_rate=1e30", "--head_learning_rate=1e-3", "--head_epochs=1"]
+    flags += ["--backbone_learning_rate=1e9", "--head_learning_rate=1e-3", "--head_epochs=1"]
     process = run_script(tmp_path, "run_train.py", *flags)
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
