@@ -39,9 +39,7 @@ def test_a_folder_left_by_a_run_killed_while_making_it_is_taken(tmp_path):
 
 def test_files_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "config.json").write_bytes(bytes(range(128, 256)))
-    with pytest.raises(
-        UserError, match=r"config\.json cannot be read"
-    ):
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
         find_run(config(tmp_path))
 
 
