@@ -233,10 +233,6 @@ class TrainConfig(_Validated):
                 "photo only as it is; give --trunk_cache=auto or leave out --horizontal_flip"
             )
 
-    @property
-    def total_epochs(self) -> int:
-        return self.head_epochs + self.epochs
-
     def to_json(self) -> str:
         """Returns the settings as a JSON object, one setting a line."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

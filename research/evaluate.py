@@ -106,10 +106,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     )
     learner = Learner(strategy, built.network, (), state)
     examples = loader.examples(config.split)
-    batch_size = min(loader.batch_size, len(examples))
-    metrics = learner.evaluate(
-        runtime.feed(loader.split_batches(config.split), batch_size, strategy)
-    )
+    batches, size = loader.split_batches(config.split), loader.largest_batch(config.split)
+    metrics = learner.evaluate(runtime.feed(batches, size, strategy))
     evaluation = Evaluation(
         backbone=trained.backbone,
         checkpoint=path,

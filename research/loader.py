@@ -124,6 +124,10 @@ class DataLoader:
             self._loaded[split] = loaded
         return self._loaded[split]
 
+    def largest_batch(self, split: str) -> int:
+        """Returns the number of photos in a split's largest batch: fewer where there are fewer."""
+        return min(self.batch_size, len(self.examples(split)))
+
     def with_examples(self, loaded: Mapping[str, Examples]) -> DataLoader:
         """Returns a loader of the same photos in the same order, but with these inputs, as is."""
         other = copy.copy(self)

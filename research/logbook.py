@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes on: terminal lines, metrics.jsonl, events, checkpoints."""
+"""What a run writes down while it goes on: terminal lines, metrics.jsonl, events, pictures."""
 
 from __future__ import annotations
 

@@ -141,11 +141,11 @@ def train_epoch(
     step = state.current_step
     epoch, start = plan.position(step)
     end = (epoch + 1) * plan.steps_per_epoch
-    batch_size = min(config.batch_size, loader.num_train_examples)
     batches = loader.epoch_batches(epoch, start).take(end - step)
+    size = loader.largest_batch("train")
     meter = Meter(state.tally.read())
     with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
-        for batch in meter.timed(runtime.feed(batches, batch_size, learner.strategy)):
+        for batch in meter.timed(runtime.feed(batches, size, learner.strategy)):
             norms = learner.train_step(batch, head_alone=epoch < plan.head_epochs)
             step += 1
             every = config.checkpoint_every
@@ -164,7 +164,9 @@ def train_epoch(
     trained = meter.epoch(state.tally.read())
     learner.average_statistics()
     validation = learner.evaluate(
-        runtime.feed(loader.validation_batches, batch_size, learner.strategy)
+        runtime.feed(
+            loader.validation_batches, loader.largest_batch("validation"), learner.strategy
+        )
     )
     check_finite(step, checkpoints, {"validation loss": validation.loss})
     state.seconds.assign_add(stopwatch.lap())

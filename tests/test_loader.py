@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from research.batches import epoch_order
 from research.errors import UserError
 from research.loader import DataLoader
+from research.runtime import feed
 from research.sources import FolderSource
 from tests.helpers import draw_photos
 
@@ -53,6 +55,21 @@ def test_an_epoch_resumes_at_the_exact_next_batch(loader):
     for expected, got in zip(whole[2:], rest, strict=True):
         np.testing.assert_array_equal(expected["image"], got["image"])
         np.testing.assert_array_equal(expected["label"], got["label"])
+
+
+@pytest.mark.parametrize("batch_size", [8, 1000])
+def test_each_splits_largest_batch_fits_what_it_is_filled_up_to(photo_folder, batch_size):
+    """Also where the batch size lies above the number of photos of one split or of both."""
+    loader = DataLoader(16, batch_size, source=FolderSource(str(photo_folder)))
+    strategy = tf.distribute.get_strategy()
+    for split in ("train", "validation"):
+        size = loader.largest_batch(split)
+        fed = list(feed(loader.split_batches(split), size, strategy))
+        assert size <= batch_size
+        assert {batch["image"].shape[0] for batch in fed} == {size}
+        assert sum(float(tf.reduce_sum(batch["weight"])) for batch in fed) == len(
+            loader.examples(split)
+        )
 
 
 def test_flips_mirror_half_of_the_training_photos_anew_each_epoch(photo_folder):
