@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -39,14 +40,61 @@ def epoch_flips(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 1]).random(count) < 0.5
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of every step's photos that some of the devices take.
+
+    Attributes:
+      replicas: how many devices share the photos of a step.
+      first: the first of the devices that are meant.
+      count: how many are meant.
+      parts: batches a step, which each device works through one after another.
+    """
+
+    replicas: int = 1
+    first: int = 0
+    count: int = 1
+    parts: int = 1
+
+    def rows(self, order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shares out batches of `batch_size` examples, each device the same number.
+
+        What is missing for that is filled up with repetitions that weigh nothing. Every step then
+        has one shape, and which example is in which batch does not depend on the devices.
+
+        Args:
+          order: int64 (examples,), in the order in which they are to be visited.
+          batch_size: examples a batch, over all devices.
+
+        Returns:
+          The indices of examples, int64, and their weights, float32, 1 or 0; both of shape
+          (steps * count, parts * ceil(batch_size / replicas)).
+        """
+        batches = -(-len(order) // (batch_size * self.parts)) * self.parts
+        width = -(-batch_size // self.replicas)
+        first = np.arange(batches)[:, np.newaxis] * batch_size
+        counts = np.clip(len(order) - first, 0, batch_size)
+        columns = np.arange(self.replicas * width)
+        positions = np.where(counts > 0, first + columns % np.maximum(counts, 1), 0)
+        weights = (columns < counts).astype(np.float32)
+
+        def of_share(table: np.ndarray) -> np.ndarray:
+            parted = table.reshape(-1, self.parts, self.replicas, width).swapaxes(1, 2)
+            meant = parted[:, self.first : self.first + self.count]
+            return meant.reshape(-1, self.parts * width)
+
+        return order[of_share(positions)], of_share(weights)
+
+
 def make_batches(
     examples: Examples,
     order: np.ndarray,
     batch_size: int,
     preprocessing: Preprocessing | None,
     flips: np.ndarray | None = None,
+    share: Share | None = None,
 ) -> tf.data.Dataset:
-    """Returns the examples in the given order, batched; the last batch may be short.
+    """Returns the examples in the given order, batched.
 
     Args:
       examples: what to draw from.
@@ -54,12 +102,23 @@ def make_batches(
       batch_size: photos a batch.
       preprocessing: applied to the photos, as float32 in [0, 255]; None leaves inputs as they are.
       flips: bool (examples,), which photos to mirror left to right; none if None.
+      share: the part that some devices take, one element a device and step, all of one shape;
+        None for whole batches, of which the last may be short.
 
     Returns:
       A data set of batches: `image` (batch, height, width, 3) float32, or what the cached trunk
-      made of it; `label` int32 (batch,); `weight` float32 (batch,), 1 for each example.
+      made of it; `label` int32 (batch,); `weight` float32 (batch,), 1 for each example, 0 for a
+      repetition that fills up a share.
     """
     inputs = examples.inputs
+    rows: int | None = None
+    if share is None:
+        chosen = tf.data.Dataset.from_tensor_slices((order, np.ones(len(order), np.float32)))
+        chosen = chosen.batch(batch_size)
+    else:
+        indices, weights = share.rows(order, batch_size)
+        rows = indices.shape[1]
+        chosen = tf.data.Dataset.from_tensor_slices((indices, weights))
 
     def gather(indices: np.ndarray) -> list[np.ndarray]:
         gathered = [array[indices] for array in inputs]
@@ -69,22 +128,20 @@ def make_batches(
                 array[mirrored] = array[mirrored, :, ::-1]
         return [*gathered, examples.labels[indices]]
 
-    def batch_of(indices: tf.Tensor) -> Batch:
+    def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
         types = [tf.as_dtype(array.dtype) for array in inputs] + [tf.int32]
         *gathered, label = tf.numpy_function(gather, [indices], types, stateful=False)
         for tensor, array in zip(gathered, inputs, strict=True):
-            tensor.set_shape((None, *array.shape[1:]))
-        label.set_shape((None,))
+            tensor.set_shape((rows, *array.shape[1:]))
+        label.set_shape((rows,))
         if preprocessing is not None:
             gathered = [preprocessing(tf.cast(tensor, tf.float32)) for tensor in gathered]
         image = gathered[0] if len(gathered) == 1 else tuple(gathered)
-        return {"image": image, "label": label, "weight": tf.ones_like(label, tf.float32)}
+        return {"image": image, "label": label, "weight": weights}
 
     return (
-        tf.data.Dataset.from_tensor_slices(order)
-        .batch(batch_size)
-        .map(batch_of, num_parallel_calls=2, deterministic=True)
-        .prefetch(2)
+        chosen.map(batch_of, num_parallel_calls=2, deterministic=True)
+        .prefetch(2 * (share.count if share else 1))
         .with_options(pipeline_options())
     )
 
@@ -98,24 +155,3 @@ def pipeline_options() -> tf.data.Options:
     options = tf.data.Options()
     options.autotune.enabled = False
     return options
-
-
-def pad_batch(batch: Batch, size: int) -> Batch:
-    """Fills a short batch up to `size` examples with repetitions that weigh nothing.
-
-    Every step then has one shape, is shared evenly by the devices and leaves none without an
-    example. Real photos, not zeros, keep BatchNorm's statistics sane.
-    """
-    count = tf.shape(batch["label"])[0]
-    positions = tf.range(size)
-
-    def fill() -> Batch:
-        filled: Batch = tf.nest.map_structure(
-            lambda tensor: tf.gather(tensor, positions % count), batch
-        )
-        return {**filled, "weight": filled["weight"] * tf.cast(positions < count, tf.float32)}
-
-    padded = tf.cond(count < size, fill, lambda: batch)
-    return tf.nest.map_structure(
-        lambda tensor: tf.ensure_shape(tensor, (size, *tensor.shape[1:])), padded
-    )

@@ -66,8 +66,12 @@ def _count(
     return _declare(default, setting)
 
 
-def _rate(default: float, text: str) -> Any:
+def _rate(default: float | None, text: str) -> Any:
     return _declare(default, Setting(text, minimum=0.0, exclusive=True))
+
+
+def _strength(default: float | None, text: str) -> Any:
+    return _declare(default, Setting(text, minimum=0.0))
 
 
 def _choice(default: str, choices: tuple[str, ...], text: str, changes_result: bool = True) -> Any:
@@ -149,7 +153,14 @@ class TrainConfig(_Validated):
     image_size: int = _count(
         160, "height and width in pixels that photos are resized to", 8, maximum=4096
     )
-    batch_size: int = _count(32, "photos a step, over all devices together", 1, maximum=2**16)
+    batch_size: int = _count(32, "photos a batch, over all devices together", 1, maximum=2**16)
+    accumulate_steps: int = _count(
+        1,
+        "make each update from so many batches, computed one after another: that of one batch so "
+        "many times as large, in the memory of one",
+        1,
+        maximum=2**16,
+    )
     shuffle_size: int = _count(1000, "photos that the next one is drawn from; 1 keeps the order", 1)
     horizontal_flip: bool = _switch(
         False, "mirror training photos left to right, one in two by chance, anew each epoch"
@@ -179,6 +190,17 @@ class TrainConfig(_Validated):
     warmup_steps: int = _count(
         0, "steps in which each group's learning rate rises from near zero to its value", 0
     )
+    clip_norm: float | None = _rate(
+        None, "scale an update's gradient down to this norm over all layers where it is greater"
+    )
+    weight_decay: float | None = _strength(
+        None,
+        "take this times the learning rate off each weight in each step, biases and norms spared; "
+        "default: 0.004 for adamw, none for the others",
+    )
+    l2_penalty: float = _strength(
+        0.0, "add this times the squared weights of every trained kernel to the loss"
+    )
     bn_mode: str = _choice(
         "frozen",
         ("frozen", "train", "sync"),
@@ -186,13 +208,26 @@ class TrainConfig(_Validated):
         "of the batch, 'sync' by the batch over all devices",
     )
     precision: str = _choice(
-        "auto", ("auto", "float32", "bfloat16"), "number format of the backbone's computation"
+        "auto",
+        ("auto", "float32", "bfloat16", "float16"),
+        "number format of the backbone's computation, with a dynamic loss scale for 'float16'; "
+        "'auto' takes what the device is fast in",
+    )
+    xla: str = _choice(
+        "auto",
+        ("auto", "on", "off"),
+        "compile each device's forward and backward pass with XLA; 'auto' does so on GPUs",
+        changes_result=False,
     )
     distribution: str = _choice(
         "auto",
-        ("auto", "none", "mirrored"),
-        "'mirrored' trains on all devices of this machine; 'auto' does so where there are several",
+        ("auto", "none", "mirrored", "multi_worker"),
+        "'mirrored' trains on all devices of this machine, 'multi_worker' on those of all machines "
+        "that the environment variable TF_CONFIG names; 'auto' takes what there is",
         changes_result=False,
+    )
+    worker_timeout: int = _count(
+        600, "seconds to wait for the other workers before giving up", 1, False, 86400
     )
     virtual_devices: int = _count(
         1, "split the CPU in so many logical devices, to try --distribution=mirrored", 1, False, 64

@@ -20,6 +20,7 @@ from research.metrics import Metrics
 from research.model import summarize_parts
 from research.optimizers import Group
 from research.run_directory import RunDirectory
+from research.team import Team
 
 EPOCH_HEADER = "\n  epoch    loss  accuracy  val. loss  val. accuracy  photos/s  seconds"
 
@@ -29,7 +30,8 @@ def describe_run(
     photos: DataLoader,
     built: BuiltNetwork,
     groups: Sequence[Group],
-    strategy: tf.distribute.Strategy,
+    team: Team,
+    xla: bool,
 ) -> str:
     """Returns the lines that say what is trained, from what and on what."""
     data = short_path(config.image_folder) if config.image_folder else config.dataset
@@ -42,8 +44,9 @@ def describe_run(
         f"classes      {len(photos.class_names)}: {names}",
         f"backbone     {config.backbone} at {config.image_size} x {config.image_size} pixels",
         f"weights      {built.origin}",
-        f"devices      {strategy.num_replicas_in_sync} {kind}, "
-        f"{keras.config.dtype_policy().compute_dtype}",
+        f"devices      {team.strategy.num_replicas_in_sync} {kind}, "
+        f"{keras.config.dtype_policy().compute_dtype}{', XLA' if xla else ''}",
+        *([f"host         {team.cluster}"] if team.cluster else []),
         "",
         *parts_table(built, groups),
         "",

@@ -91,7 +91,10 @@ def evaluate(config: EvalConfig) -> Evaluation:
     directory = RunDirectory(str(config.ckpt_dir))
     trained = directory.read_config()
     path = find_checkpoint(directory.checkpoints, config.checkpoint)
-    strategy = runtime.start(trained)
+    # Of one machine, whatever the run was trained on.
+    strategy = runtime.start(
+        dataclasses.replace(trained, distribution="auto", virtual_devices=1)
+    ).strategy
     source = open_photos(config, trained)
     directory.check_class_names(source.class_names)
     with strategy.scope():
@@ -106,8 +109,9 @@ def evaluate(config: EvalConfig) -> Evaluation:
     )
     learner = Learner(strategy, built.network, (), state)
     examples = loader.examples(config.split)
-    batches, size = loader.split_batches(config.split), loader.largest_batch(config.split)
-    metrics = learner.evaluate(runtime.feed(batches, size, strategy))
+    metrics = learner.evaluate(
+        runtime.share_out(lambda share: loader.split_batches(config.split, share), strategy)
+    )
     evaluation = Evaluation(
         backbone=trained.backbone,
         checkpoint=path,

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from research.batches import Preprocessing, epoch_flips, epoch_order, make_batches
+from research.batches import Preprocessing, Share, epoch_flips, epoch_order, make_batches
 from research.decode import DamagedImageError, decode_image
 from research.errors import UserError
 from research.examples import Examples, load_examples
@@ -86,19 +86,33 @@ class DataLoader:
         """The test split in stored order."""
         return self.split_batches("test")
 
-    def epoch_batches(self, epoch: int, start: int = 0) -> tf.data.Dataset:
-        """Returns the batches of a training epoch, from the batch with index `start` on."""
+    def epoch_batches(
+        self, epoch: int, start: int = 0, share: Share | None = None
+    ) -> tf.data.Dataset:
+        """Returns the batches of a training epoch, from the step with index `start` on.
+
+        Args:
+          epoch: which one, from 0.
+          start: steps to leave out; a step takes `share.parts` batches.
+          share: the part that some devices take; whole batches if None.
+        """
         examples = self.examples("train")
         order = epoch_order(len(examples), self.shuffle_size, self.seed, epoch)
-        rest = order[start * self.batch_size :]
+        rest = order[start * self.batch_size * (share.parts if share else 1) :]
         flips = epoch_flips(len(examples), self.seed, epoch) if self.horizontal_flip else None
-        return make_batches(examples, rest, self.batch_size, self.preprocessing, flips)
+        size = self._largest_batch(examples)
+        return make_batches(examples, rest, size, self.preprocessing, flips, share)
 
-    def split_batches(self, split: str) -> tf.data.Dataset:
+    def split_batches(self, split: str, share: Share | None = None) -> tf.data.Dataset:
         """Returns all photos of a split once, in stored order."""
         examples = self.examples(split)
         order = np.arange(len(examples))
-        return make_batches(examples, order, self.batch_size, self.preprocessing)
+        size = self._largest_batch(examples)
+        return make_batches(examples, order, size, self.preprocessing, share=share)
+
+    def _largest_batch(self, examples: Examples) -> int:
+        """Returns the batch size, or less where there are fewer photos: none is filled up then."""
+        return min(self.batch_size, len(examples))
 
     def examples(self, split: str) -> Examples:
         """Returns the decoded photos of a split, which are kept from the first call on."""
@@ -123,10 +137,6 @@ class DataLoader:
                 )
             self._loaded[split] = loaded
         return self._loaded[split]
-
-    def largest_batch(self, split: str) -> int:
-        """Returns the number of photos in a split's largest batch: fewer where there are fewer."""
-        return min(self.batch_size, len(self.examples(split)))
 
     def with_examples(self, loaded: Mapping[str, Examples]) -> DataLoader:
         """Returns a loader of the same photos in the same order, but with these inputs, as is."""

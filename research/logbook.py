@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from research import console, pictures
+from research.checkpoint import Checkpoints
 from research.config import TrainConfig
 from research.loader import DataLoader
 from research.meter import Interval
@@ -13,16 +14,18 @@ from research.summaries import Summaries
 
 
 class Logbook:
-    """Writes down what happens in a run.
+    """Keeps the records of a run: terminal lines, checkpoints, metrics.jsonl, events, pictures.
 
     Args:
       directory: the run's folder, which exists.
       plan: the run's steps.
+      checkpoints: of the run.
     """
 
-    def __init__(self, directory: RunDirectory, plan: Plan) -> None:
+    def __init__(self, directory: RunDirectory, plan: Plan, checkpoints: Checkpoints) -> None:
         self.directory = directory
         self.plan = plan
+        self.checkpoints = checkpoints
         self.summaries = Summaries(directory.events)
 
     def begin(self, config: TrainConfig, photos: DataLoader) -> None:
@@ -31,6 +34,22 @@ class Logbook:
         raw = photos.get_random_raw_images(20)
         grid = pictures.photo_grid([(photo, photos.get_label_name(label)) for photo, label in raw])
         self._picture("photos", pictures.png(grid), 0)
+        print(console.EPOCH_HEADER, flush=True)
+
+    def resume(self, step: int) -> None:
+        """Takes up the records after a step; later rows will be written again."""
+        self.directory.keep_metrics_until(step)
+        print(f"resuming after step {step} of {self.plan.steps}", flush=True)
+        print(console.EPOCH_HEADER, flush=True)
+
+    def save(self, kind: str, step: int) -> None:
+        """Writes a checkpoint, `latest` or `best`."""
+        self.checkpoints.save(kind, step)
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """The path of the last complete checkpoint, None before the first."""
+        return self.checkpoints.latest
 
     def interval(self, step: int, interval: Interval, scalars: dict[str, float]) -> None:
         """Writes the figures of the steps since the last interval to TensorBoard."""
@@ -67,13 +86,50 @@ class Logbook:
         )
         print(console.epoch_line(epoch, self.plan.epochs, interval, validation), flush=True)
 
-    def end(self, step: int) -> None:
-        """Draws the training history."""
-        self._picture(
-            "history", pictures.png(pictures.history(self.directory.read_metrics())), step
-        )
+    def end(self, step: int, skipped_steps: int) -> None:
+        """Draws the training history and says how it went and what to do next."""
+        rows = self.directory.read_metrics()
+        self._picture("history", pictures.png(pictures.history(rows)), step)
+        if skipped_steps:
+            steps = console.counted(skipped_steps, "step")
+            print(f"\nnote: {steps} of {step:,} skipped, whose gradients overflowed in float16")
+        print(console.closing_lines(self.directory), flush=True)
 
     def _picture(self, tag: str, png: bytes, step: int) -> None:
         (self.directory.pictures / f"{tag}.png").write_bytes(png)
         self.summaries.picture(tag, png, step)
         self.summaries.flush()
+
+
+class SilentLogbook(Logbook):
+    """That of a worker that is not the chief: it keeps no records.
+
+    Args:
+      plan: the run's steps.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def begin(self, config: TrainConfig, photos: DataLoader) -> None:
+        """Does nothing."""
+
+    def resume(self, step: int) -> None:
+        """Does nothing."""
+
+    def save(self, kind: str, step: int) -> None:
+        """Does nothing."""
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """None: checkpoints are the chief's."""
+        return None
+
+    def interval(self, step: int, interval: Interval, scalars: dict[str, float]) -> None:
+        """Does nothing."""
+
+    def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
+        """Does nothing."""
+
+    def end(self, step: int, skipped_steps: int) -> None:
+        """Does nothing."""

@@ -61,6 +61,17 @@ def freeze_below(backbone: keras.Model, index: int, bn_mode: str) -> None:
                 inner.synchronized = bn_mode == "sync"
 
 
+def penalize(model: Wrapper, l2_penalty: float) -> None:
+    """Adds `l2_penalty` times the squared weights of every trained kernel to the loss, if not 0.
+
+    As `keras.regularizers.L2` does it; biases, and the scales and offsets of norms, are spared.
+    """
+    if l2_penalty:
+        for variable in model.trainable_variables:
+            if len(variable.shape) > 1:
+                variable.regularizer = keras.regularizers.L2(l2_penalty)
+
+
 @dataclasses.dataclass(frozen=True)
 class PartSummary:
     """What one line of the table of frozen and trained parts says."""

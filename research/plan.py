@@ -41,7 +41,7 @@ class Plan:
 
 def make_plan(config: TrainConfig, photos: int) -> Plan:
     """Plans a run over so many training photos."""
-    all_steps = math.ceil(photos / config.batch_size)
+    all_steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
     steps = min(all_steps, config.steps_per_epoch or all_steps)
     epochs = config.head_epochs + config.epochs
     return Plan(steps, config.head_epochs, epochs, visits=epochs * steps / all_steps)

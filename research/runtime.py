@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import keras
 import tensorflow as tf
 
-from research.batches import pad_batch, pipeline_options
+from research.batches import Share
+from research.cluster import Cluster
 from research.config import TrainConfig
 from research.errors import UserError
+from research.team import Team, join_cluster
 
 
 def set_up(seed: int, deterministic: bool, virtual_devices: int) -> None:
@@ -32,7 +37,7 @@ def set_up(seed: int, deterministic: bool, virtual_devices: int) -> None:
 
 
 def make_strategy(distribution: str) -> tf.distribute.Strategy:
-    """Returns the strategy under which everything is built and run.
+    """Returns the strategy under which everything is built and run on this machine.
 
     Args:
       distribution: `none`, `mirrored` (all GPUs, or all logical CPU devices where there is no
@@ -46,10 +51,11 @@ def make_strategy(distribution: str) -> tf.distribute.Strategy:
 
 
 def resolve_precision(precision: str) -> str:
-    """Returns `float32` or `bfloat16`; `auto` takes what is fast and needs no loss scaling.
+    """Returns `float32`, `bfloat16` or `float16`; `auto` takes what the slowest device is fast in.
 
-    bfloat16 from GPUs of compute capability 8.0 on, float32 elsewhere: on CPUs bfloat16 was not
-    faster, even with AVX-512 bfloat16 instructions.
+    On NVIDIA GPUs that is bfloat16 from compute capability 8.0 on, float16 from 7.0 on, float32
+    before. On CPUs it is float32, or bfloat16 where they have matrix units for it (AMX): the
+    vector instructions of AVX-512 made no step faster.
     """
     if precision != "auto":
         return precision
@@ -57,34 +63,83 @@ def resolve_precision(precision: str) -> str:
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
         for gpu in tf.config.list_physical_devices("GPU")
     ]
-    return "bfloat16" if capabilities and min(capabilities) >= (8, 0) else "float32"
+    return fast_precision(capabilities, _cpu_flags())
+
+
+def fast_precision(capabilities: Sequence[tuple[int, int]], cpu_flags: frozenset[str]) -> str:
+    """Returns the format for GPUs of these compute capabilities; for the CPU if there is none."""
+    if not capabilities:
+        return "bfloat16" if "amx_bf16" in cpu_flags else "float32"
+    slowest = min(capabilities)
+    return "bfloat16" if slowest >= (8, 0) else "float16" if slowest >= (7, 0) else "float32"
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:  # not on Linux
+        return frozenset()
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
 
 
 def set_precision(precision: str) -> None:
     """Sets Keras's policy: layers compute in `precision`, their variables stay float32."""
-    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
 
 
-def feed(
-    batches: tf.data.Dataset, batch_size: int, strategy: tf.distribute.Strategy
-) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Gives every batch one size and shares it out to the devices.
+def resolve_xla(config: TrainConfig, replicas: int) -> bool:
+    """Tells whether to compile the training step with XLA; `auto` does so on GPUs.
 
-    The size is the global batch size, rounded up to a multiple of the number of devices; what is
-    added weighs nothing.
+    On CPUs it made depthwise convolutions nine times slower.
+
+    Raises:
+      UserError: XLA is asked for where the step exchanges figures between devices within.
     """
-    replicas = strategy.num_replicas_in_sync
-    size = -(-batch_size // replicas) * replicas
-    padded = batches.map(lambda batch: pad_batch(batch, size))
-    if replicas == 1:
-        return padded
-    options = pipeline_options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return strategy.experimental_distribute_dataset(padded.with_options(options))
+    exchanges = config.bn_mode == "sync" and replicas > 1
+    if config.xla == "on" and exchanges:
+        raise UserError(
+            f"xla is 'on' and bn_mode is 'sync' on {replicas} devices, but XLA compiles what one "
+            "device computes by itself; give --xla=off, or --bn_mode=train"
+        )
+    on_gpus = bool(tf.config.list_physical_devices("GPU"))
+    return config.xla == "on" or (config.xla == "auto" and on_gpus and not exchanges)
 
 
-def start(config: TrainConfig) -> tf.distribute.Strategy:
-    """Sets up the process as a run's config says and returns its strategy."""
+def share_out(
+    batches: Callable[[Share], tf.data.Dataset], strategy: tf.distribute.Strategy, parts: int = 1
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Gives each device its share of every batch; each worker reads only the shares of its own.
+
+    Args:
+      batches: from a share to its batches, one element a device and step.
+      strategy: whose devices.
+      parts: batches a step, see `Share`.
+    """
+    # All elements have one shape, and all workers equally many: no worker has to ask the others
+    # in every step whether they have one more.
+    strategy.extended.experimental_enable_get_next_as_optional = False
+
+    def of_input(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        count = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * count
+        return batches(Share(context.num_replicas_in_sync, first, count, parts))
+
+    return strategy.distribute_datasets_from_function(of_input)
+
+
+def start(config: TrainConfig, cluster: Cluster | None = None) -> Team:
+    """Sets up the process as a run's config says, and joins the other workers if there are any.
+
+    Raises:
+      UserError: the devices cannot be had, or the workers do not come together.
+    """
+    if cluster is not None and config.virtual_devices > 1:
+        raise UserError(
+            f"virtual_devices is {config.virtual_devices}, but a worker of several uses its GPUs "
+            "or its whole CPU; leave out --virtual_devices, or unset TF_CONFIG"
+        )
     set_up(config.seed, config.deterministic, config.virtual_devices)
     set_precision(resolve_precision(config.precision))
-    return make_strategy(config.distribution)
+    if cluster is not None:
+        return Team(join_cluster(cluster, config.worker_timeout), cluster)
+    return Team(make_strategy(config.distribution))

@@ -8,6 +8,7 @@ import math
 import keras
 import tensorflow as tf
 
+from research.batch_norm import takes_weights, weigh_batch_norm
 from research.folding import fold_frozen_batch_norm
 
 # About a block of a mobile network.
@@ -34,13 +35,19 @@ class SplitBackbone:
             return (image,)
         return tuple(tf.nest.flatten(self.trunk(image, training=False)))
 
-    def features(self, activations: Activations, training: bool) -> tf.Tensor:
-        """Runs the rest: the backbone's output, (batch, height, width, channels)."""
+    def features(self, activations: Activations, weight: tf.Tensor, training: bool) -> tf.Tensor:
+        """Runs the rest: the backbone's output, (batch, height, width, channels).
+
+        Args:
+          activations: what crosses the cut.
+          weight: of the examples, float32 (batch,), for a BatchNorm that is trained.
+          training: the mode to run in.
+        """
         if self.rest is None:
             return activations[0]
+        inputs = [*activations, weight] if takes_weights(self.rest) else list(activations)
         # Keras wants a single input as itself, several as a list.
-        inputs = activations[0] if len(activations) == 1 else list(activations)
-        return self.rest(inputs, training=training)
+        return self.rest(inputs[0] if len(inputs) == 1 else inputs, training=training)
 
 
 def crossing_tensors(model: keras.Model, index: int) -> list[keras.KerasTensor]:
@@ -89,10 +96,14 @@ def split_backbone(model: keras.Model, index: int) -> SplitBackbone:
     """
     inputs = sum(isinstance(layer, keras.layers.InputLayer) for layer in model.layers[:index])
     if index <= inputs:
-        return SplitBackbone(None, fold_frozen_batch_norm(model))
+        return SplitBackbone(None, _prepare(model))
     if index >= len(model.layers):
         return SplitBackbone(fold_frozen_batch_norm(model), None)
     crossing = crossing_tensors(model, cheapest_cut(model, index))
     trunk = keras.Model(model.input, crossing, name=f"{model.name}_trunk")
     rest = keras.Model(crossing, model.output, name=f"{model.name}_rest")
-    return SplitBackbone(fold_frozen_batch_norm(trunk), fold_frozen_batch_norm(rest))
+    return SplitBackbone(fold_frozen_batch_norm(trunk), _prepare(rest))
+
+
+def _prepare(rest: keras.Model) -> keras.Model:
+    return fold_frozen_batch_norm(weigh_batch_norm(rest))

@@ -1,13 +1,17 @@
 """The training step and the evaluation step, written as if there were one device.
 
-Each runs in a replica context: on its device's part of the batch, with sums over the devices where
-they are needed. `research/learner.py` wraps them in `tf.function` and `strategy.run`.
+Each function runs in a replica context: on its device's part of the batch. A training step is
+three of them, because each can be done only where the one before it ends: `compute_gradients` is
+free of communication, so that XLA can compile it; `reduce_gradients` adds up over the devices;
+`apply_gradients` is left out where float16 overflowed. `research/learner.py` strings them together
+in a `tf.function`, around `strategy.run`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -33,9 +37,10 @@ class Network:
     parts: SplitBackbone
     from_trunk: bool = False
 
-    def logits(self, activations: tuple[tf.Tensor, ...], training: bool) -> tf.Tensor:
-        """Maps what crosses the cut to float32 logits (batch, 1 or classes)."""
-        return self.model.classify(self.parts.features(activations, training))
+    def logits(self, batch: Batch, training: bool) -> tf.Tensor:
+        """Maps a batch to float32 logits (batch, 1 or classes)."""
+        activations = self.activations(batch)
+        return self.model.classify(self.parts.features(activations, batch["weight"], training))
 
     def activations(self, batch: Batch) -> tuple[tf.Tensor, ...]:
         """Returns what crosses the cut: read from the batch, or computed from its photos."""
@@ -45,63 +50,140 @@ class Network:
         return self.parts.activations(image)
 
 
-def sum_over_replicas(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Sums each value over the devices; all of them get the result."""
-    context = tf.distribute.get_replica_context()
-    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(values)))
+class Gradients(NamedTuple):
+    """What a device computes from its part of a batch; sums, which add up over parts and devices.
+
+    Attributes:
+      values: the gradients of the scaled sum of the weighted example losses, one a variable.
+      sums: of loss, correct predictions and weight.
+    """
+
+    values: list[tf.Tensor]
+    sums: Sums
+
+
+class Update(NamedTuple):
+    """What all devices agree on before the weights change.
+
+    Attributes:
+      gradients: of the mean loss and the penalties, clipped; one a variable.
+      sums: over the whole batch.
+      norms: the norm of each group's gradient before clipping, by name, float32 scalars.
+      penalty: float32 scalar, what regularizers add to the loss.
+      finite: bool scalar, whether all gradients are finite numbers.
+    """
+
+    gradients: list[tf.Tensor]
+    sums: Sums
+    norms: dict[str, tf.Tensor]
+    penalty: tf.Tensor
+    finite: tf.Tensor
 
 
 def compute_gradients(
-    network: Network, batch: Batch, variables: Sequence[keras.Variable], training: bool
-) -> tuple[list[tf.Tensor], Sums]:
-    """Forward and backward pass over one device's part of the batch.
+    network: Network,
+    batch: Batch,
+    variables: Sequence[keras.Variable],
+    training: bool,
+    loss_scale: tf.Tensor | float = 1.0,
+) -> Gradients:
+    """Forward and backward pass over one device's part of the batch, without communication.
+
+    (But for BatchNorm in mode `sync`, whose statistics are those of all devices.)
 
     Args:
       network: what to compute with.
       batch: this device's part.
-      variables: what to differentiate by.
+      variables: what to differentiate by; nothing else is.
       training: the mode of the backbone above the cut.
-
-    Returns:
-      The gradients of the *sum* of the weighted example losses, one a variable, and the sums of
-      loss, correct predictions and weight. Sums, unlike means, add up over uneven parts.
+      loss_scale: a factor of the loss, but not of the sums returned.
     """
-    activations = network.activations(batch)  # the trunk is frozen: no tape needs to see it
     values = [variable.value for variable in variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
-        logits = network.logits(activations, training)
+        logits = network.logits(batch, training)
         sums = weighted_sums(logits, batch["label"], batch["weight"])
-    gradients = tape.gradient(sums.loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return gradients, sums
+        scaled = sums.loss * loss_scale
+    gradients = tape.gradient(scaled, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return Gradients(gradients, sums)
 
 
-def train_step(
-    network: Network, groups: Sequence[Group], batch: Batch
-) -> tuple[Sums, dict[str, tf.Tensor]]:
-    """Updates every group's variables by the mean loss over the whole batch.
+def add_gradients(first: Gradients, second: Gradients) -> Gradients:
+    """Adds up what two batches gave."""
+    return tf.nest.map_structure(tf.add, first, second)
 
-    Returns:
-      The batch's sums over all devices, and each group's gradient norm by name, float32
-      scalars.
+
+def reduce_gradients(
+    groups: Sequence[Group],
+    gradients: Gradients,
+    clip_norm: float | None = None,
+    loss_scale: tf.Tensor | float = 1.0,
+) -> Update:
+    """Adds up over the devices, and divides once: all of them get the same update.
+
+    Args:
+      groups: whose variables the gradients belong to, in their order.
+      gradients: of this device.
+      clip_norm: the greatest norm of the gradient over all groups together; a greater one is
+        scaled down to it (Pascanu et al. 2013, arXiv 1211.5063). None to leave it.
+      loss_scale: that of `compute_gradients`, taken out again here.
     """
     variables = [variable for group in groups for variable in group.variables]
-    # While the head is trained alone, the backbone's BatchNorm and Dropout rest too.
-    training = any(group.name == "backbone" for group in groups)
-    gradients, sums = compute_gradients(network, batch, variables, training)
-    *gradients, loss, correct, weight = sum_over_replicas([*gradients, *sums])
-    gradients = [tf.math.divide_no_nan(gradient, weight) for gradient in gradients]
-    norms = {}
+    *totals, loss, correct, weight = _sum_over_devices([*gradients.values, *gradients.sums])
+    means = [tf.math.divide_no_nan(total / loss_scale, weight) for total in totals]
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(mean)) for mean in means])
+    penalty, slopes = _penalties(variables)
+    means = [
+        mean if slope is None else mean + slope for mean, slope in zip(means, slopes, strict=True)
+    ]
+    norms, rest = {}, means
     for group in groups:
-        count = len(group.variables)
-        own, gradients = gradients[:count], gradients[count:]
+        own, rest = rest[: len(group.variables)], rest[len(group.variables) :]
         norms[group.name] = tf.linalg.global_norm(own)
+    if clip_norm is not None:
+        norm = tf.linalg.global_norm(list(norms.values()))
+        means, _ = tf.clip_by_global_norm(means, clip_norm, use_norm=norm)
+    return Update(means, Sums(loss, correct, weight), norms, penalty, finite)
+
+
+def apply_gradients(groups: Sequence[Group], gradients: Sequence[tf.Tensor]) -> None:
+    """Lets each group's optimizer update its variables."""
+    rest = list(gradients)
+    for group in groups:
+        own, rest = rest[: len(group.variables)], rest[len(group.variables) :]
         group.apply(own)
-    return Sums(loss, correct, weight), norms
 
 
 def eval_step(network: Network, batch: Batch) -> Sums:
     """Returns the batch's sums over all devices, in inference mode."""
-    logits = network.logits(network.activations(batch), training=False)
+    logits = network.logits(batch, training=False)
     sums = weighted_sums(logits, batch["label"], batch["weight"])
-    return Sums(*sum_over_replicas(list(sums)))
+    return Sums(*_sum_over_devices(list(sums)))
+
+
+def _sum_over_devices(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    context = tf.distribute.get_replica_context()
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(values)))
+
+
+def _penalties(
+    variables: Sequence[keras.Variable],
+) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
+    """Returns the sum of the variables' regularizers and its gradient, None where there is none.
+
+    A penalty is no mean over photos: it is added once, not once a device or part of a batch.
+    """
+    values = [variable.value for variable in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        penalty = tf.add_n(
+            [
+                tf.zeros([]),
+                *(
+                    tf.cast(variable.regularizer(variable.value), tf.float32)
+                    for variable in variables
+                    if variable.regularizer is not None
+                ),
+            ]
+        )
+    return penalty, tape.gradient(penalty, values)

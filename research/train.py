@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +13,26 @@ import tensorflow as tf
 
 from research import console, runtime
 from research.checkpoint import Checkpoints
+from research.cluster import find_cluster
 from research.config import TrainConfig
 from research.errors import UserError
-from research.learner import Learner, RunState, build_network, make_checkpoint, make_groups
+from research.learner import (
+    Learner,
+    RunState,
+    StepOptions,
+    build_network,
+    make_checkpoint,
+    make_groups,
+    variables_of,
+)
 from research.loader import DataLoader
-from research.logbook import Logbook
+from research.logbook import Logbook, SilentLogbook
 from research.meter import Meter, Stopwatch
 from research.plan import Plan, make_plan
 from research.run_directory import RunDirectory, find_run
 from research.sources import open_source
 from research.steps import Network
+from research.team import Team
 from research.trunk_cache import cache_trunk, decide
 
 STEPS_AN_INTERVAL = 10
@@ -31,17 +42,43 @@ class TrainingDivergedError(UserError):
     """The loss or a gradient is no finite number any more."""
 
 
-def train(config: TrainConfig) -> RunDirectory:
-    """Trains, or resumes, the run that a config describes, and returns its folder.
+def train(config: TrainConfig) -> RunDirectory | None:
+    """Trains, or resumes, the run that a config describes.
+
+    Returns:
+      The run's folder; None on a worker of several hosts that is not the chief.
 
     Raises:
-      UserError: a setting does not fit the data, the weights or the folder; or the loss became
-        infinite or NaN (`TrainingDivergedError`), and the last good checkpoint stays.
+      UserError: a setting does not fit the data, the weights or the folder; the loss became
+        infinite or NaN (`TrainingDivergedError`), and the last good checkpoint stays; or another
+        worker ended (`WorkerLostError`).
     """
-    directory, resuming = find_run(config)
-    strategy = runtime.start(config)
+    cluster = find_cluster(config.distribution)
+    # First of all, so that a folder that cannot be used is told of at once.
+    leads = cluster is None or cluster.is_chief
+    directory, resuming = find_run(config) if leads else (None, False)
+    team = runtime.start(config, cluster)
+    with team.watching():
+        train_together(config, team, directory, resuming)
+    return directory
+
+
+def train_together(
+    config: TrainConfig, team: Team, directory: RunDirectory | None, resuming: bool
+) -> None:
+    """Trains in this process and those of the team; the chief alone has a folder.
+
+    Args:
+      config: of the run.
+      team: who trains.
+      directory: the run's folder; None in a worker that is not the chief.
+      resuming: whether there is a run in it to go on with.
+    """
+    check_settings(config, TrainConfig.from_json(team.chiefs_word(config.to_json())))
+    strategy = team.strategy
+    xla = runtime.resolve_xla(config, strategy.num_replicas_in_sync)
     source = open_source(config.dataset, config.image_folder, config.data_dir)
-    if resuming:
+    if directory and resuming:
         directory.check_class_names(source.class_names)
     with strategy.scope():
         built = build_network(config, len(source.class_names))
@@ -54,37 +91,69 @@ def train(config: TrainConfig) -> RunDirectory:
         seed=config.seed,
         horizontal_flip=config.horizontal_flip,
     )
+    with team.chief_first():
+        source.count("train")  # prepares a data set that is not there yet
     plan = make_plan(config, photos.num_train_examples)
     with strategy.scope():
         state = RunState()
         groups = make_groups(config, built.network.model, state.step, plan)
-    print(console.describe_run(config, photos, built, groups, strategy), flush=True)
+    print(console.describe_run(config, photos, built, groups, team, xla), flush=True)
     checkpoint = make_checkpoint(built.network.model, groups, state)
-    checkpoints = Checkpoints(checkpoint, directory.checkpoints)
     data = describe_data(photos)
-    if resuming:
-        directory.check_data(data)
-    # Restored first: what the trunk computes is to come from the weights that go on.
-    resumed = resuming and checkpoints.restore_latest()
-    cached = directory.read_data()["trunk_cached"] if resuming else None
-    network, loader = run_trunk_once(config, built.network, photos, plan, cached)
-    if not resuming:
-        data = {**data, "trunk_cached": network.from_trunk}
-        directory.create(config, photos.class_names, data)
-    directory.keep_metrics_until(state.current_step)
-    learner = Learner(strategy, network, groups, state)
-    logbook = Logbook(directory, plan)
-    if resumed:
-        print(f"resuming after step {state.current_step} of {plan.steps}", flush=True)
+    checkpoints, resumed, cached = None, False, None
+    if directory:
+        checkpoints = Checkpoints(checkpoint, directory.checkpoints)
+        if resuming:
+            directory.check_data(data)
+            cached = directory.read_data()["trunk_cached"]
+            # Restored first: what the trunk computes is to come from the weights that go on.
+            resumed = checkpoints.restore_latest()
+    chief = team.chiefs_word({"data": data, "resumed": resumed, "trunk_cached": cached})
+    check_data(data, chief["data"])
+    if chief["resumed"]:
+        team.copy_from_chief(variables_of(built.network.model, groups, state))
+    network, loader = run_trunk_once(config, built.network, photos, plan, chief["trunk_cached"])
+    if directory and checkpoints:
+        if not resuming:
+            data = {**data, "trunk_cached": network.from_trunk}
+            directory.create(config, photos.class_names, data)
+        logbook = Logbook(directory, plan, checkpoints)
+    else:
+        logbook = SilentLogbook(plan)
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
+    learner = Learner(strategy, network, groups, state, options)
+    if chief["resumed"]:
+        logbook.resume(state.current_step)
     else:
         logbook.begin(config, photos)
-
-    print(console.EPOCH_HEADER, flush=True)
     while state.current_step < plan.steps:
-        train_epoch(config, learner, loader, plan, logbook, checkpoints)
-    logbook.end(plan.steps)
-    print(console.closing_lines(directory), flush=True)
-    return directory
+        train_epoch(config, learner, loader, plan, logbook)
+    logbook.end(plan.steps, state.loss_scale.read().skipped_steps)
+
+
+def check_settings(config: TrainConfig, chief: TrainConfig) -> None:
+    """Raises `UserError` unless this worker was given the same settings as the chief."""
+    named = [
+        f"{name} is {value!r} there and {own!r} here"
+        for name, (value, own) in chief.differences(config).items()
+    ]
+    if named:
+        raise UserError(
+            f"the chief has other settings: {'; '.join(named)}; give all workers the same flags"
+        )
+
+
+def check_data(data: Mapping[str, Any], chief: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless this worker has the same photos as the chief."""
+    named = [
+        f"{name} is {chief[name]!r} there and {value!r} here"
+        for name, value in data.items()
+        if chief[name] != value
+    ]
+    if named:
+        raise UserError(
+            f"the chief has other photos: {'; '.join(named)}; give all workers the same ones"
+        )
 
 
 def describe_data(photos: DataLoader) -> dict[str, Any]:
@@ -130,7 +199,6 @@ def train_epoch(
     loader: DataLoader,
     plan: Plan,
     logbook: Logbook,
-    checkpoints: Checkpoints,
 ) -> None:
     """Trains from where the run stands to the end of the epoch, validates, and saves.
 
@@ -141,64 +209,69 @@ def train_epoch(
     step = state.current_step
     epoch, start = plan.position(step)
     end = (epoch + 1) * plan.steps_per_epoch
-    batches = loader.epoch_batches(epoch, start).take(end - step)
-    size = loader.largest_batch("train")
+    batches = runtime.share_out(
+        lambda share: loader.epoch_batches(epoch, start, share),
+        learner.strategy,
+        config.accumulate_steps,
+    )
     meter = Meter(state.tally.read())
     with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
-        for batch in meter.timed(runtime.feed(batches, size, learner.strategy)):
-            norms = learner.train_step(batch, head_alone=epoch < plan.head_epochs)
+        for batch in meter.timed(itertools.islice(batches, end - step)):
+            scalars = learner.train_step(batch, head_alone=epoch < plan.head_epochs)
             step += 1
             every = config.checkpoint_every
             saving = every is not None and step % every == 0
             if step % STEPS_AN_INTERVAL and step < end and not saving:
                 continue  # fetching figures makes the host wait for the device
             sums = state.tally.read()
-            check_finite(step, checkpoints, {"loss": sums.loss, **norms})
-            logbook.interval(step, meter.interval(sums), scalars_of_groups(learner, step, norms))
+            figures = read_scalars(learner, step, scalars)
+            check_finite(step, logbook, {"loss": sums.loss, **figures})
+            logbook.interval(step, meter.interval(sums), figures)
             progress.show(step - (epoch * plan.steps_per_epoch), meter.epoch(sums))
             if saving and step < end:  # the last step's checkpoint follows the validation
                 learner.average_statistics()
                 state.seconds.assign_add(stopwatch.lap())
-                checkpoints.save("latest", step)
+                logbook.save("latest", step)
 
     trained = meter.epoch(state.tally.read())
     learner.average_statistics()
     validation = learner.evaluate(
-        runtime.feed(
-            loader.validation_batches, loader.largest_batch("validation"), learner.strategy
-        )
+        runtime.share_out(lambda share: loader.split_batches("validation", share), learner.strategy)
     )
-    check_finite(step, checkpoints, {"validation loss": validation.loss})
+    check_finite(step, logbook, {"validation loss": validation.loss})
     state.seconds.assign_add(stopwatch.lap())
     logbook.epoch(step, trained, validation, state.seconds.numpy())
     state.tally.reset()
     if validation.loss < state.best_loss.numpy():
         state.best_loss.assign(validation.loss)
-        checkpoints.save("best", step)
-    checkpoints.save("latest", step)
+        logbook.save("best", step)
+    logbook.save("latest", step)
 
 
-def scalars_of_groups(
-    learner: Learner, step: int, norms: Mapping[str, tf.Tensor]
-) -> dict[str, float]:
-    """Returns the learning rate and gradient norm of each group updated at a step, by tag."""
-    rates = {
-        f"learning_rate/{group.name}": float(group.schedule(step - 1))
-        for group in learner.groups
-        if group.name in norms
-    }
-    return {**rates, **{f"gradient_norm/{name}": float(norm) for name, norm in norms.items()}}
+def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) -> dict[str, float]:
+    """Fetches a step's scalars from the device, with the learning rates they came about by."""
+    figures = {tag: float(value) for tag, value in scalars.items()}
+    for group in learner.groups:
+        if f"gradient_norm/{group.name}" in figures:
+            figures[f"learning_rate/{group.name}"] = float(group.schedule(step - 1))
+    loss_scale = learner.state.loss_scale
+    if loss_scale.active:
+        # Gradients that overflow once in a while are what the scale is for.
+        figures = {tag: value for tag, value in figures.items() if math.isfinite(value)}
+        scale, skipped_steps = loss_scale.read()
+        # Below 1 it would only shrink what is small already: then the loss itself is the trouble.
+        figures["loss_scale"] = scale if scale >= 1 else math.nan
+        figures["skipped_steps"] = skipped_steps
+    return figures
 
 
-def check_finite(
-    step: int, checkpoints: Checkpoints, values: Mapping[str, float | tf.Tensor]
-) -> None:
+def check_finite(step: int, logbook: Logbook, values: Mapping[str, float]) -> None:
     """Raises `TrainingDivergedError` where a value is infinite or NaN."""
     for name, value in values.items():
-        if not math.isfinite(float(value)):
-            last = checkpoints.latest
+        if not math.isfinite(value):
+            last = logbook.last_checkpoint
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written"
             raise TrainingDivergedError(
-                f"the {name} became {float(value)} by step {step}; training stopped, {kept}; try "
+                f"the {name} became {value} by step {step}; training stopped, {kept}; try "
                 "lower learning rates, --warmup_steps, or --precision=float32"
             )

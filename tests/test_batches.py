@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.batches import epoch_order, make_batches, pad_batch
+from research.batches import Share, epoch_order, make_batches
 from research.examples import Examples
 
 
@@ -62,15 +62,39 @@ def test_several_inputs_come_unchanged_side_by_side():
     np.testing.assert_array_equal(batch["image"][1], inputs[1][[2, 0, 3]])
 
 
-def test_padding_repeats_real_examples_that_weigh_nothing():
-    (batch,) = make_batches(some_examples(3), np.arange(3), 8, None)
-    padded = pad_batch(batch, 8)
-    np.testing.assert_array_equal(padded["weight"], [1, 1, 1, 0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(padded["image"][:, 0, 0, 0], [0, 1, 2, 0, 1, 2, 0, 1])
-    assert padded["label"].shape == (8,)
+def test_filling_up_repeats_real_examples_that_weigh_nothing():
+    examples = some_examples(3)
+    (batch,) = make_batches(examples, np.arange(3), 8, None, share=Share())
+    np.testing.assert_array_equal(batch["weight"], [1, 1, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], [0, 1, 2, 0, 1, 2, 0, 1])
+    assert batch["label"].shape == (8,)
 
 
-def test_padding_leaves_a_full_batch_as_it_is():
-    (batch,) = make_batches(some_examples(4), np.arange(4), 4, None)
-    padded = pad_batch(batch, 4)
-    tf.nest.map_structure(np.testing.assert_array_equal, padded, batch)
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("photos", [1, 5, 16, 23])
+def test_the_devices_shares_are_the_batches_of_one(replicas, parts, photos):
+    """Each example once, each in the batch that it is in on one device, all shares of one shape."""
+    order = np.random.default_rng(0).permutation(photos)
+    steps = -(-photos // (5 * parts))
+    width = -(-5 // replicas)
+    whole = Share(replicas, 0, replicas, parts).rows(order, 5)
+    for table in whole:
+        assert table.shape == (steps * replicas, parts * width)
+    # (step, device, part, place) to (batch, place of the batch)
+    indices, weights = (
+        table.reshape(steps, replicas, parts, width).swapaxes(1, 2).reshape(steps * parts, -1)
+        for table in whole
+    )
+    for number, (batch, weight) in enumerate(zip(indices, weights, strict=True)):
+        np.testing.assert_array_equal(batch[weight > 0], order[5 * number : 5 * number + 5])
+    assert set(weights.ravel()) <= {0.0, 1.0}
+    for device in range(replicas):
+        own = Share(replicas, device, 1, parts).rows(order, 5)
+        for table, of_all in zip(own, whole, strict=True):
+            np.testing.assert_array_equal(table, of_all[device::replicas])
+
+
+def test_a_share_of_nothing_is_empty():
+    indices, weights = Share(2, 0, 2).rows(np.arange(0), 4)
+    assert indices.shape == weights.shape == (0, 2)

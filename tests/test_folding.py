@@ -13,6 +13,7 @@ from research.residual import build_small_resnet
 from research.split import split_backbone
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 48, 48, 3)).astype("f4")
+WEIGHT = tf.ones(len(IMAGES))
 
 
 def with_random_statistics(model: keras.Model) -> keras.Model:
@@ -96,7 +97,7 @@ def test_both_parts_of_a_split_are_folded():
     parts = split_backbone(model, 100)
     assert kinds(parts.trunk, FoldedConvolution) > 10
     assert kinds(parts.rest, FoldedConvolution) > 10
-    features = parts.features(parts.activations(IMAGES), training=True)
+    features = parts.features(parts.activations(IMAGES), WEIGHT, training=True)
     expected = model(IMAGES, training=False).numpy()
     scale = np.abs(expected).max()
     np.testing.assert_allclose(features / scale, expected / scale, atol=1e-5)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,7 +9,7 @@ import tensorflow as tf
 from research.batches import epoch_order
 from research.errors import UserError
 from research.loader import DataLoader
-from research.runtime import feed
+from research.runtime import share_out
 from research.sources import FolderSource
 from tests.helpers import draw_photos
 
@@ -63,9 +65,8 @@ def test_each_splits_largest_batch_fits_what_it_is_filled_up_to(photo_folder, ba
     loader = DataLoader(16, batch_size, source=FolderSource(str(photo_folder)))
     strategy = tf.distribute.get_strategy()
     for split in ("train", "validation"):
-        size = loader.largest_batch(split)
-        fed = list(feed(loader.split_batches(split), size, strategy))
-        assert size <= batch_size
+        fed = list(share_out(functools.partial(loader.split_batches, split), strategy))
+        size = min(batch_size, len(loader.examples(split)))
         assert {batch["image"].shape[0] for batch in fed} == {size}
         assert sum(float(tf.reduce_sum(batch["weight"])) for batch in fed) == len(
             loader.examples(split)

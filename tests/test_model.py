@@ -3,6 +3,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from research.backbone import build_backbone, first_trainable_layer
 from research.backbones import find_backbone
@@ -10,7 +11,8 @@ from research.model import Wrapper, freeze_below, summarize_parts
 from research.residual import build_small_resnet
 from research.split import SplitBackbone, cheapest_cut, crossing_tensors, split_backbone
 
-IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("f4")
+IMAGES = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("f4"))
+WEIGHT = tf.ones(len(IMAGES))
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_split_anywhere_gives_exactly_the_whole(backbone):
     whole = backbone(IMAGES, training=False).numpy()
     for index in range(len(backbone.layers) + 1):
         parts = split_backbone(backbone, index)
-        features = parts.features(parts.activations(IMAGES), training=False)
+        features = parts.features(parts.activations(IMAGES), WEIGHT, training=False)
         np.testing.assert_array_equal(features, whole, err_msg=f"cut at layer {index}")
 
 
@@ -108,7 +110,7 @@ def test_split_within_a_block_hands_on_several_tensors(name, index):
         keras.Model(crossing_tensors(model, index), model.output),
     )
     whole = model(IMAGES, training=False).numpy()
-    features = parts.features(parts.activations(IMAGES), training=False)
+    features = parts.features(parts.activations(IMAGES), WEIGHT, training=False)
     np.testing.assert_array_equal(features, whole)
     shared = {id(variable) for variable in model.variables}
     assert {id(variable) for variable in parts.rest.variables} <= shared
@@ -132,4 +134,4 @@ def test_splitting_twice_works_as_the_first_time(backbone):
     parts = split_backbone(
         backbone, first_trainable_layer(backbone, find_backbone("SmallResNet"), "stage2")
     )
-    np.testing.assert_array_equal(parts.features(parts.activations(IMAGES), False), whole)
+    np.testing.assert_array_equal(parts.features(parts.activations(IMAGES), WEIGHT, False), whole)
