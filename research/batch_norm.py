@@ -52,16 +52,18 @@ class WeightedBatchNorm(keras.layers.Layer):
         places = list(range(1, len(values.shape) - 1))
         size = tf.cast(tf.reduce_prod(tf.shape(values)[1:-1]), tf.float32)
 
-        def weighted_mean(tensor: tf.Tensor) -> tf.Tensor:
+        def weighted_sum(tensor: tf.Tensor) -> tf.Tensor:
             # Divided by the places first: in a large batch a sum of squares loses digits.
-            total = tf.linalg.matvec(tf.reduce_sum(tensor, places) / size, weight, transpose_a=True)
-            return tf.math.divide_no_nan(self._over_devices(total), count)
+            return tf.linalg.matvec(tf.reduce_sum(tensor, places) / size, weight, transpose_a=True)
 
-        count = self._over_devices(tf.reduce_sum(weight))
-        mean = weighted_mean(values)
+        sums = tf.concat([weighted_sum(values), [tf.reduce_sum(weight)]], axis=0)
+        sums = self._over_devices(sums)  # in one exchange
+        count = sums[-1]
+        mean = tf.math.divide_no_nan(sums[:-1], count)
         # The variance does not change with the mean, to first order: as in tf.nn.moments, nothing
         # is differentiated there.
-        variance = weighted_mean(tf.math.squared_difference(values, tf.stop_gradient(mean)))
+        squares = tf.math.squared_difference(values, tf.stop_gradient(mean))
+        variance = tf.math.divide_no_nan(self._over_devices(weighted_sum(squares)), count)
         mean = tf.where(count > 0, mean, norm.moving_mean)
         variance = tf.where(count > 0, variance, norm.moving_variance)
         for moving, found in ((norm.moving_mean, mean), (norm.moving_variance, variance)):

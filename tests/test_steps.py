@@ -2,22 +2,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from research import runtime
-from research.batches import make_batches
 from research.checkpoint import restore_model
-from research.config import TrainConfig
 from research.examples import Examples
 from research.learner import (
     Learner,
     RunState,
-    StepOptions,
     build_network,
     make_checkpoint,
     make_groups,
@@ -27,82 +22,16 @@ from research.optimizers import check_partition, make_group
 from research.plan import make_plan
 from research.schedules import Schedule
 from research.trunk_cache import cache_trunk
-
-CONFIG = TrainConfig(
-    backbone="SmallResNet",
-    weights="none",
-    unfreeze_from="stage2",
-    image_size=32,
-    batch_size=8,
-    epochs=2,
-    head_optimizer="sgd",
-    head_learning_rate=0.5,
-    backbone_optimizer="sgd",
-    backbone_learning_rate=0.01,
-    trunk_cache="off",
+from tests.learners import (
+    CONFIG,
+    feed,
+    make_learner,
+    model_of,
+    scale,
+    some_photos,
+    train,
+    weights,
 )
-
-
-def some_photos(count: int, classes: int = 2) -> Examples:
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    labels = generator.integers(classes, size=count).astype(np.int32)
-    return Examples((pixels,), labels, tuple(map(str, range(count))))
-
-
-def scale(image: tf.Tensor) -> tf.Tensor:
-    return image / 127.5 - 1
-
-
-def feed(learner: Learner, examples: Examples, size: int, preprocessing=scale):
-    """The examples in their order, in batches of `size`, shared out to the learner's devices."""
-    order = np.arange(len(examples))
-    return runtime.share_out(
-        lambda share: make_batches(
-            examples, order, min(size, len(order)), preprocessing, share=share
-        ),
-        learner.strategy,
-        learner.options.accumulate_steps,
-    )
-
-
-@functools.cache
-def mirrored(replicas: int) -> tf.distribute.Strategy:
-    """A process bears one strategy that reduces by collectives; four devices do without."""
-    devices = [f"CPU:{index}" for index in range(replicas)]
-    reduction = tf.distribute.ReductionToOneDevice() if replicas > 2 else None
-    return tf.distribute.MirroredStrategy(devices, reduction)
-
-
-def make_learner(
-    config: TrainConfig, replicas: int = 1, photos: int = 20, xla: bool = False
-) -> Learner:
-    """A learner whose initial weights depend on nothing but the config's seed."""
-    keras.utils.set_random_seed(config.seed)
-    strategy = mirrored(replicas) if replicas > 1 else tf.distribute.get_strategy()
-    with strategy.scope():
-        network = build_network(config, 2).network
-        state = RunState()
-        groups = make_groups(config, network.model, state.step, make_plan(config, photos))
-    options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
-    return Learner(strategy, network, groups, state, options)
-
-
-def model_of(learner: Learner):
-    return learner.network.model
-
-
-def weights(learner: Learner) -> list[np.ndarray]:
-    return [variable.numpy() for variable in model_of(learner).variables]
-
-
-def train(learner: Learner, examples: Examples, size: int) -> list[float]:
-    """Trains one pass and returns the mean loss after each step."""
-    losses = []
-    for batch in feed(learner, examples, size):
-        learner.train_step(batch)
-        losses.append(mean_metrics(learner.state.tally.read()).loss)
-    return losses
 
 
 def test_a_step_is_the_update_written_by_hand():
@@ -192,11 +121,15 @@ def test_several_devices_give_what_one_gives(replicas, photos, config):
     assert evaluated(one).accuracy == evaluated(many).accuracy
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-@pytest.mark.parametrize(("size", "photos"), [(8, 16), (8, 21), (8, 17), (5, 13)])
-def test_synchronised_batch_norm_gives_what_one_device_gives(replicas, size, photos):
+@pytest.mark.parametrize(
+    ("replicas", "size", "photos", "unfreeze_from"),
+    [(2, 8, 21, "0"), (2, 8, 17, "stage3"), (2, 5, 13, "stage3"), (4, 8, 17, "stage3_block2_2_bn")],
+)
+def test_synchronised_batch_norm_gives_what_one_device_gives(replicas, size, photos, unfreeze_from):
     """Also where no number of devices divides the batch, or a device has no photo."""
-    config = dataclasses.replace(CONFIG, bn_mode="sync", unfreeze_from="0", batch_size=size)
+    config = dataclasses.replace(
+        CONFIG, bn_mode="sync", unfreeze_from=unfreeze_from, batch_size=size
+    )
     one, many = make_learner(config), make_learner(config, replicas)
     before = weights(one)
     examples = some_photos(photos)
@@ -210,7 +143,7 @@ def test_synchronised_batch_norm_gives_what_one_device_gives(replicas, size, pho
 
 def test_batch_norm_that_is_not_synchronised_sees_its_devices_photos():
     """Two devices of four photos each do what one does with two batches of four."""
-    config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="0")
+    config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="stage3")
     two = make_learner(config, 2)
     one = make_learner(dataclasses.replace(config, accumulate_steps=2))
     examples = some_photos(16)
@@ -222,13 +155,13 @@ def test_batch_norm_that_is_not_synchronised_sees_its_devices_photos():
 
 
 def test_a_device_without_photos_keeps_its_statistics():
-    config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="0")
+    config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="stage3")
     learner = make_learner(config, 4)
     train(learner, some_photos(2), 2)  # one photo each for two devices, none for the others
     norm = next(
         layer
         for layer in model_of(learner).backbone.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     )
     means = [value.numpy() for value in norm.moving_mean.value.values]
     assert [np.abs(mean).max() > 0 for mean in means] == [True, True, False, False]
@@ -249,7 +182,7 @@ def test_accumulated_batches_are_the_large_batch_that_they_stand_for(replicas, p
 
 
 def test_accumulated_batches_work_with_synchronised_batch_norm():
-    config = dataclasses.replace(CONFIG, bn_mode="sync", unfreeze_from="0", accumulate_steps=2)
+    config = dataclasses.replace(CONFIG, bn_mode="sync", unfreeze_from="stage3", accumulate_steps=2)
     one, two = make_learner(config), make_learner(config, 2)
     examples = some_photos(21)
     np.testing.assert_allclose(train(one, examples, 4), train(two, examples, 4), rtol=1e-4)

@@ -1,0 +1,93 @@
+"""Small learners on random photos, on one logical device or several, for the tests of steps."""
+
+from __future__ import annotations
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from research import runtime
+from research.batches import make_batches
+from research.config import TrainConfig
+from research.examples import Examples
+from research.learner import Learner, RunState, StepOptions, build_network, make_groups
+from research.metrics import mean_metrics
+from research.plan import make_plan
+
+CONFIG = TrainConfig(
+    backbone="SmallResNet",
+    weights="none",
+    unfreeze_from="stage2",
+    image_size=32,
+    batch_size=8,
+    epochs=2,
+    head_optimizer="sgd",
+    head_learning_rate=0.5,
+    backbone_optimizer="sgd",
+    backbone_learning_rate=0.01,
+    trunk_cache="off",
+)
+
+
+def some_photos(count: int, classes: int = 2) -> Examples:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = generator.integers(classes, size=count).astype(np.int32)
+    return Examples((pixels,), labels, tuple(map(str, range(count))))
+
+
+def scale(image: tf.Tensor) -> tf.Tensor:
+    return image / 127.5 - 1
+
+
+def feed(learner: Learner, examples: Examples, size: int, preprocessing=scale):
+    """The examples in their order, in batches of `size`, shared out to the learner's devices."""
+    order = np.arange(len(examples))
+    return runtime.share_out(
+        lambda share: make_batches(
+            examples, order, min(size, len(order)), preprocessing, share=share
+        ),
+        learner.strategy,
+        learner.options.accumulate_steps,
+    )
+
+
+@functools.cache
+def mirrored(replicas: int) -> tf.distribute.Strategy:
+    """A process bears one strategy that reduces by collectives; four devices do without."""
+    devices = [f"CPU:{index}" for index in range(replicas)]
+    reduction = tf.distribute.ReductionToOneDevice() if replicas > 2 else None
+    return tf.distribute.MirroredStrategy(devices, reduction)
+
+
+def make_learner(
+    config: TrainConfig, replicas: int = 1, photos: int = 20, xla: bool = False
+) -> Learner:
+    """A learner whose initial weights depend on nothing but the config's seed."""
+    keras.utils.set_random_seed(config.seed)
+    strategy = mirrored(replicas) if replicas > 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        network = build_network(config, 2).network
+        state = RunState()
+        groups = make_groups(config, network.model, state.step, make_plan(config, photos))
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
+    return Learner(strategy, network, groups, state, options)
+
+
+def model_of(learner: Learner):
+    return learner.network.model
+
+
+def weights(learner: Learner) -> list[np.ndarray]:
+    return [variable.numpy() for variable in model_of(learner).variables]
+
+
+def train(learner: Learner, examples: Examples, size: int) -> list[float]:
+    """Trains one pass and returns the mean loss after each step."""
+    losses = []
+    for batch in feed(learner, examples, size):
+        learner.train_step(batch)
+        losses.append(mean_metrics(learner.state.tally.read()).loss)
+    return losses
