@@ -73,7 +73,7 @@ def _parse(value: dict[str, Any]) -> Cluster:
     if len(chiefs) > 1 or not addresses or len(set(addresses)) < len(addresses):
         raise ValueError("addresses are missing or given twice")
     for address in addresses:
-        host, _, port = address.rpartition(":")
+        host, _, port = str(address).rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{address!r} is no host:port")
     kind, index = task["type"], int(task["index"])

@@ -249,8 +249,9 @@ class Learner:
         def average_statistics() -> None:
             def on_replica() -> None:
                 context = tf.distribute.get_replica_context()
-                for variable in statistics:
-                    mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, variable.value)
+                values = [tf.identity(variable.value) for variable in statistics]
+                means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+                for variable, mean in zip(statistics, means, strict=True):
                     variable.assign(mean)
 
             strategy.run(on_replica)

@@ -47,6 +47,9 @@ def join_cluster(cluster: Cluster, timeout: int) -> tf.distribute.Strategy:
         f"{os.path.basename(sys.argv[0])}: this is {cluster}, and not all of {others} came within "
         f"{timeout} s; {advice}, or give a longer --worker_timeout"
     )
+    # gRPC would ask a proxy of the environment for the way to the next host, and wait for ever.
+    hosts = [address.rpartition(":")[0] for address in cluster.workers]
+    os.environ.setdefault("no_grpc_proxy", ",".join([*hosts, os.environ.get("no_proxy", "")]))
     with _killed_after(timeout, line):
         try:
             options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
 
 from research.sketches import sketch_jpeg
 
@@ -52,3 +56,19 @@ def run_script(folder: Path, name: str, *flags: str) -> subprocess.CompletedProc
         text=True,
         timeout=240,
     )
+
+
+def read_metrics(ckpt_dir: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (ckpt_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_checkpoint(ckpt_dir: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the last checkpoint but the time that the run took."""
+    reader = tf.train.load_checkpoint(str(ckpt_dir / "checkpoints" / "latest"))
+    names = reader.get_variable_to_shape_map()
+    return {
+        name: reader.get_tensor(name)
+        for name in names
+        if not name.startswith(("seconds", "save_counter", "_CHECKPOINTABLE"))
+    }

@@ -17,22 +17,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from research.sources import FolderSource
-from tests.helpers import ROOT, SMALL_RUN, draw_photos, run_script, script_environment
-
-
-def read_metrics(ckpt_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (ckpt_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def read_checkpoint(ckpt_dir: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the last checkpoint but the time that the run took."""
-    reader = tf.train.load_checkpoint(str(ckpt_dir / "checkpoints" / "latest"))
-    names = reader.get_variable_to_shape_map()
-    return {
-        name: reader.get_tensor(name)
-        for name in names
-        if not name.startswith(("seconds", "save_counter", "_CHECKPOINTABLE"))
-    }
+from tests.helpers import (
+    ROOT,
+    SMALL_RUN,
+    draw_photos,
+    read_checkpoint,
+    read_metrics,
+    run_script,
+    script_environment,
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,245 @@
+"""Two real processes on loopback, as two hosts: each in a folder of its own, no file shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.helpers import (
+    ROOT,
+    SMALL_RUN,
+    draw_photos,
+    read_checkpoint,
+    read_metrics,
+    run_script,
+    script_environment,
+)
+
+# 66 photos in batches of 8: the last batch has 2, and there is one worker without any with 4.
+FLAGS = (
+    *SMALL_RUN,
+    "--epochs=2",
+    "--checkpoint_every=3",
+    "--bn_mode=sync",
+    "--clip_norm=1",
+    "--weight_decay=0.01",
+    "--head_optimizer=adam",
+    "--backbone_optimizer=sgd",
+    "--backbone_learning_rate=0.01",
+    "--horizontal_flip",
+    "--deterministic",
+    "--ckpt_dir=run",
+)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for found in sockets:
+        found.bind(("127.0.0.1", 0))
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
+
+
+class Workers:
+    """Starts a script as the two workers of a run; ends what is left of them at the end."""
+
+    def __init__(self, folder: Path, flags: Sequence[Sequence[str]]) -> None:
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+        self.folders = [folder / "host0", folder / "host1"]
+        self.processes = []
+        for index, own in enumerate(flags):
+            self.folders[index].mkdir(exist_ok=True, parents=True)
+            task = {"type": "worker", "index": index}
+            config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(ROOT / "run_train.py"), *own],
+                    cwd=self.folders[index],
+                    env={**script_environment(folder), "TF_CONFIG": config},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def wait(self, index: int, seconds: float = 240) -> tuple[int, str, str]:
+        """Returns a worker's exit code, standard output and standard error."""
+        out, error = self.processes[index].communicate(timeout=seconds)
+        return self.processes[index].returncode, out, error
+
+
+def train_together(folder: Path, flags: Sequence[str]) -> list[str]:
+    """Trains to the end and returns what each worker printed."""
+    with Workers(folder, [flags, flags]) as workers:
+        results = [workers.wait(index) for index in range(2)]
+    for code, _, error in results:
+        assert code == 0, error
+    return [out for _, out, _ in results]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_photos(tmp_path_factory.mktemp("photos"), 41)
+
+
+@pytest.fixture(scope="module")
+def together(photos, tmp_path_factory):
+    """A folder with a run of two workers, and what they printed."""
+    folder = tmp_path_factory.mktemp("together")
+    return folder, train_together(folder, [*FLAGS, f"--image_folder={photos}"])
+
+
+def assert_same(run: Path, other: Path) -> None:
+    expected, found = read_checkpoint(run), read_checkpoint(other)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_two_workers_train_like_one(together, photos, tmp_path):
+    folder, _ = together
+    process = run_script(tmp_path, "run_train.py", *FLAGS, f"--image_folder={photos}")
+    assert process.returncode == 0, process.stderr
+    rows = read_metrics(tmp_path / "run")
+    trained = json.loads((tmp_path / "run" / "data.json").read_text())["train_photos"]
+    assert trained % 8 in range(1, 8)  # the last batch is uneven
+    for one, two in zip(rows, read_metrics(folder / "host0" / "run"), strict=True):
+        for key in ("step", "train_accuracy", "validation_accuracy"):
+            assert one[key] == two[key]
+        for key in ("train_loss", "validation_loss"):
+            assert one[key] == pytest.approx(two[key], rel=1e-4)
+    one, two = read_checkpoint(tmp_path / "run"), read_checkpoint(folder / "host0" / "run")
+    for name, value in one.items():
+        if value.dtype.kind == "f" and "seconds" not in name:
+            np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_the_chief_alone_keeps_records(together):
+    folder, (chief, other) = together
+    assert "worker 0 of 2, the chief" in chief
+    assert "worker 1 of 2, worker 0 keeps the records" in other
+    assert "2 CPU" in chief
+    assert "evaluate:     python run_eval.py" in chief
+    assert "evaluate:" not in other
+    assert list((folder / "host1").iterdir()) == []
+    kept = {path.name for path in (folder / "host0" / "run").iterdir()}
+    assert {"checkpoints", "events", "metrics.jsonl", "pictures"} <= kept
+
+
+def test_a_run_of_two_workers_is_evaluated_on_one_machine(together, photos):
+    folder, _ = together
+    process = run_script(folder / "host0", "run_eval.py", "--ckpt_dir=run", "--split=validation")
+    assert process.returncode == 0, process.stderr
+    (figures,) = (folder / "host0" / "run" / "checkpoints" / "best").glob("*.validation.json")
+    best = min(row["validation_loss"] for row in read_metrics(folder / "host0" / "run"))
+    assert json.loads(figures.read_text())["loss"] == pytest.approx(best, rel=1e-4)
+
+
+def test_the_same_again_ends_bit_identical(together, photos, tmp_path):
+    folder, _ = together
+    train_together(tmp_path, [*FLAGS, f"--image_folder={photos}"])
+    assert_same(folder / "host0" / "run", tmp_path / "host0" / "run")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_workers_death_ends_the_other_and_both_resume_from_the_chiefs_checkpoint(
+    together, photos, tmp_path, victim
+):
+    flags = [*FLAGS, f"--image_folder={photos}"]
+    latest = tmp_path / "host0" / "run" / "checkpoints" / "latest"
+    with Workers(tmp_path, [flags, flags]) as workers:
+        deadline = time.monotonic() + 120
+        while not (latest / "checkpoint").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        workers.processes[victim].send_signal(signal.SIGKILL)
+        code, _, error = workers.wait(1 - victim, 60)
+    if code == 0:
+        pytest.fail("the run ended before the kill: give it more steps")
+    assert code == 2, error
+    line = error.splitlines()[-1]
+    assert line.startswith(f"run_train.py: this is worker {1 - victim} of 2")
+    assert "another ended or does not answer" in line
+    assert "start all of them again with the same flags to resume" in line
+    assert "Traceback" not in error
+    killed_at = int(tf.train.latest_checkpoint(str(latest)).rpartition("-")[2])
+
+    chief, _ = train_together(tmp_path, flags)
+    assert f"resuming after step {killed_at} of" in chief
+    assert_same(together[0] / "host0" / "run", tmp_path / "host0" / "run")
+
+
+def test_a_worker_that_does_not_come_is_not_waited_for_forever(photos, tmp_path):
+    flags = [*FLAGS, f"--image_folder={photos}", "--worker_timeout=8"]
+    with Workers(tmp_path, [flags]) as workers:
+        code, _, error = workers.wait(0, 90)
+    assert code != 0
+    line = error.splitlines()[-1]
+    assert "came within 8 s; start every worker" in line
+    assert "--worker_timeout" in line
+    assert not (tmp_path / "host0" / "run").exists()
+
+
+def test_workers_with_other_settings_are_refused(photos, tmp_path):
+    flags = [*FLAGS, f"--image_folder={photos}"]
+    with Workers(tmp_path, [flags, [*flags, "--batch_size=16"]]) as workers:
+        code, _, error = workers.wait(1, 90)
+        assert code == 2, error
+        assert "batch_size is 8 there and 16 here" in error.splitlines()[-1]
+        code, _, error = workers.wait(0, 90)
+        assert code == 2, error
+        assert "another ended or does not answer" in error.splitlines()[-1]
+    assert not (tmp_path / "host0" / "run").exists()
+
+
+def test_workers_with_other_photos_are_refused(photos, tmp_path):
+    others = draw_photos(tmp_path, 30)
+    flags = [[*FLAGS, f"--image_folder={folder}"] for folder in (photos, others)]
+    with Workers(tmp_path, flags) as workers:
+        code, _, error = workers.wait(1, 90)
+    assert code == 2
+    assert "the chief has other" in error.splitlines()[-1]
+
+
+def test_what_several_workers_cannot_do_is_one_line(tmp_path):
+    """Without TF_CONFIG, or with logical devices; nothing is left on disk."""
+    config = json.dumps(
+        {"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 0}}
+    )
+    for flag, environment, expected in (
+        ("--distribution=multi_worker", "", "TF_CONFIG is not set"),
+        ("--virtual_devices=2", config, "virtual_devices is 2, but a worker of several"),
+    ):
+        process = subprocess.run(
+            [sys.executable, str(ROOT / "run_train.py"), *SMALL_RUN, "--dataset=sketches", flag],
+            cwd=tmp_path,
+            env={**script_environment(tmp_path), "TF_CONFIG": environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert process.returncode == 2
+        (line,) = process.stderr.splitlines()
+        assert expected in line
+    assert os.listdir(tmp_path) == []
