@@ -1,0 +1,1 @@
+"""Programs that print what was measured, and write it to benchmarks/results/."""
