@@ -67,8 +67,8 @@ class Load:
 
 def load_of(backbone: str, unfreeze_from: str) -> Load:
     """Builds a model without weights and counts."""
+    from research.builder import build_network
     from research.config import TrainConfig
-    from research.learner import build_network
 
     config = TrainConfig(backbone=backbone, unfreeze_from=unfreeze_from, weights="none")
     built = build_network(config, 2)

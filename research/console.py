@@ -12,8 +12,8 @@ import keras
 import tensorflow as tf
 import tqdm
 
+from research.builder import BuiltNetwork
 from research.config import TrainConfig
-from research.learner import BuiltNetwork
 from research.loader import DataLoader
 from research.meter import Interval
 from research.metrics import Metrics

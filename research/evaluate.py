@@ -9,13 +9,15 @@ import os
 from pathlib import Path
 
 from research import runtime
+from research.builder import build_network
 from research.checkpoint import find_checkpoint, restore_model
 from research.config import EvalConfig, TrainConfig
 from research.console import short_path
 from research.errors import UserError
-from research.learner import Learner, RunState, build_network
+from research.learner import Learner
 from research.loader import DataLoader
 from research.run_directory import RunDirectory, write_atomically
+from research.run_state import RunState
 from research.sources import Source, open_source
 
 RULE = "-" * 40

@@ -1,25 +1,17 @@
-"""Everything a run trains with: the model, its parameter groups and the state that is saved."""
+"""Runs the steps of `steps.py` on all devices."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
-import keras
 import tensorflow as tf
 
-from research.backbone import Backbone, build_backbone, first_trainable_layer
-from research.backbones import find_backbone
 from research.batches import Batch
-from research.config import WEIGHTS_BY_NAME, TrainConfig
-from research.loss_scale import LossScale
 from research.metrics import Metrics, Sums, Tally, mean_metrics
-from research.model import Wrapper, freeze_below, penalize, trained_backbone, trained_statistics
-from research.optimizers import Group, check_partition, make_group
-from research.plan import Plan
-from research.schedules import Schedule
-from research.split import split_backbone
+from research.model import trained_statistics
+from research.optimizers import Group
+from research.run_state import RunState
 from research.steps import (
     Gradients,
     Network,
@@ -30,169 +22,6 @@ from research.steps import (
     eval_step,
     reduce_gradients,
 )
-from research.weights import load_weights
-
-
-@dataclasses.dataclass(frozen=True)
-class BuiltNetwork:
-    """A network ready to be trained.
-
-    Attributes:
-      network: the model and its two parts.
-      backbone: the table's entry.
-      first_trainable: index of the first backbone layer that is trained.
-      origin: where the backbone's weights came from, in a few words.
-    """
-
-    network: Network
-    backbone: Backbone
-    first_trainable: int
-    origin: str
-
-
-def build_network(config: TrainConfig, num_classes: int, with_weights: bool = True) -> BuiltNetwork:
-    """Builds the model of a config, under the caller's strategy scope.
-
-    Args:
-      config: of the run.
-      num_classes: the number of classes.
-      with_weights: False leaves the backbone as initialised, for a checkpoint to fill.
-
-    Raises:
-      UserError: the weights cannot be had or do not fit, or `unfreeze_from` names no layer.
-    """
-    # Again, as reading data may have drawn from the generators that initial weights come from.
-    keras.utils.set_random_seed(config.seed)
-    backbone = find_backbone(config.backbone)
-    named = with_weights and config.weights == "imagenet"
-    base_model = build_backbone(backbone, config.image_size, "imagenet" if named else None)
-    first = first_trainable_layer(base_model, backbone, config.unfreeze_from)
-    total = len(base_model.variables)
-    origin = f"loaded {total} of {total} variables, ImageNet" if named else "none loaded, random"
-    if with_weights and config.weights not in WEIGHTS_BY_NAME:
-        origin = str(load_weights(base_model, config.weights))
-    model = Wrapper(base_model, num_classes, config.seed)
-    freeze_below(base_model, first, config.bn_mode)
-    penalize(model, config.l2_penalty)
-    return BuiltNetwork(Network(model, split_backbone(base_model, first)), backbone, first, origin)
-
-
-class RunState:
-    """What a run must remember besides its model and optimizers. Built under a strategy scope.
-
-    Attributes:
-      step: int64, the run's one clock: steps made so far, those skipped by float16 included.
-      loss_scale: for float16.
-      tally: the training sums of the epoch under way.
-      best_loss: the least validation loss so far, infinite before the first.
-      seconds: time spent training so far, over all resumptions.
-    """
-
-    def __init__(self) -> None:
-        self.step = tf.Variable(
-            0,
-            trainable=False,
-            dtype=tf.int64,
-            name="step",
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
-        self.loss_scale = LossScale(keras.config.dtype_policy().compute_dtype == "float16")
-        self.tally = Tally()
-        self.best_loss = tf.Variable(math.inf, trainable=False, dtype=tf.float64)
-        self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
-
-    @property
-    def variables(self) -> list[tf.Variable]:
-        """All that is remembered."""
-        scale = self.loss_scale
-        return [
-            self.step,
-            self.tally.variable,
-            self.best_loss,
-            self.seconds,
-            scale.scale,
-            scale.good_steps,
-            scale.skipped_steps,
-        ]
-
-    @property
-    def current_step(self) -> int:
-        """Fetches the clock from the device."""
-        return int(tf.convert_to_tensor(self.step))
-
-
-def make_groups(
-    config: TrainConfig, model: Wrapper, step: tf.Variable, plan: Plan
-) -> tuple[Group, ...]:
-    """Puts each trainable variable in the group `head` or `backbone`; frozen ones in neither.
-
-    The backbone's schedule begins after the epochs that train the head alone.
-    """
-    head = Schedule(
-        config.head_schedule, config.head_learning_rate, 0, plan.steps, config.warmup_steps
-    )
-    groups = [
-        make_group(
-            "head",
-            model.head.trainable_variables,
-            config.head_optimizer,
-            head,
-            step,
-            config.weight_decay,
-        )
-    ]
-    unfrozen = trained_backbone(model)
-    if unfrozen:
-        schedule = Schedule(
-            config.backbone_schedule,
-            config.backbone_learning_rate,
-            plan.head_steps,
-            plan.steps,
-            config.warmup_steps,
-        )
-        groups.append(
-            make_group(
-                "backbone", unfrozen, config.backbone_optimizer, schedule, step, config.weight_decay
-            )
-        )
-    check_partition(groups, model.trainable_variables)
-    return tuple(groups)
-
-
-def make_checkpoint(
-    model: Wrapper, groups: tuple[Group, ...], state: RunState
-) -> tf.train.Checkpoint:
-    """Names all that a run resumes from.
-
-    Random layers, such as Dropout, count their draws in variables that Keras keeps apart from a
-    layer's weights, and that a checkpoint of the model alone leaves out.
-    """
-    weights = {id(variable) for variable in model.weights}
-    counters = [variable.value for variable in model.variables if id(variable) not in weights]
-    optimizers: dict[str, keras.optimizers.Optimizer] = {
-        f"{group.name}_optimizer": group.optimizer for group in groups
-    }
-    return tf.train.Checkpoint(
-        model=model,
-        random_counters=counters,
-        step=state.step,
-        tally=state.tally.variable,
-        best_loss=state.best_loss,
-        seconds=state.seconds,
-        loss_scale=state.loss_scale.scale,
-        good_steps=state.loss_scale.good_steps,
-        skipped_steps=state.loss_scale.skipped_steps,
-        **optimizers,
-    )
-
-
-def variables_of(model: Wrapper, groups: tuple[Group, ...], state: RunState) -> list[tf.Variable]:
-    """Returns all variables that a checkpoint of `make_checkpoint` holds."""
-    return [
-        *(variable.value for variable in model.variables),
-        *(variable.value for group in groups for variable in group.optimizer.variables),
-        *state.variables,
-    ]
 
 
 @dataclasses.dataclass(frozen=True)

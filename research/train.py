@@ -12,24 +12,18 @@ from typing import Any
 import tensorflow as tf
 
 from research import console, runtime
+from research.builder import build_network, make_groups
 from research.checkpoint import Checkpoints
 from research.cluster import find_cluster
 from research.config import TrainConfig
 from research.errors import UserError
-from research.learner import (
-    Learner,
-    RunState,
-    StepOptions,
-    build_network,
-    make_checkpoint,
-    make_groups,
-    variables_of,
-)
+from research.learner import Learner, StepOptions
 from research.loader import DataLoader
 from research.logbook import Logbook, SilentLogbook
 from research.meter import Meter, Stopwatch
 from research.plan import Plan, make_plan
 from research.run_directory import RunDirectory, find_run
+from research.run_state import RunState, make_checkpoint, variables_of
 from research.sources import open_source
 from research.steps import Network
 from research.team import Team

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.builder import build_network
 from research.checkpoint import restore_model
 from research.config import TrainConfig
 from research.evaluate import wilson_interval
-from research.learner import build_network
 from research.loader import DataLoader
 from research.sources import FolderSource
 from tests.helpers import SMALL_RUN, draw_photos, run_script

@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.builder import build_network, make_groups
 from research.checkpoint import restore_model
 from research.examples import Examples
-from research.learner import (
-    Learner,
-    RunState,
-    build_network,
-    make_checkpoint,
-    make_groups,
-)
+from research.learner import Learner
 from research.metrics import mean_metrics
 from research.optimizers import check_partition, make_group
 from research.plan import make_plan
+from research.run_state import RunState, make_checkpoint
 from research.schedules import Schedule
 from research.trunk_cache import cache_trunk
 from tests.learners import (

@@ -1,0 +1,93 @@
+"""What a run resumes from: its clock and sums, and all variables by name."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import tensorflow as tf
+
+from research.loss_scale import LossScale
+from research.metrics import Tally
+from research.model import Wrapper
+from research.optimizers import Group
+
+
+class RunState:
+    """What a run must remember besides its model and optimizers. Built under a strategy scope.
+
+    Attributes:
+      step: int64, the run's one clock: steps made so far, those skipped by float16 included.
+      loss_scale: for float16.
+      tally: the training sums of the epoch under way.
+      best_loss: the least validation loss so far, infinite before the first.
+      seconds: time spent training so far, over all resumptions.
+    """
+
+    def __init__(self) -> None:
+        self.step = tf.Variable(
+            0,
+            trainable=False,
+            dtype=tf.int64,
+            name="step",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        self.loss_scale = LossScale(keras.config.dtype_policy().compute_dtype == "float16")
+        self.tally = Tally()
+        self.best_loss = tf.Variable(math.inf, trainable=False, dtype=tf.float64)
+        self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All that is remembered."""
+        scale = self.loss_scale
+        return [
+            self.step,
+            self.tally.variable,
+            self.best_loss,
+            self.seconds,
+            scale.scale,
+            scale.good_steps,
+            scale.skipped_steps,
+        ]
+
+    @property
+    def current_step(self) -> int:
+        """Fetches the clock from the device."""
+        return int(tf.convert_to_tensor(self.step))
+
+
+def make_checkpoint(
+    model: Wrapper, groups: tuple[Group, ...], state: RunState
+) -> tf.train.Checkpoint:
+    """Names all that a run resumes from.
+
+    Random layers, such as Dropout, count their draws in variables that Keras keeps apart from a
+    layer's weights, and that a checkpoint of the model alone leaves out.
+    """
+    weights = {id(variable) for variable in model.weights}
+    counters = [variable.value for variable in model.variables if id(variable) not in weights]
+    optimizers: dict[str, keras.optimizers.Optimizer] = {
+        f"{group.name}_optimizer": group.optimizer for group in groups
+    }
+    return tf.train.Checkpoint(
+        model=model,
+        random_counters=counters,
+        step=state.step,
+        tally=state.tally.variable,
+        best_loss=state.best_loss,
+        seconds=state.seconds,
+        loss_scale=state.loss_scale.scale,
+        good_steps=state.loss_scale.good_steps,
+        skipped_steps=state.loss_scale.skipped_steps,
+        **optimizers,
+    )
+
+
+def variables_of(model: Wrapper, groups: tuple[Group, ...], state: RunState) -> list[tf.Variable]:
+    """Returns all variables that a checkpoint of `make_checkpoint` holds."""
+    return [
+        *(variable.value for variable in model.variables),
+        *(variable.value for group in groups for variable in group.optimizer.variables),
+        *state.variables,
+    ]
