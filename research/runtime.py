@@ -54,8 +54,9 @@ def resolve_precision(precision: str) -> str:
     """Returns `float32`, `bfloat16` or `float16`; `auto` takes what the slowest device is fast in.
 
     On NVIDIA GPUs that is bfloat16 from compute capability 8.0 on, float16 from 7.0 on, float32
-    before. On CPUs it is float32, or bfloat16 where they have matrix units for it (AMX): the
-    vector instructions of AVX-512 made no step faster.
+    before. On CPUs it is float32, or bfloat16 where they have matrix units for it (AMX). With the
+    vector instructions of AVX-512 bfloat16 is left to be asked for: it made a step of ResNet101V2
+    1.4 to 1.8 times faster, one of MobileNetV2 no faster.
     """
     if precision != "auto":
         return precision

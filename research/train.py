@@ -104,8 +104,7 @@ def train_together(
             resumed = checkpoints.restore_latest()
     chief = team.chiefs_word({"data": data, "resumed": resumed, "trunk_cached": cached})
     check_data(data, chief["data"])
-    if chief["resumed"]:
-        team.copy_from_chief(variables_of(built.network.model, groups, state))
+    team.copy_from_chief(variables_of(built.network.model, groups, state))
     network, loader = run_trunk_once(config, built.network, photos, plan, chief["trunk_cached"])
     if directory and checkpoints:
         if not resuming:
@@ -126,10 +125,14 @@ def train_together(
 
 
 def check_settings(config: TrainConfig, chief: TrainConfig) -> None:
-    """Raises `UserError` unless this worker was given the same settings as the chief."""
+    """Raises `UserError` unless this worker was given the same settings as the chief.
+
+    Paths may differ: photos are compared by name, and weights come from the chief.
+    """
     named = [
         f"{name} is {value!r} there and {own!r} here"
         for name, (value, own) in chief.differences(config).items()
+        if name not in ("image_folder", "weights")
     ]
     if named:
         raise UserError(

@@ -21,6 +21,7 @@ SMALL_RUN = (
     "--unfreeze_from=stage3",
     "--image_size=32",
     "--batch_size=8",
+    "--precision=float32",  # whatever the machine is fast in
 )
 
 

@@ -219,7 +219,7 @@ def test_workers_with_other_photos_are_refused(photos, tmp_path):
     with Workers(tmp_path, flags) as workers:
         code, _, error = workers.wait(1, 90)
     assert code == 2
-    assert "the chief has other" in error.splitlines()[-1]
+    assert "the chief has other photos: train_photos is 66 there and" in error.splitlines()[-1]
 
 
 def test_what_several_workers_cannot_do_is_one_line(tmp_path):

@@ -256,3 +256,24 @@ def test_a_run_ends_early_where_asked(photo_folder, tmp_path):
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("SmallResNet-")
     assert [row["step"] for row in read_metrics(run)] == [3, 6]
+
+
+def test_a_run_in_float16_shows_its_loss_scale(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=1", "--ckpt_dir=run"]
+    flags += ["--precision=float16", "--accumulate_steps=2", "--clip_norm=1", "--l2_penalty=1e-4"]
+    process = run_script(tmp_path, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    assert "1 CPU, float16" in process.stdout
+    (row,) = read_metrics(tmp_path / "run")
+    photos = json.loads((tmp_path / "run" / "data.json").read_text())["train_photos"]
+    assert row["step"] == math.ceil(photos / 16)
+    assert math.isfinite(row["train_loss"])
+    accumulator = EventAccumulator(str(tmp_path / "run" / "events" / "train"))
+    accumulator.Reload()
+    assert {"loss_scale", "skipped_steps", "penalty"} <= set(accumulator.Tags()["tensors"])
+    skipped = tf.make_ndarray(accumulator.Tensors("skipped_steps")[-1].tensor_proto)
+    loss_scale = tf.make_ndarray(accumulator.Tensors("loss_scale")[-1].tensor_proto)
+    assert loss_scale == 2.0 ** (15 - skipped)
+    assert (f"{skipped:.0f} step" in process.stdout) == (skipped > 0)
+    evaluated = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--split=validation")
+    assert evaluated.returncode == 0, evaluated.stderr
