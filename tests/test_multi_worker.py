@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -163,7 +164,7 @@ def test_the_same_again_ends_bit_identical(together, photos, tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_workers_death_ends_the_other_and_both_resume_from_the_chiefs_checkpoint(
+def test_a_workers_death_ends_the_other_and_all_resume_from_the_chiefs_checkpoint(
     together, photos, tmp_path, victim
 ):
     flags = [*FLAGS, f"--image_folder={photos}"]
@@ -184,10 +185,19 @@ def test_a_workers_death_ends_the_other_and_both_resume_from_the_chiefs_checkpoi
     assert "start all of them again with the same flags to resume" in line
     assert "Traceback" not in error
     killed_at = int(tf.train.latest_checkpoint(str(latest)).rpartition("-")[2])
+    shutil.copytree(tmp_path / "host0" / "run", tmp_path / "alone" / "run")
 
     chief, _ = train_together(tmp_path, flags)
     assert f"resuming after step {killed_at} of" in chief
     assert_same(together[0] / "host0" / "run", tmp_path / "host0" / "run")
+
+    alone = run_script(tmp_path / "alone", "run_train.py", *flags)  # one may go on without two
+    assert alone.returncode == 0, alone.stderr
+    assert f"resuming after step {killed_at} of" in alone.stdout
+    expected = read_metrics(together[0] / "host0" / "run")[-1]
+    found = read_metrics(tmp_path / "alone" / "run")[-1]
+    for key in ("train_loss", "validation_loss"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-4)
 
 
 def test_a_worker_that_does_not_come_is_not_waited_for_forever(photos, tmp_path):
