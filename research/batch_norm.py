@@ -88,7 +88,9 @@ def weigh_batch_norm(model: keras.Model) -> keras.Model:
         return model
     weight = keras.Input((), name="weight")
     inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in model.inputs]
-    whole = keras.Model([*model.inputs, weight], model.outputs, name=model.name)
+    # Until a layer takes the weights, an output of their own connects them.
+    outputs = [*model.outputs, keras.layers.Identity(name="weight_output")(weight)]
+    whole = keras.Model([*model.inputs, weight], outputs, name=model.name)
 
     def replace(layer: keras.layers.Layer) -> keras.layers.Layer:
         return WeightedBatchNorm(layer) if _is_weighable(layer) else layer
@@ -98,9 +100,11 @@ def weigh_batch_norm(model: keras.Model) -> keras.Model:
             return layer(arguments[0], weight)
         return layer(*arguments, **options)
 
-    return keras.models.clone_model(
+    clone = keras.models.clone_model(
         whole, input_tensors=[*inputs, weight], clone_function=replace, call_function=call
     )
+    *outputs, _ = clone.outputs
+    return keras.Model(clone.inputs, outputs[0] if len(outputs) == 1 else outputs, name=model.name)
 
 
 def takes_weights(model: keras.Model) -> bool:
