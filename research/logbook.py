@@ -30,6 +30,8 @@ class Logbook:
 
     def begin(self, config: TrainConfig, photos: DataLoader) -> None:
         """Writes the settings and the grid of raw photos."""
+        # A run killed between its first row and its first checkpoint begins again.
+        self.directory.keep_metrics_until(0)
         self.summaries.settings(config)
         raw = photos.get_random_raw_images(20)
         grid = pictures.photo_grid([(photo, photos.get_label_name(label)) for photo, label in raw])

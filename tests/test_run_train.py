@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,15 @@ def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, f
     compared = ("epoch", "step", "train_loss", "train_accuracy", "validation_loss")
     for row, other in zip(rows, read_metrics(tmp_path / "killed"), strict=True):
         assert [row[key] for key in compared] == [other[key] for key in compared]
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_its_records_again(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=1", "--ckpt_dir=run"]
+    assert run_script(tmp_path, "run_train.py", *flags).returncode == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    process = run_script(tmp_path, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    assert len(read_metrics(tmp_path / "run")) == 1
 
 
 def test_photos_of_other_classes_are_refused_on_resuming(finished, tmp_path):
