@@ -129,28 +129,33 @@ def check_settings(config: TrainConfig, chief: TrainConfig) -> None:
 
     Paths may differ: photos are compared by name, and weights come from the chief.
     """
-    named = [
-        f"{name} is {value!r} there and {own!r} here"
-        for name, (value, own) in chief.differences(config).items()
-        if name not in ("image_folder", "weights")
-    ]
-    if named:
-        raise UserError(
-            f"the chief has other settings: {'; '.join(named)}; give all workers the same flags"
-        )
+    differences = chief.differences(config)
+    _refuse_others(
+        "settings",
+        {
+            name: differences[name]
+            for name in differences
+            if name not in ("image_folder", "weights")
+        },
+        "give all workers the same flags",
+    )
 
 
 def check_data(data: Mapping[str, Any], chief: Mapping[str, Any]) -> None:
     """Raises `UserError` unless this worker has the same photos as the chief."""
-    named = [
-        f"{name} is {chief[name]!r} there and {value!r} here"
-        for name, value in data.items()
-        if chief[name] != value
-    ]
-    if named:
-        raise UserError(
-            f"the chief has other photos: {'; '.join(named)}; give all workers the same ones"
+    differences = {
+        name: (chief[name], value) for name, value in data.items() if chief[name] != value
+    }
+    _refuse_others("photos", differences, "give all workers the same ones")
+
+
+def _refuse_others(what: str, differences: Mapping[str, tuple[Any, Any]], remedy: str) -> None:
+    if differences:
+        named = "; ".join(
+            f"{name} is {there!r} there and {here!r} here"
+            for name, (there, here) in differences.items()
         )
+        raise UserError(f"the chief has other {what}: {named}; {remedy}")
 
 
 def describe_data(photos: DataLoader) -> dict[str, Any]:
