@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from research.augmentation import Augmentation
 from research.examples import Examples
 
 Batch = dict[str, tf.Tensor]
@@ -32,12 +33,6 @@ def epoch_order(count: int, shuffle_size: int, seed: int, epoch: int) -> np.ndar
         window[drawn] = position + shuffle_size
     order[count - shuffle_size :] = generator.permutation(window)
     return order
-
-
-def epoch_flips(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns which examples an epoch shows mirrored, bool (count,), one in two by chance."""
-    # The third number keeps these draws apart from those of the order.
-    return np.random.default_rng([seed, epoch, 1]).random(count) < 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +86,9 @@ def make_batches(
     order: np.ndarray,
     batch_size: int,
     preprocessing: Preprocessing | None,
-    flips: np.ndarray | None = None,
     share: Share | None = None,
+    augmentation: Augmentation | None = None,
+    draws: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Returns the examples in the given order, batched.
 
@@ -101,16 +97,18 @@ def make_batches(
       order: int64, indices into the examples.
       batch_size: photos a batch.
       preprocessing: applied to the photos, as float32 in [0, 255]; None leaves inputs as they are.
-      flips: bool (examples,), which photos to mirror left to right; none if None.
       share: the part that some devices take, one element a device and step, all of one shape;
         None for whole batches, of which the last may be short.
+      augmentation: how photos are changed before that, or chosen among the views that inputs hold;
+        None to leave them.
+      draws: what decides how, float32 (examples, DRAWS).
 
     Returns:
       A data set of batches: `image` (batch, height, width, 3) float32, or what the cached trunk
       made of it; `label` int32 (batch,); `weight` float32 (batch,), 1 for each example, 0 for a
       repetition that fills up a share.
     """
-    inputs = examples.inputs
+    inputs = [np.asarray(array) for array in examples.inputs]  # a memmap as what it is, an array
     rows: int | None = None
     if share is None:
         chosen = tf.data.Dataset.from_tensor_slices((order, np.ones(len(order), np.float32)))
@@ -120,23 +118,33 @@ def make_batches(
         rows = indices.shape[1]
         chosen = tf.data.Dataset.from_tensor_slices((indices, weights))
 
+    if augmentation is None or draws is None:
+        augmentation, draws = None, np.zeros((len(examples), 0), np.float32)
+    offsets = None
+    if examples.views > 1 and augmentation is not None:
+        offsets = augmentation.view_of(draws) * len(examples)
+        augmentation = None  # it is in the inputs already
+    tables = [*inputs, examples.labels, draws]
+
     def gather(indices: np.ndarray) -> list[np.ndarray]:
-        gathered = [array[indices] for array in inputs]
-        if flips is not None:
-            mirrored = flips[indices]
-            for array in gathered:
-                array[mirrored] = array[mirrored, :, ::-1]
-        return [*gathered, examples.labels[indices]]
+        found = indices if offsets is None else indices + offsets[indices]
+        # `take` lets go of Python's lock, so that the next step can be started meanwhile.
+        gathered = [np.take(array, found, axis=0) for array in inputs]
+        return [*gathered, examples.labels[indices], draws[indices]]
 
     def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
-        types = [tf.as_dtype(array.dtype) for array in inputs] + [tf.int32]
-        *gathered, label = tf.numpy_function(gather, [indices], types, stateful=False)
-        for tensor, array in zip(gathered, inputs, strict=True):
-            tensor.set_shape((rows, *array.shape[1:]))
-        label.set_shape((rows,))
+        types = [tf.as_dtype(table.dtype) for table in tables]
+        gathered = tf.numpy_function(gather, [indices], types, stateful=False)
+        for tensor, table in zip(gathered, tables, strict=True):
+            tensor.set_shape((rows, *table.shape[1:]))
+        *images, label, drawn = gathered
+        if augmentation is not None or preprocessing is not None:
+            images = [tf.cast(image, tf.float32) for image in images]
+        if augmentation is not None:
+            images = [augmentation.apply(image, drawn) for image in images]
         if preprocessing is not None:
-            gathered = [preprocessing(tf.cast(tensor, tf.float32)) for tensor in gathered]
-        image = gathered[0] if len(gathered) == 1 else tuple(gathered)
+            images = [preprocessing(image) for image in images]
+        image = images[0] if len(images) == 1 else tuple(images)
         return {"image": image, "label": label, "weight": weights}
 
     return (

@@ -66,12 +66,12 @@ def _count(
     return _declare(default, setting)
 
 
-def _rate(default: float | None, text: str) -> Any:
-    return _declare(default, Setting(text, minimum=0.0, exclusive=True))
+def _rate(default: float | None, text: str, maximum: float = 2**31 - 1) -> Any:
+    return _declare(default, Setting(text, minimum=0.0, exclusive=True, maximum=maximum))
 
 
-def _strength(default: float | None, text: str) -> Any:
-    return _declare(default, Setting(text, minimum=0.0))
+def _strength(default: float | None, text: str, maximum: float = 2**31 - 1) -> Any:
+    return _declare(default, Setting(text, minimum=0.0, maximum=maximum))
 
 
 def _choice(default: str, choices: tuple[str, ...], text: str, changes_result: bool = True) -> Any:
@@ -82,8 +82,8 @@ def _path(text: str, changes_result: bool = True) -> Any:
     return _declare(None, Setting(text, is_path=True, changes_result=changes_result))
 
 
-def _text(default: str | None, text: str) -> Any:
-    return _declare(default, Setting(text))
+def _text(default: str | None, text: str, changes_result: bool = True) -> Any:
+    return _declare(default, Setting(text, changes_result=changes_result))
 
 
 def _switch(default: bool, text: str) -> Any:
@@ -134,6 +134,23 @@ class _Validated:
             object.__setattr__(self, field.name, checked)
 
 
+def parse_steps(text: str | None) -> range:
+    """Returns the steps, counted from 1, that 'A:B' means; none for None.
+
+    Raises:
+      UserError: the text is none such.
+    """
+    if text is None:
+        return range(0)
+    first, _, last = text.partition(":")
+    digits = first.isdecimal() and last.isdecimal() and len(first) < 10 and len(last) < 10
+    if not digits or not 0 < int(first) <= int(last):
+        raise UserError(
+            f"profile_steps is {text!r}; expected two steps as A:B, counted from 1, such as 20:30"
+        )
+    return range(int(first), int(last) + 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(_Validated):
     """Everything that decides a training run. Raises `UserError` when a value is not allowed."""
@@ -164,6 +181,19 @@ class TrainConfig(_Validated):
     shuffle_size: int = _count(1000, "photos that the next one is drawn from; 1 keeps the order", 1)
     horizontal_flip: bool = _switch(
         False, "mirror training photos left to right, one in two by chance, anew each epoch"
+    )
+    fixed_crops: bool = _switch(
+        False,
+        "show training photos whole or one of five crops of them (centre, corners; 7/8 as high and "
+        "wide), by chance, anew each epoch",
+    )
+    random_crop_area: float | None = _rate(
+        None, "train on a random part of each photo of at least this share of its area", 1.0
+    )
+    colour_jitter: float = _strength(
+        0.0,
+        "vary brightness, contrast and saturation of training photos by up to this share each",
+        1.0,
     )
     backbone: str = _text("ResNet101V2", "the pretrained network, by its Keras name")
     weights: str = _text(
@@ -234,12 +264,19 @@ class TrainConfig(_Validated):
     )
     trunk_cache: str = _choice(
         "auto",
-        ("auto", "memory", "off"),
+        ("auto", "memory", "disk", "off"),
         "keep what the frozen layers compute for each photo, instead of computing it every epoch; "
-        "'auto' does so where it fits in free memory",
+        "'auto' does so where it pays, in memory or on disk, in at most half of what is free",
+    )
+    cache_dir: str | None = _path(
+        "where --trunk_cache keeps files, for later runs too; default: ~/.cache/finetune-loop",
+        changes_result=False,
     )
     checkpoint_every: int | None = _count(
         None, "also write a checkpoint every so many steps, not only after each epoch", 1, False
+    )
+    profile_steps: str | None = _text(
+        None, "A:B writes a trace of the steps from A to B for TensorBoard's profiler", False
     )
     ckpt_dir: str | None = _path(
         "folder of the run: checkpoints, config.json, metrics.jsonl, TensorBoard events and "
@@ -262,10 +299,20 @@ class TrainConfig(_Validated):
             )
         if self.epochs + self.head_epochs == 0:
             raise UserError("epochs is 0 and head_epochs is 0; expected at least one epoch")
-        if self.horizontal_flip and self.trunk_cache == "memory":
+        self._check_augmentation()
+        parse_steps(self.profile_steps)
+
+    def _check_augmentation(self) -> None:
+        if self.fixed_crops and self.random_crop_area is not None:
             raise UserError(
-                "trunk_cache is 'memory' and horizontal_flip is on, but a cached trunk sees each "
-                "photo only as it is; give --trunk_cache=auto or leave out --horizontal_flip"
+                "fixed_crops and random_crop_area are both given; expected one kind of crop"
+            )
+        endless = "random_crop_area" if self.random_crop_area is not None else "colour_jitter"
+        if getattr(self, endless) and self.trunk_cache in ("memory", "disk"):
+            raise UserError(
+                f"trunk_cache is {self.trunk_cache!r} and {endless} is {getattr(self, endless)}, "
+                "which shows each photo otherwise every time; give --trunk_cache=auto, or only "
+                "--horizontal_flip and --fixed_crops, whose views can be cached"
             )
 
     def to_json(self) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import psutil
 
 from research.decode import DamagedImageError, decode_image
+from research.machine import processors
+from research.rows import rows_of_size
 from research.sources import EncodedExample, Source
 
 
@@ -22,32 +21,22 @@ class Examples:
     """A split, ready to be drawn from.
 
     Attributes:
-      inputs: what the model takes; arrays of shape (examples, ...). For photos one array of uint8
-        RGB (examples, size, size, 3); for a cached trunk its activations, one or several.
+      inputs: what the model takes; arrays of shape (views * examples, ...). For photos one array of
+        uint8 RGB (examples, size, size, 3); for a cached trunk its activations, one or several.
       labels: int32 (examples,), class indices.
       names: a name for each example, for people.
       damaged: the names and reasons of those that could not be decoded, and are left out.
+      views: how many ways of showing each example the inputs hold, one after another.
     """
 
     inputs: tuple[np.ndarray, ...]
     labels: np.ndarray
     names: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...] = ()
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-def allocate(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
-    """Returns an array in memory if it takes less than half of what is free, else on disk.
-
-    The file has no name: it goes with the process, however that ends.
-    """
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if size <= psutil.virtual_memory().available // 2:
-        return np.empty(shape, dtype)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def load_examples(
@@ -62,8 +51,8 @@ def load_examples(
       on_progress: called with the number of photos done and their total, now and then.
     """
     count = source.count(split)
-    pixels = allocate((count, size, size, 3), np.uint8)
-    labels = np.empty(count, np.int32)
+    pixels = rows_of_size((count, size, size, 3), np.uint8)
+    labels: list[int] = []
     names: list[str] = []
     damaged: list[tuple[str, str]] = []
     with warnings.catch_warnings():
@@ -72,13 +61,12 @@ def load_examples(
             if isinstance(photo, DamagedImageError):
                 damaged.append((example.name, str(photo)))
             else:
-                pixels[len(names)] = photo
-                labels[len(names)] = example.label
+                pixels.append(photo[np.newaxis])
+                labels.append(example.label)
                 names.append(example.name)
             if on_progress:
                 on_progress(done, count)
-    usable = len(names)
-    return Examples((pixels[:usable],), labels[:usable], tuple(names), tuple(damaged))
+    return Examples((pixels.finish(),), np.array(labels, np.int32), tuple(names), tuple(damaged))
 
 
 def _decoded(
@@ -92,7 +80,7 @@ def _decoded(
         except DamagedImageError as damage:
             return damage
 
-    workers = os.cpu_count() or 1
+    workers = processors()
     waiting: collections.deque[tuple[EncodedExample, Future[np.ndarray | DamagedImageError]]]
     waiting = collections.deque()
     with ThreadPoolExecutor(workers) as pool:

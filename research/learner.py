@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -39,6 +41,18 @@ class StepOptions:
     xla: bool = False
 
 
+class StepsDone(NamedTuple):
+    """What some training steps leave behind.
+
+    Attributes:
+      scalars: of the last step, by tag; see `Learner.train_step`.
+      waiting_seconds: how long they waited for input.
+    """
+
+    scalars: dict[str, tf.Tensor]
+    waiting_seconds: float
+
+
 class Learner:
     """A network, its parameter groups and a run's state, on all devices of a strategy.
 
@@ -48,7 +62,7 @@ class Learner:
     Args:
       strategy: that everything was built under.
       network: what the steps compute with.
-      groups: the parameter groups, `head` first.
+      groups: the parameter groups to train; without `backbone`, it runs in inference mode.
       state: the run's clock and sums.
       options: how training steps are computed.
     """
@@ -87,16 +101,14 @@ class Learner:
 
         statistics = trained_statistics(network.model)
         self._average_statistics = average_statistics if statistics else None
-        self._train_head = self._compile_train_step(groups[:1])
-        self._train_all = self._compile_train_step(groups)
+        self._train_step = self._compile_train_step()
+        self._train_loop = self._compile_train_loop()
         self._eval_step = run_eval_step
 
-    def _compile_train_step(
-        self, trained: tuple[Group, ...]
-    ) -> tf.types.experimental.GenericFunction:
-        """Returns the step that updates these groups, for all devices together."""
+    def _compile_train_step(self) -> tf.types.experimental.GenericFunction:
+        """Returns the step that updates the groups, for all devices together."""
         strategy, network, state, options = self.strategy, self.network, self.state, self.options
-        loss_scale = state.loss_scale
+        loss_scale, trained = state.loss_scale, self.groups
         variables = [variable for group in trained for variable in group.variables]
         # While the head is trained alone, the backbone's BatchNorm and Dropout rest too.
         training = any(group.name == "backbone" for group in trained)
@@ -164,12 +176,68 @@ class Learner:
         )
         return total
 
-    def train_step(self, batch: Batch, head_alone: bool = False) -> dict[str, tf.Tensor]:
+    @property
+    def steps_an_interval(self) -> int:
+        """Steps after which to fetch figures, for which the host waits for the device."""
+        return 100 if self._loops_on_device else 10
+
+    @property
+    def _loops_on_device(self) -> bool:
+        # A step of the head alone is shorter than the time that Python takes to start it.
+        return self.network.given == "features"
+
+    def train_steps(self, batches: Iterator[Batch], count: int) -> StepsDone:
+        """Makes some updates, at least one, with as many batches."""
+        if self._loops_on_device:
+            scalars, waited = self._train_loop(batches, tf.constant(count))
+            return StepsDone(scalars, float(waited))
+        waiting, scalars = 0.0, {}
+        for _ in range(count):
+            begin = time.perf_counter()
+            batch = next(batches)
+            waiting += time.perf_counter() - begin
+            scalars = self.train_step(batch)
+        return StepsDone(scalars, waiting)
+
+    def _compile_train_loop(self) -> tf.types.experimental.GenericFunction:
+        """Returns a function that makes several steps without coming back to Python."""
+
+        def step(batches: Iterator[Batch]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            begin = tf.timestamp()
+            with tf.control_dependencies([begin]):
+                batch = next(batches)
+            arrived = self.strategy.experimental_local_results(batch["label"])
+            with tf.control_dependencies(arrived):
+                waited = tf.timestamp() - begin
+            return self._train_step(batch), waited
+
+        def another(
+            number: tf.Tensor, batches: Iterator[Batch], waited: tf.Tensor
+        ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
+            scalars, more = step(batches)
+            return number + 1, scalars, waited + more
+
+        @tf.function
+        def loop(
+            batches: Iterator[Batch], count: tf.Tensor
+        ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            scalars, waited = step(batches)
+            _, scalars, waited = tf.while_loop(
+                lambda number, *_: number < count,
+                lambda number, _, waited: another(number, batches, waited),
+                (tf.constant(1), scalars, waited),
+                parallel_iterations=1,
+            )
+            return scalars, waited
+
+        return loop
+
+    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """Makes one update; returns the step's scalars by tag: each updated group's gradient norm.
 
         In float16, a step whose gradients overflowed only moves the clock and the loss scale.
         """
-        return self._train_head(batch) if head_alone else self._train_all(batch)
+        return self._train_step(batch)
 
     def average_statistics(self) -> None:
         """Gives all devices the mean of the statistics that BatchNorm learned on each.

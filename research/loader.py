@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from research.batches import Preprocessing, Share, epoch_flips, epoch_order, make_batches
+from research.augmentation import Augmentation, epoch_draws
+from research.batches import Preprocessing, Share, epoch_order, make_batches
 from research.decode import DamagedImageError, decode_image
 from research.errors import UserError
 from research.examples import Examples, load_examples
@@ -34,8 +35,8 @@ class DataLoader:
       preprocessing: from float32 RGB in [0, 255], shape (batch, size, size, 3), to what the model
         takes; to [-1, 1] by default. None leaves inputs as they are.
       shuffle_size: photos that the next one of an epoch is drawn from.
-      seed: of the order of photos and of what is mirrored.
-      horizontal_flip: training photos are mirrored left to right, one in two by chance.
+      seed: of the order of photos and of how they are changed.
+      augmentation: how training photos are changed by chance, anew each epoch; not at all if None.
 
     Raises:
       UserError: when a split has no photo that can be used.
@@ -50,7 +51,7 @@ class DataLoader:
         preprocessing: Preprocessing | None = scale_to_unit,
         shuffle_size: int = 1000,
         seed: int = 0,
-        horizontal_flip: bool = False,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.image_size = image_size
         self.batch_size = batch_size
@@ -58,7 +59,7 @@ class DataLoader:
         self.preprocessing = preprocessing
         self.shuffle_size = shuffle_size
         self.seed = seed
-        self.horizontal_flip = horizontal_flip
+        self.augmentation = augmentation
         self._loaded: dict[str, Examples] = {}
 
     @property
@@ -99,16 +100,38 @@ class DataLoader:
         examples = self.examples("train")
         order = epoch_order(len(examples), self.shuffle_size, self.seed, epoch)
         rest = order[start * self.batch_size * (share.parts if share else 1) :]
-        flips = epoch_flips(len(examples), self.seed, epoch) if self.horizontal_flip else None
-        size = self._largest_batch(examples)
-        return make_batches(examples, rest, size, self.preprocessing, flips, share)
+        draws = epoch_draws(len(examples), self.seed, epoch) if self.augmentation else None
+        return make_batches(
+            examples,
+            rest,
+            self._largest_batch(examples),
+            self.preprocessing,
+            share,
+            self.augmentation,
+            draws,
+        )
 
     def split_batches(self, split: str, share: Share | None = None) -> tf.data.Dataset:
         """Returns all photos of a split once, in stored order."""
         examples = self.examples(split)
         order = np.arange(len(examples))
         size = self._largest_batch(examples)
-        return make_batches(examples, order, size, self.preprocessing, share=share)
+        return make_batches(examples, order, size, self.preprocessing, share)
+
+    def view_batches(self, split: str, view: int, batch_size: int) -> tf.data.Dataset:
+        """Returns all photos of a split once, in stored order, all in the same view."""
+        examples, draws = self.examples(split), None
+        if self.augmentation and split == "train":
+            draws = np.tile(self.augmentation.draws_of(view), (len(examples), 1))
+        return make_batches(
+            examples,
+            np.arange(len(examples)),
+            batch_size,
+            self.preprocessing,
+            None,
+            self.augmentation,
+            draws,
+        )
 
     def _largest_batch(self, examples: Examples) -> int:
         """Returns the batch size, or less where there are fewer photos: none is filled up then."""

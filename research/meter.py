@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 from research.metrics import Metrics, SumsRead, mean_metrics
-
-Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +46,9 @@ class Meter:
         self._waiting = 0.0
         self._first = self._last = (time.perf_counter(), 0.0, sums)
 
-    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Yields the batches, and counts the time that each takes to come."""
-        iterator = iter(batches)
-        while True:
-            begin = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self._waiting += time.perf_counter() - begin
-            yield batch
+    def waited(self, seconds: float) -> None:
+        """Counts time that training waited for input."""
+        self._waiting += seconds
 
     def interval(self, sums: SumsRead) -> Interval:
         """Returns the figures since the last call, from the epoch's sums so far."""

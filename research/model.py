@@ -36,11 +36,7 @@ class Wrapper(keras.Model):
 
     def call(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps preprocessed images (batch, height, width, 3) to logits (batch, 1 or classes)."""
-        return self.classify(self.backbone(image, training=training))
-
-    def classify(self, features: tf.Tensor) -> tf.Tensor:
-        """Maps the backbone's features (batch, height, width, channels) to logits."""
-        return self.head(self.pooling(features))
+        return self.head(self.pooling(self.backbone(image, training=training)))
 
 
 def freeze_below(backbone: keras.Model, index: int, bn_mode: str) -> None:

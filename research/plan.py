@@ -34,6 +34,20 @@ class Plan:
         """All steps of the run."""
         return self.epochs * self.steps_per_epoch
 
+    def stop(self, step: int, *every: int | None) -> int:
+        """Returns the next step at which to stop for something that is due every so many steps.
+
+        Args:
+          step: updates made so far.
+          every: after how many steps each thing is due; never if None.
+
+        Returns:
+          The first multiple of one of them after `step`, at the latest the end of the epoch.
+        """
+        return min(
+            (step // number + 1) * number for number in (*every, self.steps_per_epoch) if number
+        )
+
     def position(self, step: int) -> tuple[int, int]:
         """Returns the epoch, from 0, and the batch in it that come after `step` updates."""
         return divmod(step, self.steps_per_epoch)

@@ -171,7 +171,10 @@ class TfdsSource:
             return  # TFDS refuses to read nothing
         stored = self._builder.as_dataset(
             split=self._expression(split),
-            decoders={self._image: tfds.decode.SkipDecoding()},
+            decoders=tfds.decode.PartialDecoding(
+                [key for key in (self._image, self._label, self._file_name) if key],
+                {self._image: tfds.decode.SkipDecoding()},
+            ),
             # One file after the other, so that the order does not depend on the machine.
             read_config=tfds.ReadConfig(
                 options=options,
@@ -180,9 +183,13 @@ class TfdsSource:
                 interleave_cycle_length=1,
             ),
         )
-        for example in stored.as_numpy_iterator():
-            name = example[self._file_name or "tfds_id"].decode("utf-8", "replace")
-            yield EncodedExample(example[self._image], int(example[self._label]), name)
+        # One by one, Python would be what decoding waits for.
+        for batch in stored.batch(64).as_numpy_iterator():
+            names = batch[self._file_name or "tfds_id"]
+            for encoded, label, name in zip(
+                batch[self._image], batch[self._label], names, strict=True
+            ):
+                yield EncodedExample(encoded, int(label), name.decode("utf-8", "replace"))
 
     def _expression(self, split: str) -> str:
         _prepare(self._builder, self._name)

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from research.batch_norm import takes_weights, weigh_batch_norm
+from research.cost import forward_cost
 from research.folding import fold_frozen_batch_norm
 
 # About a block of a mobile network.
@@ -24,10 +25,16 @@ class SplitBackbone:
     Attributes:
       trunk: images to the activations that cross the cut; None if nothing is below the cut.
       rest: activations to features; None if nothing is above the cut.
+      trunk_cost: what the trunk costs for one photo, in operations; see `forward_cost`.
+      rest_cost: what the rest costs, forward only.
+      crossing: the names of the layers whose outputs cross the cut.
     """
 
     trunk: keras.Model | None
     rest: keras.Model | None
+    trunk_cost: float
+    rest_cost: float
+    crossing: tuple[str, ...]
 
     def activations(self, image: tf.Tensor) -> Activations:
         """Runs the trunk in inference mode: the tensors that cross the cut, one or several."""
@@ -96,13 +103,21 @@ def split_backbone(model: keras.Model, index: int) -> SplitBackbone:
     """
     inputs = sum(isinstance(layer, keras.layers.InputLayer) for layer in model.layers[:index])
     if index <= inputs:
-        return SplitBackbone(None, _prepare(model))
+        return SplitBackbone(None, _prepare(model), 0.0, forward_cost(model.layers), ())
     if index >= len(model.layers):
-        return SplitBackbone(fold_frozen_batch_norm(model), None)
-    crossing = crossing_tensors(model, cheapest_cut(model, index))
+        cost = forward_cost(model.layers)
+        return SplitBackbone(fold_frozen_batch_norm(model), None, cost, 0.0, ("output",))
+    cut = cheapest_cut(model, index)
+    crossing = crossing_tensors(model, cut)
     trunk = keras.Model(model.input, crossing, name=f"{model.name}_trunk")
     rest = keras.Model(crossing, model.output, name=f"{model.name}_rest")
-    return SplitBackbone(fold_frozen_batch_norm(trunk), _prepare(rest))
+    return SplitBackbone(
+        fold_frozen_batch_norm(trunk),
+        _prepare(rest),
+        forward_cost(model.layers[:cut]),
+        forward_cost(model.layers[cut:]),
+        tuple(tensor._keras_history.operation.name for tensor in crossing),
+    )
 
 
 def _prepare(rest: keras.Model) -> keras.Model:

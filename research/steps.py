@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -22,6 +22,8 @@ from research.model import Wrapper
 from research.optimizers import Group
 from research.split import SplitBackbone
 
+Given = Literal["photos", "activations", "features"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -30,22 +32,29 @@ class Network:
     Attributes:
       model: the whole model.
       parts: its backbone, cut below the first trainable layer.
-      from_trunk: the batches' `image` holds the trunk's activations, not photos.
+      given: what the batches' `image` holds: `photos`; the trunk's `activations` for them; or the
+        backbone's pooled `features`, float32 (batch, channels), where the head alone is trained.
     """
 
     model: Wrapper
     parts: SplitBackbone
-    from_trunk: bool = False
+    given: Given = "photos"
 
     def logits(self, batch: Batch, training: bool) -> tf.Tensor:
         """Maps a batch to float32 logits (batch, 1 or classes)."""
+        return self.model.head(self.features(batch, training))
+
+    def features(self, batch: Batch, training: bool) -> tf.Tensor:
+        """Maps a batch to pooled features, float32 (batch, channels)."""
+        if self.given == "features":
+            return batch["image"]
         activations = self.activations(batch)
-        return self.model.classify(self.parts.features(activations, batch["weight"], training))
+        return self.model.pooling(self.parts.features(activations, batch["weight"], training))
 
     def activations(self, batch: Batch) -> tuple[tf.Tensor, ...]:
         """Returns what crosses the cut: read from the batch, or computed from its photos."""
         image = batch["image"]
-        if self.from_trunk:
+        if self.given == "activations":
             return image if isinstance(image, tuple) else (image,)
         return self.parts.activations(image)
 

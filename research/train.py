@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import itertools
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from research import console, runtime
+from research.augmentation import Augmentation
 from research.builder import build_network, make_groups
 from research.checkpoint import Checkpoints
 from research.cluster import find_cluster
-from research.config import TrainConfig
+from research.config import TrainConfig, parse_steps
 from research.errors import UserError
 from research.learner import Learner, StepOptions
 from research.loader import DataLoader
 from research.logbook import Logbook, SilentLogbook
 from research.meter import Meter, Stopwatch
 from research.plan import Plan, make_plan
+from research.precompute import run_frozen_layers_once
+from research.profiler import StepProfiler
 from research.run_directory import RunDirectory, find_run
 from research.run_state import RunState, make_checkpoint, variables_of
 from research.sources import open_source
-from research.steps import Network
 from research.team import Team
-from research.trunk_cache import cache_trunk, decide
-
-STEPS_AN_INTERVAL = 10
 
 
 class TrainingDivergedError(UserError):
@@ -83,11 +81,12 @@ def train_together(
         preprocessing=built.backbone.preprocessing,
         shuffle_size=config.shuffle_size,
         seed=config.seed,
-        horizontal_flip=config.horizontal_flip,
+        augmentation=augmentation_of(config),
     )
     with team.chief_first():
         source.count("train")  # prepares a data set that is not there yet
     plan = make_plan(config, photos.num_train_examples)
+    check_traced_steps(config, plan)
     with strategy.scope():
         state = RunState()
         groups = make_groups(config, built.network.model, state.step, plan)
@@ -99,29 +98,61 @@ def train_together(
         checkpoints = Checkpoints(checkpoint, directory.checkpoints)
         if resuming:
             directory.check_data(data)
-            cached = directory.read_data()["trunk_cached"]
+            cached = directory.read_data()["cached"]
             # Restored first: what the trunk computes is to come from the weights that go on.
             resumed = checkpoints.restore_latest()
-    chief = team.chiefs_word({"data": data, "resumed": resumed, "trunk_cached": cached})
+    chief = team.chiefs_word({"data": data, "resumed": resumed, "cached": cached})
     check_data(data, chief["data"])
     team.copy_from_chief(variables_of(built.network.model, groups, state))
-    network, loader = run_trunk_once(config, built.network, photos, plan, chief["trunk_cached"])
+    head_epochs = plan.head_epochs if len(groups) > 1 else plan.epochs
+    feeds = run_frozen_layers_once(
+        config,
+        built.network,
+        photos,
+        plan,
+        head_epochs,
+        state.current_step,
+        chief["cached"],
+    )
     if directory and checkpoints:
         if not resuming:
-            data = {**data, "trunk_cached": network.from_trunk}
+            data = {**data, "cached": feeds.cached}
             directory.create(config, photos.class_names, data)
         logbook = Logbook(directory, plan, checkpoints)
     else:
         logbook = SilentLogbook(plan)
     options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
-    learner = Learner(strategy, network, groups, state, options)
+    head = Learner(strategy, feeds.head.network, groups[:1], state, options)
+    whole = Learner(strategy, feeds.all.network, groups, state, options)
     if chief["resumed"]:
         logbook.resume(state.current_step)
     else:
         logbook.begin(config, photos)
+    traced_steps = parse_steps(config.profile_steps) if directory else range(0)
+    profiler = StepProfiler(traced_steps, directory.events / "train" if directory else Path())
     while state.current_step < plan.steps:
-        train_epoch(config, learner, loader, plan, logbook)
+        if state.current_step < head_epochs * plan.steps_per_epoch:
+            train_epoch(config, head, feeds.head.loader, plan, logbook, profiler)
+        else:
+            train_epoch(config, whole, feeds.all.loader, plan, logbook, profiler)
     logbook.end(plan.steps, state.loss_scale.read().skipped_steps)
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation | None:
+    """Returns how training photos are changed, None if they are not."""
+    augmentation = Augmentation(
+        config.fixed_crops, config.random_crop_area, config.horizontal_flip, config.colour_jitter
+    )
+    return augmentation if augmentation != Augmentation() else None
+
+
+def check_traced_steps(config: TrainConfig, plan: Plan) -> None:
+    """Raises `UserError` unless the run has the steps that are to be traced."""
+    traced = parse_steps(config.profile_steps)
+    if traced and traced[-1] > plan.steps:
+        raise UserError(
+            f"profile_steps is {config.profile_steps!r}, but the run has {plan.steps:,} steps"
+        )
 
 
 def check_settings(config: TrainConfig, chief: TrainConfig) -> None:
@@ -168,39 +199,13 @@ def describe_data(photos: DataLoader) -> dict[str, Any]:
     return described
 
 
-def run_trunk_once(
-    config: TrainConfig, network: Network, photos: DataLoader, plan: Plan, cached: bool | None
-) -> tuple[Network, DataLoader]:
-    """Runs the frozen layers over all photos beforehand where that pays, and says so.
-
-    Args:
-      config: of the run.
-      network: what the steps would compute with otherwise.
-      photos: the run's photos.
-      plan: its steps.
-      cached: what a resumed run did; it goes on alike, to end with the same weights.
-
-    Returns:
-      What the steps compute with, and the loader of what they take.
-    """
-    splits = {split: photos.examples(split) for split in ("train", "validation")}
-    number = sum(map(len, splits.values()))
-    if cached is not None:
-        config = dataclasses.replace(config, trunk_cache="memory" if cached else "off")
-    decision = decide(config, network.parts, number, plan.visits)
-    print(f"trunk cache  {decision.reason}", flush=True)
-    if not decision.use:
-        return network, photos
-    loaded = cache_trunk(network.parts, splits, photos.preprocessing, config.batch_size)
-    return dataclasses.replace(network, from_trunk=True), photos.with_examples(loaded)
-
-
 def train_epoch(
     config: TrainConfig,
     learner: Learner,
     loader: DataLoader,
     plan: Plan,
     logbook: Logbook,
+    profiler: StepProfiler,
 ) -> None:
     """Trains from where the run stands to the end of the epoch, validates, and saves.
 
@@ -211,22 +216,27 @@ def train_epoch(
     step = state.current_step
     epoch, start = plan.position(step)
     end = (epoch + 1) * plan.steps_per_epoch
-    batches = runtime.share_out(
-        lambda share: loader.epoch_batches(epoch, start, share),
-        learner.strategy,
-        config.accumulate_steps,
+    batches = iter(
+        runtime.share_out(
+            lambda share: loader.epoch_batches(epoch, start, share),
+            learner.strategy,
+            config.accumulate_steps,
+        )
     )
     meter = Meter(state.tally.read())
     with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
-        for batch in meter.timed(itertools.islice(batches, end - step)):
-            scalars = learner.train_step(batch, head_alone=epoch < plan.head_epochs)
-            step += 1
-            every = config.checkpoint_every
-            saving = every is not None and step % every == 0
-            if step % STEPS_AN_INTERVAL and step < end and not saving:
+        while step < end:
+            every = (learner.steps_an_interval, config.checkpoint_every)
+            stop = profiler.stop(step, plan.stop(step, *every))
+            with profiler.traced(stop):
+                done = learner.train_steps(batches, stop - step)
+            step = stop
+            meter.waited(done.waiting_seconds)
+            saving = config.checkpoint_every is not None and step % config.checkpoint_every == 0
+            if step % learner.steps_an_interval and step < end and not saving:
                 continue  # fetching figures makes the host wait for the device
             sums = state.tally.read()
-            figures = read_scalars(learner, step, scalars)
+            figures = read_scalars(learner, step, done.scalars)
             check_finite(step, logbook, {"loss": sums.loss, **figures})
             logbook.interval(step, meter.interval(sums), figures)
             progress.show(step - (epoch * plan.steps_per_epoch), meter.epoch(sums))

@@ -1,107 +1,141 @@
-"""Runs the frozen trunk once for each photo instead of once in every epoch."""
+"""Decides whether to run the frozen layers once for each photo instead of once in every epoch."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Mapping
+from typing import Literal
 
-import numpy as np
-import psutil
-import tensorflow as tf
-import tqdm
+from research.errors import UserError
 
-from research.batches import Preprocessing, make_batches
-from research.config import TrainConfig
-from research.examples import Examples, allocate
-from research.split import Activations, SplitBackbone
+Place = Literal["memory", "disk"]
+
+LEAST_GAIN = 1.03
 
 
 @dataclasses.dataclass(frozen=True)
-class CacheDecision:
-    """Whether the trunk is cached, and why, in one line."""
+class Photos:
+    """How many photos there are to keep something of.
 
-    use: bool
+    Attributes:
+      train: photos that are trained on.
+      validation: photos that each epoch ends with.
+      views: in how many ways a training photo is shown; None if without end.
+    """
+
+    train: int
+    validation: int
+    views: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Epochs of a run that need not run the frozen layers again.
+
+    Attributes:
+      given: what they train from instead of photos: `features` or `activations`.
+      photos: how many, in how many views.
+      epochs: how many they are.
+      visits: how often each training photo is looked at in them.
+      bytes_a_photo: what is kept of one photo in one view.
+      spared_cost: what the frozen layers cost for one photo, in operations.
+      other_cost: what the layers that must still run cost, forward only.
+    """
+
+    given: Literal["features", "activations"]
+    photos: Photos
+    epochs: int
+    visits: float
+    bytes_a_photo: int
+    spared_cost: float
+    other_cost: float
+
+    @property
+    def size(self) -> int:
+        """Returns the bytes that all is kept in."""
+        return self.kept_photos * self.bytes_a_photo
+
+    @property
+    def gain(self) -> float:
+        """Estimates how many times faster these epochs are, filling the cache included.
+
+        A training step takes the layers that learn forward once, and twice the same backward.
+        """
+        trained = self.visits * self.photos.train
+        validated = self.epochs * self.photos.validation
+        others = (3 * trained + validated) * self.other_cost
+        spared = (trained + validated) * self.spared_cost
+        return (spared + others) / max(self.kept_photos * self.spared_cost + others, 1.0)
+
+    @property
+    def kept_photos(self) -> int:
+        """Photos to keep something of, one for each view."""
+        return (self.photos.views or 1) * self.photos.train + self.photos.validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Free bytes, of which `auto` takes at most half."""
+
+    memory: int
+    disk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """Where to keep what the frozen layers make, None for nowhere; and why, in one line."""
+
+    place: Place | None
     reason: str
 
 
-def bytes_a_photo(parts: SplitBackbone) -> int:
-    """Returns how much the trunk's activations for one photo take."""
-    if parts.trunk is None:
-        return 0
-    return sum(
-        int(np.prod(tensor.shape[1:])) * tf.as_dtype(tensor.dtype).size
-        for tensor in parts.trunk.outputs
+def decide(setting: str, phase: Phase, room: Room, found: bool = False) -> Decision:
+    """Decides whether to cache, and where.
+
+    Args:
+      setting: `memory` and `disk` are obeyed, `off` too; `auto` caches where it pays and fits;
+        `again` wherever it fits, as a resumed run must do what it did before.
+      phase: what it is for.
+      room: what is free.
+      found: what would be kept lies on disk already.
+
+    Raises:
+      UserError: it is to be cached, and there is no room for it.
+    """
+    if setting == "off":
+        return Decision(None, "off, as asked")
+    if phase.photos.views is None:
+        return Decision(None, "off: photos are shown otherwise every time")
+    if not phase.spared_cost:
+        return Decision(None, "off: no layer is frozen")
+    megabytes = phase.size / 1e6
+    amount = f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"
+    if setting == "auto" and phase.gain < LEAST_GAIN and not found:
+        return Decision(None, f"off: {phase.given} would make it {phase.gain:.2f} times as fast")
+    fitting = _fitting_place(phase.size, room, 1 if setting in ("memory", "disk", "again") else 2)
+    place: Place | None = "disk" if found and setting in ("auto", "again") else fitting
+    if setting in ("memory", "disk"):
+        free = room.memory if setting == "memory" else room.disk
+        if phase.size > free and not (found and setting == "disk"):
+            raise UserError(
+                f"trunk_cache is {setting!r}, but {phase.given} of all photos take {amount} and "
+                f"{free / 1e6:,.0f} MB are free; give --trunk_cache=auto"
+            )
+        place = "memory" if setting == "memory" else "disk"
+    if place is None:
+        if setting == "again":
+            raise UserError(
+                f"the run was started with a trunk cache of {amount}, for which neither memory nor "
+                "--cache_dir has room now; make room, or give another --cache_dir"
+            )
+        return Decision(None, f"off: {amount} of {phase.given} take over half of what is free")
+    where = f"on disk{', found there' if found else ''}" if place == "disk" else "in memory"
+    views = f", {phase.photos.views} views" if phase.photos.views > 1 else ""
+    return Decision(
+        place, f"{phase.given} {where}, {amount}{views}: about {phase.gain:.1f} times as fast"
     )
 
 
-def decide(config: TrainConfig, parts: SplitBackbone, photos: int, visits: float) -> CacheDecision:
-    """Decides whether to cache.
-
-    Args:
-      config: its `trunk_cache` is obeyed if `memory` or `off`; `auto` caches where it pays and
-        fits.
-      parts: the backbone, cut below the first trainable layer.
-      photos: how many photos of all splits would be cached.
-      visits: how often training looks at each of its photos.
-    """
-    setting = config.trunk_cache
-    if setting == "off":
-        return CacheDecision(False, "off, as asked")
-    if config.horizontal_flip:
-        return CacheDecision(False, "off: photos are mirrored by chance")
-    if parts.trunk is None:
-        return CacheDecision(False, "off: no layer is frozen")
-    size = photos * bytes_a_photo(parts)
-    amount = f"{size / 1e6:,.0f} MB for {photos:,} photos"
-    if setting == "auto" and visits < 1.5:
-        return CacheDecision(False, f"off: photos are seen {visits:.1f} times, too few to pay")
-    available = psutil.virtual_memory().available
-    if setting == "auto" and size > available // 2:
-        half = f"half of the free {available / 1e6:,.0f} MB"
-        return CacheDecision(False, f"off: {amount} would take more than {half}")
-    place = "in memory" if size <= available // 2 else "on disk"
-    return CacheDecision(True, f"{place}, {amount}: the frozen layers run once")
-
-
-def cache_trunk(
-    parts: SplitBackbone,
-    splits: Mapping[str, Examples],
-    preprocessing: Preprocessing | None,
-    batch_size: int,
-) -> dict[str, Examples]:
-    """Returns the splits with the trunk's activations instead of their photos."""
-    run = tf.function(parts.activations, reduce_retracing=True)
-    with tqdm.tqdm(
-        desc="running the frozen layers",
-        total=sum(map(len, splits.values())),
-        unit=" photos",
-        leave=False,
-        ncols=79,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
-        return {
-            name: _cache_split(run, examples, preprocessing, batch_size, bar)
-            for name, examples in splits.items()
-        }
-
-
-def _cache_split(
-    run: Callable[[tf.Tensor], Activations],
-    examples: Examples,
-    preprocessing: Preprocessing | None,
-    batch_size: int,
-    bar: tqdm.tqdm,
-) -> Examples:
-    arrays: list[np.ndarray] = []
-    done = 0
-    for batch in make_batches(examples, np.arange(len(examples)), batch_size, preprocessing):
-        activations = [tensor.numpy() for tensor in run(batch["image"])]
-        if not arrays:
-            arrays = [allocate((len(examples), *a.shape[1:]), a.dtype) for a in activations]
-        count = len(activations[0])
-        for array, values in zip(arrays, activations, strict=True):
-            array[done : done + count] = values
-        done += count
-        bar.update(count)
-    return dataclasses.replace(examples, inputs=tuple(arrays))
+def _fitting_place(size: int, room: Room, share: int) -> Place | None:
+    if size <= room.memory // share:
+        return "memory"
+    return "disk" if size <= room.disk // share else None

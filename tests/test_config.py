@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from research.config import EvalConfig, TrainConfig, setting_of
+from research.config import EvalConfig, TrainConfig, parse_steps, setting_of
 from research.errors import UserError
 
 
@@ -52,9 +52,28 @@ def test_no_epoch_at_all_is_refused():
         TrainConfig(epochs=0)
 
 
-def test_flips_and_a_cached_trunk_exclude_each_other():
-    with pytest.raises(UserError, match="give --trunk_cache=auto or leave out --horizontal_flip"):
-        TrainConfig(horizontal_flip=True, trunk_cache="memory")
+@pytest.mark.parametrize("setting", ["memory", "disk"])
+@pytest.mark.parametrize("endless", ["random_crop_area", "colour_jitter"])
+def test_endless_views_and_a_cached_trunk_exclude_each_other(setting, endless):
+    with pytest.raises(UserError, match=f"{endless} is 0.3, which .* give --trunk_cache=auto"):
+        TrainConfig(trunk_cache=setting, **{endless: 0.3})
+    TrainConfig(trunk_cache=setting, horizontal_flip=True, fixed_crops=True)
+
+
+def test_there_is_one_kind_of_crop():
+    with pytest.raises(UserError, match="fixed_crops and random_crop_area are both given"):
+        TrainConfig(fixed_crops=True, random_crop_area=0.5)
+
+
+def test_steps_to_profile():
+    assert list(parse_steps("3:5")) == [3, 4, 5]
+    assert list(parse_steps(None)) == []
+
+
+@pytest.mark.parametrize("text", ["5", "5:3", "0:4", "a:b", "1:2:3", "-1:3", ":", "1:99999999999"])
+def test_steps_to_profile_that_are_none_are_refused(text):
+    with pytest.raises(UserError, match="expected two steps as A:B"):
+        TrainConfig(profile_steps=text)
 
 
 def test_paths_are_kept_absolute_so_that_evaluation_works_from_elsewhere():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.augmentation import Augmentation
 from research.batches import epoch_order
 from research.errors import UserError
 from research.loader import DataLoader
@@ -75,7 +76,8 @@ def test_each_splits_largest_batch_fits_what_it_is_filled_up_to(photo_folder, ba
 
 def test_flips_mirror_half_of_the_training_photos_anew_each_epoch(photo_folder):
     plain = DataLoader(16, 8, source=FolderSource(str(photo_folder)))
-    flipping = DataLoader(16, 8, source=FolderSource(str(photo_folder)), horizontal_flip=True)
+    mirrored_half = Augmentation(horizontal_flip=True)
+    flipping = DataLoader(16, 8, source=FolderSource(str(photo_folder)), augmentation=mirrored_half)
 
     def images(batches):
         return np.concatenate([batch["image"] for batch in batches])

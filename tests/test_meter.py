@@ -1,17 +1,9 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from research.meter import Meter
-from research.metrics import SumsRead
-
-
-def slow_batches(seconds):
-    for index in range(3):
-        time.sleep(seconds)
-        yield index
+from research.meter import Interval, Meter
+from research.metrics import SumsRead, mean_metrics
 
 
 def test_intervals_are_differences_and_the_epoch_is_the_whole():
@@ -28,12 +20,14 @@ def test_intervals_are_differences_and_the_epoch_is_the_whole():
 
 def test_time_spent_waiting_for_input_is_told_from_time_spent_otherwise():
     meter = Meter(SumsRead(0, 0, 0))
-    seen = []
-    for batch in meter.timed(slow_batches(0.02)):
-        seen.append(batch)
-        time.sleep(0.01)
+    meter.waited(5.0)
+    meter.waited(7.0)
     interval = meter.interval(SumsRead(0, 0, 3))
-    assert seen == [0, 1, 2]
-    assert interval.waiting_seconds == pytest.approx(0.06, rel=0.5)
-    assert 0.4 < interval.waiting_share < 0.9
+    assert interval.waiting_seconds == 12
     assert interval.photos_per_second == pytest.approx(3 / interval.seconds)
+    assert meter.interval(SumsRead(0, 0, 3)).waiting_seconds == 0
+    assert meter.epoch(SumsRead(0, 0, 3)).waiting_seconds == 12
+
+
+def test_the_share_of_waiting():
+    assert Interval(mean_metrics(SumsRead(0, 0, 1)), 1, 4.0, 1.0).waiting_share == 0.25

@@ -22,3 +22,13 @@ def test_epochs_may_end_early():
 def test_position_of_a_step():
     plan = make_plan(TrainConfig(batch_size=8, epochs=3), photos=33)
     assert [plan.position(step) for step in (0, 4, 5, 14)] == [(0, 0), (0, 4), (1, 0), (2, 4)]
+
+
+def test_steps_go_on_to_what_is_due_next_and_at_most_to_the_end_of_the_epoch():
+    plan = make_plan(TrainConfig(batch_size=8, epochs=3), photos=8 * 25)
+    assert [plan.stop(step, 10, None) for step in (0, 9, 10, 20, 24, 25)] == [
+        *(10, 10, 20, 25),
+        *(25, 30),
+    ]
+    assert plan.stop(0, 100, 7) == 7
+    assert plan.stop(24, 100, 7) == 25

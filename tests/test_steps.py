@@ -17,7 +17,6 @@ from research.optimizers import check_partition, make_group
 from research.plan import make_plan
 from research.run_state import RunState, make_checkpoint
 from research.schedules import Schedule
-from research.trunk_cache import cache_trunk
 from tests.learners import (
     CONFIG,
     feed,
@@ -236,7 +235,7 @@ def test_clipping_decay_and_penalty_follow_their_formulas():
 def test_only_what_is_trained_is_differentiated():
     learner = make_learner(dataclasses.replace(CONFIG, unfreeze_from="stage3"))
     (batch,) = feed(learner, some_photos(8), 8)
-    graph = learner._train_all.get_concrete_function(batch).graph
+    graph = learner._train_step.get_concrete_function(batch).graph
     counts = collections.Counter(operation.type for operation in graph.get_operations())
     kernels = [v for v in model_of(learner).backbone.trainable_variables if len(v.shape) == 4]
     assert counts["Conv2DBackpropFilter"] == len(kernels)
@@ -273,31 +272,17 @@ def test_a_run_goes_on_with_another_number_of_devices(path, bn_mode, tmp_path):
     np.testing.assert_allclose(stayed, train(second, examples, 8), rtol=tolerance)
 
 
-def test_losses_from_the_cached_trunk_are_those_without():
-    whole, cached = make_learner(CONFIG), make_learner(CONFIG)
-    examples = some_photos(20)
-    activations = cache_trunk(cached.network.parts, {"train": examples}, scale, 8)["train"]
-    from_trunk = Learner(
-        cached.strategy,
-        dataclasses.replace(cached.network, from_trunk=True),
-        cached.groups,
-        cached.state,
-    )
-    losses = []
-    for batch in feed(from_trunk, activations, 8, None):
-        from_trunk.train_step(batch)
-        losses.append(mean_metrics(from_trunk.state.tally.read()).loss)
-    np.testing.assert_allclose(losses, train(whole, examples, 8), rtol=1e-5)
-    for one, other in zip(weights(whole), weights(from_trunk), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+def head_alone(learner: Learner) -> Learner:
+    return Learner(learner.strategy, learner.network, learner.groups[:1], learner.state)
 
 
 def test_head_alone_leaves_the_backbone_and_its_optimizer_as_they_were():
     learner = make_learner(dataclasses.replace(CONFIG, head_epochs=1, backbone_optimizer="adam"))
+    alone = head_alone(learner)
     before = [variable.numpy() for variable in model_of(learner).backbone.variables]
     (batch,) = feed(learner, some_photos(8), 8)
     head = model_of(learner).head.kernel.numpy()
-    assert set(learner.train_step(batch, head_alone=True)) == {"gradient_norm/head"}
+    assert set(alone.train_step(batch)) == {"gradient_norm/head"}
     for variable, value in zip(model_of(learner).backbone.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
     assert not np.array_equal(model_of(learner).head.kernel.numpy(), head)
@@ -406,7 +391,7 @@ def test_head_alone_leaves_the_statistics_of_batch_norm_as_they_were():
     learner = make_learner(dataclasses.replace(CONFIG, bn_mode="train", head_epochs=1))
     before = [variable.numpy() for variable in model_of(learner).backbone.variables]
     (batch,) = feed(learner, some_photos(8), 8)
-    learner.train_step(batch, head_alone=True)
+    head_alone(learner).train_step(batch)
     for variable, value in zip(model_of(learner).backbone.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
 

@@ -1,59 +1,84 @@
 from __future__ import annotations
 
-import types
+import dataclasses
 
-import psutil
 import pytest
 
-from research.config import TrainConfig
-from research.residual import build_small_resnet
-from research.split import split_backbone
-from research.trunk_cache import bytes_a_photo, decide
+from research.errors import UserError
+from research.trunk_cache import Phase, Photos, Room, decide
+
+# 110 photos of 1,000 bytes; the frozen layers cost as much as the others forward and backward.
+PHASE = Phase("activations", Photos(100, 10, 1), 10, 10.0, 1000, 30.0, 10.0)
+SIZE = 110 * 1000
+ROOMY = Room(memory=100 * SIZE, disk=100 * SIZE)
 
 
-@pytest.fixture(scope="module")
-def parts():
-    return split_backbone(build_small_resnet((32, 32, 3), None), 30)
+def phase(views: int | None = 1, **changes) -> Phase:
+    return dataclasses.replace(PHASE, photos=Photos(100, 10, views), **changes)
 
 
-def config(**settings) -> TrainConfig:
-    return TrainConfig(backbone="SmallResNet", **settings)
+def test_the_gain_is_work_without_over_work_with():
+    # Ten epochs of 100 photos forward and back and of 10 forward.
+    without = 10 * (100 * (30 + 3 * 10) + 10 * (30 + 10))
+    once = 110 * 30 + 10 * (100 * 3 * 10 + 10 * 10)
+    assert phase().gain == pytest.approx(without / once)
+    assert phase().size == SIZE
+    # Twice the photos to fill in, in two views.
+    twice = 210 * 30 + 10 * (100 * 3 * 10 + 10 * 10)
+    assert phase(views=2).gain == pytest.approx(without / twice)
+    assert phase(views=2).size == 210 * 1000
 
 
-def test_a_photo_takes_what_crosses_the_cut(parts):
-    (tensor,) = parts.trunk.outputs
-    _, height, width, channels = tensor.shape
-    assert bytes_a_photo(parts) == 4 * height * width * channels
+def test_of_the_head_alone_everything_but_the_first_time_is_spared():
+    assert phase(given="features", other_cost=0.0).gain == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
-    ("settings", "visits", "use", "reason"),
+    ("setting", "changes", "place", "reason"),
     [
-        ({}, 10, True, "in memory"),
-        ({"trunk_cache": "off"}, 10, False, "as asked"),
-        ({}, 1, False, "too few to pay"),
-        ({"trunk_cache": "memory"}, 1, True, "in memory"),
-        ({"horizontal_flip": True}, 10, False, "mirrored"),
+        ("auto", {}, "memory", "activations in memory, 0.1 MB: about 1.9 times as fast"),
+        ("auto", {"bytes_a_photo": 10**5}, "memory", "in memory, 11 MB: about"),
+        ("auto", {"views": 2}, "memory", "in memory, 0.2 MB, 2 views: about"),
+        ("auto", {"epochs": 1, "visits": 1.0}, None, "would make it 1.00 times as fast"),
+        ("auto", {"spared_cost": 0.5}, None, "would make it 1.02 times as fast"),
+        ("memory", {"epochs": 1, "visits": 1.0}, "memory", "in memory"),
+        ("disk", {}, "disk", "on disk"),
+        ("again", {"epochs": 1, "visits": 1.0}, "memory", "in memory"),
+        ("off", {}, None, "off, as asked"),
+        ("auto", {"views": None}, None, "off: photos are shown otherwise every time"),
+        ("auto", {"spared_cost": 0.0}, None, "off: no layer is frozen"),
+        ("memory", {"spared_cost": 0.0}, None, "off: no layer is frozen"),
     ],
 )
-def test_it_is_used_where_it_pays(parts, settings, visits, use, reason):
-    decision = decide(config(**settings), parts, photos=100, visits=visits)
-    assert decision.use is use
+def test_it_is_used_where_it_pays_or_is_asked_for(setting, changes, place, reason):
+    room = Room(10**9, 10**9)
+    decision = decide(setting, phase(**changes), room)
+    assert decision.place == place
     assert reason in decision.reason
+    assert len(decision.reason) <= 80 - len("trunk cache  ")
 
 
-def test_it_is_not_used_where_it_would_take_half_of_what_is_free(parts, monkeypatch):
-    def memory() -> types.SimpleNamespace:
-        return types.SimpleNamespace(available=150 * bytes_a_photo(parts))
-
-    monkeypatch.setattr(psutil, "virtual_memory", memory)
-    assert decide(config(), parts, photos=70, visits=10).use
-    decision = decide(config(), parts, photos=80, visits=10)
-    assert not decision.use
-    assert "more than half of the free" in decision.reason
-    assert decide(config(trunk_cache="memory"), parts, photos=80, visits=10).use
+def test_auto_takes_at_most_half_of_the_memory_then_half_of_the_disk():
+    assert decide("auto", PHASE, Room(2 * SIZE, 0)).place == "memory"
+    assert decide("auto", PHASE, Room(2 * SIZE - 1, 2 * SIZE)).place == "disk"
+    nowhere = decide("auto", PHASE, Room(2 * SIZE - 1, 2 * SIZE - 1))
+    assert nowhere.place is None
+    assert "over half of what is free" in nowhere.reason
+    assert decide("again", PHASE, Room(SIZE, 0)).place == "memory"
+    assert decide("again", PHASE, Room(SIZE - 1, SIZE)).place == "disk"
 
 
-def test_without_frozen_layers_there_is_nothing_to_cache():
-    whole = split_backbone(build_small_resnet((32, 32, 3), None), 0)
-    assert decide(config(), whole, 100, 10).reason == "off: no layer is frozen"
+@pytest.mark.parametrize("setting", ["memory", "disk", "again"])
+def test_what_is_asked_for_and_does_not_fit_is_refused(setting):
+    with pytest.raises(UserError, match=r"give --trunk_cache=auto|make room, or give another"):
+        decide(setting, PHASE, Room(SIZE - 1, SIZE - 1))
+
+
+def test_what_lies_on_disk_already_is_used_without_asking_for_room_or_gain():
+    none = Room(0, 0)
+    once = phase(epochs=1, visits=1.0)
+    for setting in ("auto", "disk", "again"):
+        decision = decide(setting, once, none, found=True)
+        assert decision.place == "disk"
+        assert "on disk, found there" in decision.reason
+    assert decide("off", once, ROOMY, found=True).place is None

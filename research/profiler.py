@@ -1,0 +1,50 @@
+"""Traces some training steps for TensorBoard's profiler."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow as tf
+
+
+class StepProfiler:
+    """Writes one trace of some consecutive steps.
+
+    See https://www.tensorflow.org/guide/profiler; TensorBoard shows it with the package
+    `tensorboard-plugin-profile`.
+
+    Args:
+      steps: numbers of the steps to trace, counted from 1; may be empty.
+      folder: where TensorBoard looks for event files.
+    """
+
+    def __init__(self, steps: range, folder: Path) -> None:
+        self._steps = steps
+        self._folder = folder
+
+    def stop(self, step: int, planned: int) -> int:
+        """Returns up to where to go on in one go after `step`: traced steps are made one by one."""
+        if step + 1 in self._steps:
+            return step + 1
+        before_first = self._steps.start - 1
+        return min(planned, before_first) if self._steps and step < before_first else planned
+
+    @contextlib.contextmanager
+    def traced(self, number: int) -> Iterator[None]:
+        """Traces the step with this number if it is one of those to be traced."""
+        if number not in self._steps:
+            yield
+            return
+        if number == self._steps[0]:
+            tf.profiler.experimental.start(str(self._folder))
+        try:
+            with tf.profiler.experimental.Trace("train", step_num=number, _r=1):
+                yield
+        except BaseException:
+            tf.profiler.experimental.stop(save=False)
+            raise
+        if number == self._steps[-1]:
+            tf.profiler.experimental.stop()
+            print(f"profile      steps {self._steps[0]} to {number}, in TensorBoard", flush=True)

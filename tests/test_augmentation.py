@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from research.augmentation import DRAWS, FIXED_CROPS, Augmentation, epoch_draws
+
+
+def photos(count: int = 4, size: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (count, size, size, 3)).astype(np.float32)
+
+
+def test_draws_follow_from_seed_epoch_and_example_alone():
+    draws = epoch_draws(50, seed=3, epoch=2)
+    assert draws.shape == (50, DRAWS)
+    assert 0 <= draws.min() < 0.1 < 0.9 < draws.max() < 1
+    np.testing.assert_array_equal(draws, epoch_draws(50, seed=3, epoch=2))
+    np.testing.assert_array_equal(draws[:20], epoch_draws(20, seed=3, epoch=2))
+    assert not np.array_equal(draws, epoch_draws(50, seed=3, epoch=3))
+    assert not np.array_equal(draws, epoch_draws(50, seed=4, epoch=2))
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "views"),
+    [
+        (Augmentation(), 1),
+        (Augmentation(horizontal_flip=True), 2),
+        (Augmentation(fixed_crops=True), 6),
+        (Augmentation(fixed_crops=True, horizontal_flip=True), 12),
+        (Augmentation(random_crop_area=0.5), None),
+        (Augmentation(horizontal_flip=True, colour_jitter=0.1), None),
+    ],
+)
+def test_how_many_views_there_are(augmentation, views):
+    assert augmentation.views == views
+    if views:
+        seen = augmentation.view_of(epoch_draws(1000, 0, 0))
+        shares = np.bincount(seen, minlength=views) / 1000
+        assert len(shares) == views
+        np.testing.assert_allclose(shares, 1 / views, atol=0.05)
+        again = [int(augmentation.view_of(augmentation.draws_of(view))) for view in range(views)]
+        assert again == list(range(views))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("crops", [False, True])
+def test_what_is_shown_is_the_view_that_was_drawn(flip, crops):
+    augmentation = Augmentation(fixed_crops=crops, horizontal_flip=flip)
+    images, draws = photos(30), epoch_draws(30, 0, 0)
+    shown = augmentation.apply(tf.constant(images), tf.constant(draws)).numpy()
+    for image, drawn, result in zip(images, draws, shown, strict=True):
+        view = augmentation.draws_of(int(augmentation.view_of(drawn)))
+        expected = augmentation.apply(tf.constant(image[None]), tf.constant(view[None]))
+        np.testing.assert_array_equal(result, expected[0])
+
+
+def test_mirrored_photos_are_mirrored_and_others_are_as_they_were():
+    augmentation = Augmentation(horizontal_flip=True)
+    images = photos(2)
+    draws = np.stack([augmentation.draws_of(0), augmentation.draws_of(1)])
+    plain, mirrored = augmentation.apply(tf.constant(images), tf.constant(draws)).numpy()
+    np.testing.assert_array_equal(plain, images[0])
+    np.testing.assert_array_equal(mirrored, images[1][:, ::-1])
+
+
+def test_fixed_crops_are_the_whole_the_centre_and_the_corners():
+    augmentation = Augmentation(fixed_crops=True)
+    rows, columns = np.meshgrid(np.arange(17.0), np.arange(17.0), indexing="ij")
+    ramp = np.stack([rows, columns, 0 * rows], axis=-1)[None].astype(np.float32)
+    for view, (top, left, bottom, right) in enumerate(FIXED_CROPS):
+        draws = augmentation.draws_of(view)[None]
+        shown = augmentation.apply(tf.constant(ramp), tf.constant(draws)).numpy()[0]
+        np.testing.assert_allclose(shown[0, 0, :2], [16 * top, 16 * left], atol=1e-4)
+        np.testing.assert_allclose(shown[-1, -1, :2], [16 * bottom, 16 * right], atol=1e-4)
+
+
+@pytest.mark.parametrize("least", [0.08, 0.5, 0.9, 1.0])
+def test_random_crops_stay_inside_and_are_as_large_as_asked(least):
+    augmentation = Augmentation(random_crop_area=least)
+    boxes = augmentation._boxes(tf.constant(epoch_draws(2000, 0, 0))).numpy()
+    assert boxes.min() >= -1e-6
+    assert boxes.max() <= 1 + 1e-6
+    height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area = height * width
+    assert area.min() >= least - 1e-5
+    assert area.mean() == pytest.approx((1 + least) / 2, abs=0.02)
+    ratio = width / height
+    assert 3 / 4 - 1e-5 <= ratio.min() <= ratio.max() <= 4 / 3 + 1e-5
+
+
+def test_random_crops_of_the_whole_area_are_the_photo():
+    images = photos()
+    shown = Augmentation(random_crop_area=1.0).apply(images, epoch_draws(4, 0, 0))
+    np.testing.assert_allclose(shown, images, atol=0.01)
+
+
+def test_colours_vary_by_the_arithmetic_written_out():
+    augmentation = Augmentation(colour_jitter=0.4)
+    images = photos()
+    draws = epoch_draws(4, 0, 0)
+    shown = augmentation.apply(tf.constant(images), tf.constant(draws)).numpy()
+
+    def grey(image):
+        return (image @ np.array([0.2989, 0.587, 0.114]))[..., None]
+
+    for image, drawn, result in zip(images.astype(np.float64), draws, shown, strict=True):
+        brightness, contrast, saturation = 0.6 + 0.8 * drawn[6:]
+        bright = np.clip(image * brightness, 0, 255)
+        mean = grey(bright).mean()
+        contrasted = np.clip(mean + (bright - mean) * contrast, 0, 255)
+        pale = grey(contrasted)
+        expected = np.clip(pale + (contrasted - pale) * saturation, 0, 255)
+        np.testing.assert_allclose(result, expected, atol=0.01)
+
+
+def test_no_change_at_half_of_the_range():
+    images = photos()
+    draws = np.full((4, DRAWS), 0.5, np.float32)
+    shown = Augmentation(colour_jitter=0.4).apply(images, draws)
+    np.testing.assert_allclose(shown, images, atol=0.01)
