@@ -16,13 +16,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.record import write_result
 from research.environment import import_tensorflow
-
-if TYPE_CHECKING:
-    import keras
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
@@ -69,6 +65,7 @@ def load_of(backbone: str, unfreeze_from: str) -> Load:
     """Builds a model without weights and counts."""
     from research.builder import build_network
     from research.config import TrainConfig
+    from research.cost import multiplications
 
     config = TrainConfig(backbone=backbone, unfreeze_from=unfreeze_from, weights="none")
     built = build_network(config, 2)
@@ -86,14 +83,6 @@ def load_of(backbone: str, unfreeze_from: str) -> Load:
         operations=below + above,
         trunk_share=below / (below + above),
     )
-
-
-def multiplications(layer: keras.layers.Layer) -> int:
-    """Returns the multiplications of a convolution or dense layer for one photo; others: none."""
-    kernel = getattr(layer, "kernel", None)
-    if kernel is None:
-        return 0
-    return math.prod(layer.output.shape[1:-1]) * math.prod(kernel.shape)
 
 
 def train(folder: Path, backbone: str, unfreeze_from: str, workers: int, steps: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import tensorflow as tf
@@ -15,24 +16,42 @@ UNREADABLE = (ValueError, AssertionError, IndexError, KeyError, RuntimeError, tf
 
 
 class Checkpoints:
-    """Writes two kinds of checkpoints, `latest` and `best`, each in a folder of its own.
+    """Writes the state into the folder `latest`, and keeps the best one in the folder `best`.
 
-    The pointer file `checkpoint` in it is replaced only after a checkpoint is complete, so that a
+    The pointer file `checkpoint` in each is replaced only after a checkpoint is complete, so that a
     run killed while writing resumes from the one before.
     """
 
     def __init__(self, state: tf.train.Checkpoint, folder: Path) -> None:
         self._state = state
-        self._managers = {
-            kind: tf.train.CheckpointManager(
-                state, str(folder / kind), max_to_keep=keep, checkpoint_name="step"
-            )
-            for kind, keep in (("latest", 2), ("best", 1))
-        }
+        self._latest = tf.train.CheckpointManager(
+            state, str(folder / "latest"), max_to_keep=2, checkpoint_name="step"
+        )
+        self._best = folder / "best"
 
-    def save(self, kind: str, step: int) -> None:
-        """Writes the state as `latest` or `best`."""
-        self._managers[kind].save(checkpoint_number=step)
+    def save(self, step: int, best: bool = False) -> None:
+        """Writes the state, and keeps it as the best one too if it is."""
+        path = Path(self._latest.save(checkpoint_number=step))
+        if best:
+            self._keep_best(path)
+
+    def _keep_best(self, path: Path) -> None:
+        """Makes the files of a checkpoint known under `best` too, without writing them again."""
+        self._best.mkdir(exist_ok=True)
+        names = [file.name for file in path.parent.glob(f"{path.name}.*")]
+        for name in names:
+            partial = self._best / f"{name}.partial"
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(path.parent / name, partial)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path.parent / name, partial)
+            os.replace(partial, self._best / name)
+        # By its name alone, so that the run can be moved.
+        tf.compat.v1.train.update_checkpoint_state(str(self._best.absolute()), path.name)
+        for file in self._best.iterdir():
+            if file.name not in (*names, "checkpoint"):
+                file.unlink()
 
     def restore_latest(self) -> bool:
         """Restores every value of the state from the last checkpoint; False if there is none.
@@ -40,7 +59,7 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint cannot be read, or is not of this model and its optimizers.
         """
-        path = self._managers["latest"].latest_checkpoint
+        path = self.latest
         if path is None:
             return False
         try:
@@ -52,7 +71,7 @@ class Checkpoints:
     @property
     def latest(self) -> str | None:
         """The path of the last complete checkpoint, None before the first."""
-        return self._managers["latest"].latest_checkpoint
+        return self._latest.latest_checkpoint
 
 
 def find_checkpoint(folder: Path, which: str) -> str:

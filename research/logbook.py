@@ -44,9 +44,9 @@ class Logbook:
         print(f"resuming after step {step} of {self.plan.steps}", flush=True)
         print(console.EPOCH_HEADER, flush=True)
 
-    def save(self, kind: str, step: int) -> None:
-        """Writes a checkpoint, `latest` or `best`."""
-        self.checkpoints.save(kind, step)
+    def save(self, step: int, best: bool = False) -> None:
+        """Writes a checkpoint, which may be the best one so far."""
+        self.checkpoints.save(step, best)
 
     @property
     def last_checkpoint(self) -> str | None:
@@ -119,7 +119,7 @@ class SilentLogbook(Logbook):
     def resume(self, step: int) -> None:
         """Does nothing."""
 
-    def save(self, kind: str, step: int) -> None:
+    def save(self, step: int, best: bool = False) -> None:
         """Does nothing."""
 
     @property

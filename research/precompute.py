@@ -186,7 +186,10 @@ def _keep(
     """
     network, loader = feed.network, feed.loader
 
-    @functools.partial(tf.function, reduce_retracing=True)
+    # Traced once, for whole batches and for the short last one of each split.
+    signature = loader.view_batches("train", 0, BATCH_SIZE).element_spec
+
+    @functools.partial(tf.function, input_signature=[signature])
     def run(batch: Batch) -> tuple[tf.Tensor, ...]:
         if phase.given == "features":
             return (network.features(batch, training=False),)

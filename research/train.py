@@ -243,7 +243,7 @@ def train_epoch(
             if saving and step < end:  # the last step's checkpoint follows the validation
                 learner.average_statistics()
                 state.seconds.assign_add(stopwatch.lap())
-                logbook.save("latest", step)
+                logbook.save(step)
 
     trained = meter.epoch(state.tally.read())
     learner.average_statistics()
@@ -254,10 +254,10 @@ def train_epoch(
     state.seconds.assign_add(stopwatch.lap())
     logbook.epoch(step, trained, validation, state.seconds.numpy())
     state.tally.reset()
-    if validation.loss < state.best_loss.numpy():
+    best = validation.loss < state.best_loss.numpy()
+    if best:
         state.best_loss.assign(validation.loss)
-        logbook.save("best", step)
-    logbook.save("latest", step)
+    logbook.save(step, best)
 
 
 def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) -> dict[str, float]:
