@@ -35,7 +35,8 @@ def decode_image(encoded: bytes | None, size: int | None = None) -> np.ndarray:
             if size is not None:
                 # A JPEG far larger than asked is decoded at a half, a quarter or an eighth.
                 image.draft("RGB", (2 * size, 2 * size))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = image if image.mode == "RGB" else image.convert("RGB")
             if size is not None:
                 upright = upright.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(upright)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ from research.decode import DamagedImageError, decode_image
 from research.machine import processors
 from research.rows import rows_of_size
 from research.sources import EncodedExample, Source
+
+CHUNK = 32  # photos that a thread decodes at a time: one by one, handing over would cost more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +77,25 @@ def _decoded(
 ) -> Iterator[tuple[EncodedExample, np.ndarray | DamagedImageError]]:
     """Decodes in parallel and yields in order, holding only a few photos at a time."""
 
-    def decode(encoded: bytes | None) -> np.ndarray | DamagedImageError:
-        try:
-            return decode_image(encoded, size)
-        except DamagedImageError as damage:
-            return damage
+    def decode(chunk: list[EncodedExample]) -> list[np.ndarray | DamagedImageError]:
+        return [_decode(example.encoded, size) for example in chunk]
 
     workers = processors()
-    waiting: collections.deque[tuple[EncodedExample, Future[np.ndarray | DamagedImageError]]]
-    waiting = collections.deque()
+    waiting: collections.deque[
+        tuple[list[EncodedExample], Future[list[np.ndarray | DamagedImageError]]]
+    ] = collections.deque()
     with ThreadPoolExecutor(workers) as pool:
-        for example in examples:
-            waiting.append((example, pool.submit(decode, example.encoded)))
-            if len(waiting) >= 8 * workers:
-                first, photo = waiting.popleft()
-                yield first, photo.result()
-        for first, photo in waiting:
-            yield first, photo.result()
+        while chunk := list(itertools.islice(examples, CHUNK)):
+            waiting.append((chunk, pool.submit(decode, chunk)))
+            if len(waiting) > 2 * workers:
+                first, photos = waiting.popleft()
+                yield from zip(first, photos.result(), strict=True)
+        for first, photos in waiting:
+            yield from zip(first, photos.result(), strict=True)
+
+
+def _decode(encoded: bytes | None, size: int) -> np.ndarray | DamagedImageError:
+    try:
+        return decode_image(encoded, size)
+    except DamagedImageError as damage:
+        return damage

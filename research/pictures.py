@@ -20,13 +20,16 @@ def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Fi
       columns: photos a row.
     """
     rows = max(1, math.ceil(len(photos) / columns))
-    figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis in axes:
+    width, height = 2.2, 2.6  # inches a photo, its title included
+    figure = Figure(figsize=(width * columns, height * rows))
+    # Placed by hand: a layout that fits itself takes a second for twenty photos.
+    for index, (photo, label) in enumerate(photos):
+        row, column = divmod(index, columns)
+        left, bottom = (column + 0.04) / columns, 1 - (row + 0.97) / rows
+        axis = figure.add_axes((left, bottom, 0.92 / columns, 0.8 / rows))
         axis.axis("off")
-    for axis, (photo, label) in zip(figure.axes, photos, strict=False):
         axis.imshow(photo)
-        axis.set_title(f"{label}\n{photo.shape}", fontsize=9)
+        axis.set_title(f"{label}\n{photo.shape}", fontsize=9, y=1.0)
     return figure
 
 
@@ -49,5 +52,5 @@ def history(rows: Sequence[dict[str, Any]]) -> Figure:
 def png(figure: Figure) -> bytes:
     """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
