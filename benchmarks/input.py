@@ -47,12 +47,11 @@ def rates(arguments: Any) -> dict[str, float]:
     stored = tfds.load(
         arguments.dataset, split="train[:80%]", as_supervised=True, data_dir=arguments.data_dir
     )
-    loaders = {"article": stored.map(article).batch(32)}
     seconds = {}
     begin = time.perf_counter()
-    for batch in loaders["article"]:
-        del batch
-    seconds["article_epoch"] = time.perf_counter() - begin
+    seen = sum(int(image.shape[0]) for image, _ in stored.map(article).batch(32))
+    # As if it had read as many photos as the others.
+    seconds["article_epoch"] = (time.perf_counter() - begin) * count / seen
     begin = time.perf_counter()
     loader = DataLoader(160, 32, source=source)
     for batch in loader.epoch_batches(0):

@@ -13,10 +13,11 @@ from research.backbones import find_backbone
 from research.batches import Batch
 from research.builder import BuiltNetwork, build_network, make_groups
 from research.config import TrainConfig
-from research.learner import Learner
+from research.learner import Learner, StepOptions
 from research.loader import DataLoader
 from research.plan import Plan, make_plan
 from research.run_state import RunState
+from research.runtime import resolve_xla
 from research.sources import open_source
 
 IMAGE_SIZE, BATCH_SIZE = 160, 32
@@ -81,8 +82,9 @@ class Ours:
     def learner(self) -> Learner:
         """Returns a learner of the network without any cache."""
         groups = make_groups(self.config, self.built.network.model, self.state.step, self.plan)
+        options = StepOptions(xla=resolve_xla(self.config, replicas=1))
         strategy = tf.distribute.get_strategy()
-        return Learner(strategy, self.built.network, groups, self.state)
+        return Learner(strategy, self.built.network, groups, self.state, options)
 
 
 def our_run(config: TrainConfig, photos: DataLoader) -> Ours:

@@ -142,6 +142,7 @@ def main() -> None:
                 line = r"^ +\d+/\d+ +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)"
                 with tempfile.TemporaryDirectory() as folder:
                     ours += [f"--seed={seed}", f"--ckpt_dir={folder}/run"]
+                    ours += [f"--cache_dir={folder}/cache"]  # empty
                     timed[recipe].append(first_time(ours, of_ours, line, arguments.target))
         medians = {
             kind: statistics.median(run["seconds"] for run in runs) for kind, runs in timed.items()

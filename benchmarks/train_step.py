@@ -22,9 +22,9 @@ from typing import Any
 from benchmarks.record import write_result
 
 ENVIRONMENTS = {
-    "stock": {},
-    "avx2": {"TF_ENABLE_ONEDNN_OPTS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    "avx2, fit without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "1"},
+    "AVX2": {"TF_ENABLE_ONEDNN_OPTS": "1", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "no oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
 }
 BACKBONES = {"MobileNetV2": 24, "ResNet101V2": 4}  # and the steps that are timed of each
 
@@ -52,9 +52,11 @@ def measure(backbone: str, steps: int, with_ours: bool, arguments: Any) -> dict[
     import keras
 
     from benchmarks import peers
+    from research import runtime
     from research.config import TrainConfig
     from research.cost import multiplications
 
+    runtime.set_precision(runtime.resolve_precision(arguments.precision))
     photos = peers.photos_of(arguments)
     rate = matrix_product_rate()
     kinds: dict[str, Any] = {}
@@ -100,8 +102,9 @@ def run(backbone: str, steps: int, environment: str, arguments: Any) -> dict[str
     """Measures in a process of its own, in an environment of its own."""
     command = [sys.executable, "-m", "benchmarks.train_step", f"--backbone={backbone}"]
     command += [f"--steps={steps}", f"--dataset={arguments.dataset}"]
+    command += [f"--precision={arguments.precision}"]
     command += [f"--data_dir={arguments.data_dir}"] if arguments.data_dir else []
-    command += ["--fit_alone"] if "without" in environment else []
+    command += ["--fit_alone"] if environment == "no oneDNN" else []
     variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **ENVIRONMENTS[environment]}
     done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -112,7 +115,7 @@ def compare(backbone: str, steps: int, rounds: int, arguments: Any) -> dict[str,
     runs: dict[str, list[dict[str, Any]]] = {environment: [] for environment in ENVIRONMENTS}
     for _ in range(rounds):
         for environment, done in runs.items():
-            alone = max(3, steps // 4) if "without" in environment else steps
+            alone = max(3, steps // 4) if environment == "no oneDNN" else steps
             done.append(run(backbone, alone, environment, arguments))
     rates: dict[str, dict[str, float]] = {}
     for environment, done in runs.items():
@@ -120,19 +123,19 @@ def compare(backbone: str, steps: int, rounds: int, arguments: Any) -> dict[str,
             kind: 32 / statistics.median([s for one in done for s in one["seconds"][kind]])
             for kind in done[0]["seconds"]
         }
-    for environment in ("stock", "avx2"):
+    for environment in ("oneDNN", "AVX2"):
         product = statistics.median([one["matrix_product_rate"] for one in runs[environment]])
         operations = runs[environment][0]["operations_a_photo"]
         share = rates[environment]["ours, BatchNorm frozen"] * operations / product
         rates[environment]["share of the matrix-product rate"] = share
-    stock, avx2, bare = rates.values()
+    full, avx2, bare = rates.values()
     ratios = {
         f"{environment}: {kind} / fit": of[kind] / of["fit"]
-        for environment, of in (("stock", stock), ("avx2", avx2))
+        for environment, of in (("oneDNN", full), ("AVX2", avx2))
         for kind in of
         if kind.startswith("ours")
     }
-    ratios["avx2: ours, BatchNorm frozen / fit without oneDNN"] = (
+    ratios["AVX2: ours, BatchNorm frozen / fit without oneDNN"] = (
         avx2["ours, BatchNorm frozen"] / bare["fit"]
     )
     return {"photos_per_second": rates, "ratios": ratios}
@@ -144,6 +147,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data.add_data_arguments(parser)
+    parser.add_argument("--precision", default="float32", help="of both (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="how often each process runs")
     parser.add_argument("--backbone", help="measure this one in this process, print JSON")
     parser.add_argument("--steps", type=int, default=10, help="with --backbone")

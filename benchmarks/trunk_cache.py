@@ -35,14 +35,15 @@ def tuned_steps(backbone: str, steps: int, arguments: Any) -> dict[str, float]:
     """Times our step from 100 on with and without cached activations, in turns."""
     from benchmarks import peers
     from research.config import TrainConfig
-    from research.precompute import run_frozen_layers_once
+    from research.precompute import FrozenLayers
 
     photos = peers.photos_of(arguments)
     config = TrainConfig(backbone=backbone, weights="none", trunk_cache="memory")
     ours = peers.our_run(config, photos)
     whole = ours.learner()
     begin = time.perf_counter()
-    feeds = run_frozen_layers_once(config, ours.built.network, photos, ours.plan, 0, 0, None)
+    frozen = FrozenLayers(config, ours.built.network, photos, ours.plan, head_epochs=0)
+    feeds = frozen.run(frozen.choose(0, None))
     filling = time.perf_counter() - begin
     cached = dataclasses.replace(
         ours, built=dataclasses.replace(ours.built, network=feeds.all.network)

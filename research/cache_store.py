@@ -38,10 +38,7 @@ class CacheStore:
     @property
     def has_entries(self) -> bool:
         """Whether anything is kept at all."""
-        try:
-            return any(self.folder.iterdir())
-        except OSError:
-            return False
+        return any(self.folder.glob("*/contents.json"))
 
     def find(self, description: Mapping[str, Any]) -> tuple[np.ndarray, ...] | None:
         """Returns the arrays made from what is described, None if there are none.
@@ -58,7 +55,10 @@ class CacheStore:
             return None
 
     def find_or_make(
-        self, description: Mapping[str, Any], make: Callable[[MakeRows], Sequence[Rows]]
+        self,
+        description: Mapping[str, Any],
+        make: Callable[[MakeRows], Sequence[Rows]],
+        is_right: Callable[[Sequence[np.ndarray]], bool] = lambda _: True,
     ) -> tuple[np.ndarray, ...]:
         """Returns the arrays described; makes them if there are none.
 
@@ -67,16 +67,21 @@ class CacheStore:
         Args:
           description: of what they are made from, and how; a JSON object.
           make: fills rows that the function given to it makes.
+          is_right: a last look at arrays that were found; if it says no, they are made anew.
 
         Raises:
           UserError: the folder cannot be written.
         """
+        found = self.find(description)
+        if found is not None and is_right(found):
+            return found
         entry = self._entry(description)
-        partial = entry.with_name(entry.name + ".partial")
-        with self._writing(), filelock.FileLock(f"{entry}.lock"):
+        with self._writing(), self._lock(entry):
             found = self.find(description)
-            if found is not None:
+            if found is not None and is_right(found):
                 return found
+            self._remove_leftovers()
+            partial = entry.with_name(entry.name + ".partial")
             for leftover in (entry, partial):
                 shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir()
@@ -90,6 +95,28 @@ class CacheStore:
         if found is None:
             raise UserError(f"{str(entry)!r} cannot be read back after it was written")
         return found
+
+    @contextlib.contextmanager
+    def _lock(self, entry: Path) -> Iterator[None]:
+        lock = filelock.FileLock(f"{entry}.lock")
+        try:
+            lock.acquire(timeout=0.1)
+        except filelock.Timeout:
+            print("trunk cache  waiting for another run that makes the same", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed runs left: nobody holds its lock."""
+        for partial in self.folder.glob("*.partial"):
+            with (
+                contextlib.suppress(filelock.Timeout),
+                filelock.FileLock(partial.with_suffix(".lock"), timeout=0),
+            ):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _make(
         self,

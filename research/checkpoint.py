@@ -19,39 +19,24 @@ class Checkpoints:
     """Writes the state into the folder `latest`, and keeps the best one in the folder `best`.
 
     The pointer file `checkpoint` in each is replaced only after a checkpoint is complete, so that a
-    run killed while writing resumes from the one before.
+    run killed while writing resumes from the one before; that of `latest` last, so that such a run
+    finds the best one again.
     """
 
     def __init__(self, state: tf.train.Checkpoint, folder: Path) -> None:
         self._state = state
-        self._latest = tf.train.CheckpointManager(
-            state, str(folder / "latest"), max_to_keep=2, checkpoint_name="step"
-        )
-        self._best = folder / "best"
+        self._latest, self._best = folder / "latest", folder / "best"
 
     def save(self, step: int, best: bool = False) -> None:
         """Writes the state, and keeps it as the best one too if it is."""
-        path = Path(self._latest.save(checkpoint_number=step))
+        name, before = f"step-{step}", self.latest
+        self._latest.mkdir(parents=True, exist_ok=True)
+        self._state.write(str(self._latest / name))
         if best:
-            self._keep_best(path)
-
-    def _keep_best(self, path: Path) -> None:
-        """Makes the files of a checkpoint known under `best` too, without writing them again."""
-        self._best.mkdir(exist_ok=True)
-        names = [file.name for file in path.parent.glob(f"{path.name}.*")]
-        for name in names:
-            partial = self._best / f"{name}.partial"
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(path.parent / name, partial)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(path.parent / name, partial)
-            os.replace(partial, self._best / name)
-        # By its name alone, so that the run can be moved.
-        tf.compat.v1.train.update_checkpoint_state(str(self._best.absolute()), path.name)
-        for file in self._best.iterdir():
-            if file.name not in (*names, "checkpoint"):
-                file.unlink()
+            _link(self._latest, self._best, name)
+            _point(self._best, [name])
+        kept = [Path(before).name] if before and Path(before).name != name else []
+        _point(self._latest, [*kept, name])
 
     def restore_latest(self) -> bool:
         """Restores every value of the state from the last checkpoint; False if there is none.
@@ -63,7 +48,7 @@ class Checkpoints:
         if path is None:
             return False
         try:
-            self._state.restore(path).assert_existing_objects_matched().assert_consumed()
+            self._state.read(path).assert_existing_objects_matched().assert_consumed()
         except UNREADABLE as error:
             raise _does_not_fit(path, error) from error
         return True
@@ -71,7 +56,30 @@ class Checkpoints:
     @property
     def latest(self) -> str | None:
         """The path of the last complete checkpoint, None before the first."""
-        return self._latest.latest_checkpoint
+        return tf.train.latest_checkpoint(str(self._latest))
+
+
+def _link(source: Path, target: Path, name: str) -> None:
+    """Makes the files of a checkpoint known in another folder too, without writing them again."""
+    target.mkdir(exist_ok=True)
+    for file in [*source.glob(f"{name}.index"), *source.glob(f"{name}.data-*")]:
+        partial = target / f"{file.name}.partial"
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(file, partial)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, partial)
+        os.replace(partial, target / file.name)
+
+
+def _point(folder: Path, names: list[str]) -> None:
+    """Names a folder's complete checkpoints, the last one last; removes the files of others."""
+    # By their names alone, so that a run can be moved.
+    tf.compat.v1.train.update_checkpoint_state(str(folder.absolute()), names[-1], names)
+    for pattern in ("step-*.index", "step-*.data-*", "*.partial"):
+        for file in folder.glob(pattern):
+            if file.name.partition(".")[0] not in names or file.suffix == ".partial":
+                file.unlink()
 
 
 def find_checkpoint(folder: Path, which: str) -> str:
@@ -105,7 +113,7 @@ def restore_model(model: Wrapper, path: str) -> int:
     """
     try:
         step = tf.Variable(0, dtype=tf.int64)
-        status = tf.train.Checkpoint(model=model, step=step).restore(path)
+        status = tf.train.Checkpoint(model=model, step=step).read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
         raise _does_not_fit(path, error) from error

@@ -266,10 +266,11 @@ class TrainConfig(_Validated):
         "auto",
         ("auto", "memory", "disk", "off"),
         "keep what the frozen layers compute for each photo, instead of computing it every epoch; "
-        "'auto' does so where it pays, in memory or on disk, in at most half of what is free",
+        "'auto' does so where it pays, in memory or a temporary file, in at most half of what is "
+        "free; 'disk' keeps it for later runs too",
     )
     cache_dir: str | None = _path(
-        "where --trunk_cache keeps files, for later runs too; default: ~/.cache/finetune-loop",
+        "where --trunk_cache=disk keeps files; default: ~/.cache/finetune-loop",
         changes_result=False,
     )
     checkpoint_every: int | None = _count(

@@ -33,8 +33,10 @@ def decode_image(encoded: bytes | None, size: int | None = None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if size is not None:
-                # A JPEG far larger than asked is decoded at a half, a quarter or an eighth.
-                image.draft("RGB", (2 * size, 2 * size))
+                # A JPEG far larger than asked is decoded at a half, a quarter or an eighth, but at
+                # least half as large again as asked: then it differs from one decoded in full by
+                # 41 dB, no more than two good filters for resizing do.
+                image.draft("RGB", (3 * size // 2, 3 * size // 2))
             ImageOps.exif_transpose(image, in_place=True)
             upright = image if image.mode == "RGB" else image.convert("RGB")
             if size is not None:

@@ -16,7 +16,7 @@ from research.machine import processors
 from research.rows import rows_of_size
 from research.sources import EncodedExample, Source
 
-CHUNK = 32  # photos that a thread decodes at a time: one by one, handing over would cost more
+CHUNK_BYTES = 2**21  # of pixels that a thread makes at a time: handing over photos one by one costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +81,12 @@ def _decoded(
         return [_decode(example.encoded, size) for example in chunk]
 
     workers = processors()
+    size_of_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
     waiting: collections.deque[
         tuple[list[EncodedExample], Future[list[np.ndarray | DamagedImageError]]]
     ] = collections.deque()
     with ThreadPoolExecutor(workers) as pool:
-        while chunk := list(itertools.islice(examples, CHUNK)):
+        while chunk := list(itertools.islice(examples, size_of_chunk)):
             waiting.append((chunk, pool.submit(decode, chunk)))
             if len(waiting) > 2 * workers:
                 first, photos = waiting.popleft()

@@ -14,8 +14,8 @@ CGROUP = Path("/sys/fs/cgroup")
 def processors(cgroup: Path = CGROUP) -> int:
     """Returns how many processors the process may keep busy, at least 1.
 
-    A container may be held to a share of all of them (cgroup v2 `cpu.max`), which TensorFlow does
-    not look at: it would start a thread for each processor of the host.
+    A container may be held to a share of all of them (`cpu.max` of cgroup v2), which TensorFlow
+    does not look at: it would start a thread for each processor of the host.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -42,9 +42,12 @@ def fits_in_memory(size: int) -> bool:
 
 
 def free_disk(folder: Path) -> int:
-    """Returns the free bytes of the disk that a folder lies on, or would lie on."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
+    """Returns the free bytes of the disk that a folder lies on, or would lie on; 0 if unknown."""
+    parents = (folder, *folder.absolute().parents)
+    try:
+        return shutil.disk_usage(next(parent for parent in parents if os.path.exists(parent))).free
+    except OSError:
+        return 0
 
 
 def _read(file: Path) -> str:

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +25,9 @@ from research.errors import UserError
 from research.loader import DataLoader
 from research.machine import free_disk, free_memory
 from research.plan import Plan
-from research.rows import Rows
+from research.rows import Rows, rows_in_a_file
 from research.split import SplitBackbone
-from research.steps import Given, Network
+from research.steps import Network
 from research.trunk_cache import Decision, Phase, Photos, Room, decide
 
 # Not --batch_size: what is kept must not depend on it, to the last bit.
@@ -48,12 +49,10 @@ class Feeds:
     Attributes:
       head: of those that train the head alone.
       all: of those that train the unfrozen layers too.
-      cached: which of `features` and `activations` are kept, for a resumed run to do the same.
     """
 
     head: Feed
     all: Feed
-    cached: dict[str, bool]
 
 
 def bytes_a_photo(parts: SplitBackbone) -> int:
@@ -66,54 +65,23 @@ def bytes_a_photo(parts: SplitBackbone) -> int:
     )
 
 
-def phases_of(
-    network: Network, photos: DataLoader, plan: Plan, head_epochs: int, step: int
-) -> list[Phase]:
-    """Returns the phases of a run that could do without frozen layers.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is done about one phase of a run.
 
-    Args:
-      network: what would compute with them.
-      photos: the run's photos.
-      plan: its steps.
-      head_epochs: how many of its epochs train the head alone.
-      step: updates made so far: no features are needed when the head is no longer alone.
+    Attributes:
+      phase: the epochs meant.
+      decision: whether and where to keep what the frozen layers make for them.
+      described: by split, what that follows from; None unless it is kept on disk.
     """
-    parts = network.parts
-    kept = Photos(
-        photos.num_train_examples,
-        len(photos.examples("validation")),
-        photos.augmentation.views if photos.augmentation else 1,
-    )
 
-    def phase(
-        given: Literal["features", "activations"], epochs: int, size: int, spared: float
-    ) -> Phase:
-        visits = plan.visits * epochs / plan.epochs
-        other = parts.trunk_cost + parts.rest_cost - spared
-        return Phase(given, kept, epochs, visits, size, spared, other)
-
-    phases = []
-    if head_epochs < plan.epochs:
-        # First, as features can be made from activations.
-        size = bytes_a_photo(parts)
-        phases.append(phase("activations", plan.epochs - head_epochs, size, parts.trunk_cost))
-    if step < head_epochs * plan.steps_per_epoch:
-        size = 4 * network.model.head.kernel.shape[0]
-        whole = parts.trunk_cost + parts.rest_cost
-        phases.append(phase("features", head_epochs, size, whole))
-    return phases
+    phase: Phase
+    decision: Decision
+    described: Mapping[str, Mapping[str, Any]] | None
 
 
-def run_frozen_layers_once(
-    config: TrainConfig,
-    network: Network,
-    photos: DataLoader,
-    plan: Plan,
-    head_epochs: int,
-    step: int,
-    cached: Mapping[str, bool] | None,
-) -> Feeds:
-    """Runs the frozen layers over all photos beforehand where that pays, and says so.
+class FrozenLayers:
+    """Runs a network's frozen layers over all photos beforehand, where that pays.
 
     Args:
       config: of the run.
@@ -121,44 +89,178 @@ def run_frozen_layers_once(
       photos: the run's photos.
       plan: its steps.
       head_epochs: how many of its epochs train the head alone.
-      step: updates made so far.
-      cached: what a resumed run kept; it goes on alike, to end with the same weights.
-
-    Raises:
-      UserError: what is asked for does not fit, or cannot be written.
+      devices: how many share a step.
     """
-    folder = Path(config.cache_dir or _default_folder())
-    store = CacheStore(folder)
-    feed = Feed(network, photos)
-    feeds: dict[str, Feed] = {}
-    for phase in phases_of(network, photos, plan, head_epochs, step):
-        setting = _setting(config.trunk_cache, phase.given, cached)
-        described = None
-        if setting == "disk" or (setting in ("auto", "again") and store.has_entries):
-            described = _describe(network, photos, phase)
-        found = described is not None and all(map(store.find, described.values()))
-        room = Room(free_memory(), free_disk(folder))
-        decision = decide(setting, phase, room, found)
-        if decision.place == "disk":
-            described = described or _describe(network, photos, phase)
-            if described is None:
-                decision = _undescribed(setting)
-        print(f"trunk cache  {decision.reason}", flush=True)
-        if decision.place:
-            feed = _keep(feed, phase, store, described if decision.place == "disk" else None)
-            feeds[phase.given] = feed
-    whole = feeds.get("activations", Feed(network, photos))
-    return Feeds(
-        head=feeds.get("features", whole),
-        all=whole,
-        cached={given: given in feeds for given in ("activations", "features")},
-    )
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        network: Network,
+        photos: DataLoader,
+        plan: Plan,
+        head_epochs: int,
+        devices: int = 1,
+    ) -> None:
+        self._config = config
+        self._network = network
+        self._photos = photos
+        self._plan = plan
+        self._head_epochs = head_epochs
+        self._devices = devices
+        self._folder = Path(config.cache_dir or _default_folder())
+        self._store = CacheStore(self._folder)
 
-def _setting(setting: str, given: Given, cached: Mapping[str, bool] | None) -> str:
-    if cached is None or setting != "auto":
-        return setting
-    return "again" if cached[given] else "off"
+    def phases(self, step: int) -> list[Phase]:
+        """Returns the phases that are left of the run and could do without frozen layers.
+
+        Args:
+          step: updates made so far: no features are needed when the head is no longer alone.
+        """
+        parts, plan, photos = self._network.parts, self._plan, self._photos
+        kept = Photos(
+            photos.num_train_examples,
+            len(photos.examples("validation")),
+            photos.augmentation.views if photos.augmentation else 1,
+        )
+        whole = parts.trunk_cost + parts.rest_cost
+
+        def phase(
+            given: Literal["features", "activations"], epochs: int, size: int, spared: float
+        ) -> Phase:
+            visits = plan.visits * epochs / plan.epochs
+            other = whole - spared
+            return Phase(given, kept, epochs, visits, size, spared, other, self._devices)
+
+        phases = []
+        if self._head_epochs < plan.epochs and step < plan.steps:
+            # First, as features can be made from activations.
+            tuned, size = plan.epochs - self._head_epochs, bytes_a_photo(parts)
+            phases.append(phase("activations", tuned, size, parts.trunk_cost))
+        if step < self._head_epochs * plan.steps_per_epoch:
+            size = 4 * self._network.model.head.kernel.shape[0]
+            phases.append(phase("features", self._head_epochs, size, whole))
+        return phases
+
+    def choose(self, step: int, cached: Mapping[str, bool] | None) -> list[Choice]:
+        """Decides what to keep, and says so.
+
+        Args:
+          step: updates made so far.
+          cached: what a resumed run kept, or the chief does: to the same weights, the same way.
+
+        Raises:
+          UserError: what is asked for does not fit.
+        """
+        choices = []
+        for phase in self.phases(step):
+            setting = self._config.trunk_cache
+            if cached is not None and setting == "auto":
+                setting = "again" if cached[phase.given] else "off"
+            described = None
+            if setting == "disk" or (setting in ("auto", "again") and self._store.has_entries):
+                described = self._describe(phase)
+            if setting == "disk" and described is None:
+                raise UserError(
+                    "trunk_cache is 'disk', but the backbone has a layer without get_config(), so "
+                    "that files could not be told apart; give --trunk_cache=memory or off"
+                )
+            found = described is not None and all(map(self._store.find, described.values()))
+            room = Room(
+                free_memory(), free_disk(Path(tempfile.gettempdir())), free_disk(self._folder)
+            )
+            decision = decide(setting, phase, room, found)
+            print(f"trunk cache  {decision.reason}", flush=True)
+            choices.append(Choice(phase, decision, described if decision.place == "disk" else None))
+        return choices
+
+    def run(self, choices: Sequence[Choice]) -> Feeds:
+        """Runs the frozen layers as was chosen.
+
+        Raises:
+          UserError: what they make cannot be written.
+        """
+        photos = feed = Feed(self._network, self._photos)
+        feeds: dict[str, Feed] = {}
+        for choice in choices:
+            if choice.decision.place:
+                feed = feeds[choice.phase.given] = self._keep(feed, choice)
+        whole = feeds.get("activations", photos)
+        return Feeds(head=feeds.get("features", whole), all=whole)
+
+    def _keep(self, feed: Feed, choice: Choice) -> Feed:
+        """Runs frozen layers over all photos and views of a feed."""
+        network, loader, phase = feed.network, feed.loader, choice.phase
+        # Traced once, for whole batches and for the short last one of each split.
+        signature = loader.view_batches("train", 0, BATCH_SIZE).element_spec
+
+        @functools.partial(tf.function, input_signature=[signature])
+        def run(batch: Batch) -> tuple[tf.Tensor, ...]:
+            if phase.given == "features":
+                return (network.features(batch, training=False),)
+            return network.activations(batch)
+
+        kept = {}
+        with tqdm.tqdm(
+            desc="running the frozen layers",
+            total=phase.kept_photos,
+            unit=" photos",
+            leave=False,
+            ncols=79,
+            disable=not sys.stderr.isatty(),
+        ) as bar:
+            for split, views in (("train", phase.photos.views or 1), ("validation", 1)):
+                fill = functools.partial(_fill, run, loader, split, views, bar)
+                if choice.described is not None:
+                    is_right = functools.partial(_first_rows_are_right, run, loader, split)
+                    arrays = self._store.find_or_make(choice.described[split], fill, is_right)
+                else:
+                    make_rows = Rows if choice.decision.place == "memory" else rows_in_a_file
+                    arrays = tuple(rows.finish() for rows in fill(make_rows))
+                examples = loader.examples(split)
+                kept[split] = dataclasses.replace(examples, inputs=arrays, views=views)
+        return Feed(dataclasses.replace(network, given=phase.given), loader.with_examples(kept))
+
+    def _describe(self, phase: Phase) -> dict[str, dict[str, Any]] | None:
+        """Describes, by split, all that what is kept follows from; None if layers cannot be told.
+
+        What photos are turned into before the first layer is described by what becomes of a test
+        picture, in each view.
+        """
+        model, parts = self._network.model, self._network.parts
+        try:
+            layers = _without(json.loads(model.backbone.to_json()), ("trainable", "synchronized"))
+        except (NotImplementedError, TypeError, ValueError):  # a layer that cannot be written down
+            return None
+        frozen, trained = parts.trunk, None
+        if phase.given == "features":
+            # What is trained is folded otherwise, which shows in the last bits.
+            frozen = model.backbone
+            trained = [layer.trainable for layer in model.backbone._flatten_layers()]
+        weights = hashlib.sha256()
+        for variable in frozen.weights if frozen else ():
+            weights.update(f"{variable.shape}".encode())
+            weights.update(np.ascontiguousarray(variable.numpy()).data)
+        made_by = {
+            "format": 1,
+            "kept": phase.given,
+            "layers_sha256": _hash_of_json([layers, trained]),
+            "weights_sha256": weights.hexdigest(),
+            "crossing": list(parts.crossing),
+            "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
+            "tensorflow": importlib.metadata.version("tensorflow"),
+            "keras": importlib.metadata.version("keras"),
+        }
+        described = {}
+        for split, views in (("train", phase.photos.views or 1), ("validation", 1)):
+            (pixels,) = self._photos.examples(split).inputs
+            described[split] = {
+                **made_by,
+                "photos": len(pixels),
+                "photos_sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
+                "views": views,
+                "prepared_sha256": _prepared(self._photos, pixels.shape[1], views),
+            }
+        return described
 
 
 def _default_folder() -> Path:
@@ -166,57 +268,24 @@ def _default_folder() -> Path:
     return Path(root) / "finetune-loop"
 
 
-def _undescribed(setting: str) -> Decision:
-    reason = "the backbone has a layer without get_config(), so that files could not be told apart"
-    if setting == "auto":
-        return Decision(None, f"off: {reason}")
-    raise UserError(f"trunk_cache needs files here, but {reason}; give --trunk_cache=memory or off")
+def _first_rows_are_right(
+    run: Callable[[Batch], Sequence[tf.Tensor]],
+    loader: DataLoader,
+    split: str,
+    found: Sequence[np.ndarray],
+) -> bool:
+    """Compares the first rows of what an earlier run kept with what the layers make now.
 
-
-def _keep(
-    feed: Feed, phase: Phase, store: CacheStore, described: Mapping[str, Mapping[str, Any]] | None
-) -> Feed:
-    """Runs frozen layers over all photos and views.
-
-    Args:
-      feed: what they compute with and take.
-      phase: what it is for.
-      store: where files are kept.
-      described: by split, what is kept there; None to keep it in memory.
+    A layer's code may have changed, of which its configuration tells nothing.
     """
-    network, loader = feed.network, feed.loader
-
-    # Traced once, for whole batches and for the short last one of each split.
-    signature = loader.view_batches("train", 0, BATCH_SIZE).element_spec
-
-    @functools.partial(tf.function, input_signature=[signature])
-    def run(batch: Batch) -> tuple[tf.Tensor, ...]:
-        if phase.given == "features":
-            return (network.features(batch, training=False),)
-        return network.activations(batch)
-
-    views = {"train": phase.photos.views or 1, "validation": 1}
-    with tqdm.tqdm(
-        desc="running the frozen layers",
-        total=phase.kept_photos,
-        unit=" photos",
-        leave=False,
-        ncols=79,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
-        kept = {}
-        for split, count in views.items():
-            examples = loader.examples(split)
-
-            def fill(make_rows: MakeRows, split: str = split, count: int = count) -> list[Rows]:
-                return _fill(run, loader, split, count, make_rows, bar)
-
-            if described is None:
-                arrays = tuple(rows.finish() for rows in fill(Rows))
-            else:
-                arrays = store.find_or_make(described[split], fill)
-            kept[split] = dataclasses.replace(examples, inputs=arrays, views=count)
-    return Feed(dataclasses.replace(network, given=phase.given), loader.with_examples(kept))
+    made = run(next(iter(loader.view_batches(split, 0, BATCH_SIZE))))
+    for tensor, rows in zip(made, found, strict=True):
+        expected = tensor.numpy().astype(np.float32)
+        tolerance = 0.02 * float(np.abs(expected).max())
+        first = np.asarray(rows[: len(expected)]).astype(np.float32)
+        if not np.allclose(first, expected, rtol=0, atol=tolerance):
+            return False
+    return True
 
 
 def _fill(
@@ -224,8 +293,8 @@ def _fill(
     loader: DataLoader,
     split: str,
     views: int,
-    make_rows: MakeRows,
     bar: tqdm.tqdm,
+    make_rows: MakeRows,
 ) -> list[Rows]:
     rows: list[Rows] = []
     count = views * len(loader.examples(split))
@@ -238,45 +307,6 @@ def _fill(
                 one.append(values)
             bar.update(len(made[0]))
     return rows
-
-
-def _describe(
-    network: Network, photos: DataLoader, phase: Phase
-) -> dict[str, dict[str, Any]] | None:
-    """Describes, by split, all that what is kept follows from; None where layers cannot be told.
-
-    What photos are turned into before the first layer is described by what becomes of a test
-    picture, in each view.
-    """
-    model, parts = network.model, network.parts
-    try:
-        layers = json.loads(model.backbone.to_json())
-    except (NotImplementedError, TypeError, ValueError):  # a layer that cannot be written down
-        return None
-    frozen = model.backbone if phase.given == "features" else parts.trunk
-    weights = hashlib.sha256()
-    for variable in frozen.weights if frozen else ():
-        weights.update(f"{variable.shape}".encode())
-        weights.update(np.ascontiguousarray(variable.numpy()).data)
-    described = {}
-    for split, views in (("train", phase.photos.views or 1), ("validation", 1)):
-        (pixels,) = photos.examples(split).inputs
-        described[split] = {
-            "format": 1,
-            "kept": phase.given,
-            "photos": len(pixels),
-            "photos_sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
-            "views": views,
-            "prepared_sha256": _prepared(photos, pixels.shape[1], views),
-            "layers_sha256": hashlib.sha256(
-                json.dumps(_without_trainable(layers), sort_keys=True).encode()
-            ).hexdigest(),
-            "weights_sha256": weights.hexdigest(),
-            "crossing": list(parts.crossing) if phase.given == "activations" else None,
-            "tensorflow": importlib.metadata.version("tensorflow"),
-            "keras": importlib.metadata.version("keras"),
-        }
-    return described
 
 
 def _prepared(photos: DataLoader, size: int, views: int) -> str:
@@ -293,10 +323,14 @@ def _prepared(photos: DataLoader, size: int, views: int) -> str:
     return digest.hexdigest()
 
 
-def _without_trainable(config: Any) -> Any:
-    """Leaves out what --unfreeze_from sets: it does not change what frozen layers make."""
+def _hash_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _without(config: Any, left_out: tuple[str, ...]) -> Any:
+    """Leaves out settings that do not change what frozen layers make, at every depth."""
     if isinstance(config, dict):
         return {
-            key: _without_trainable(value) for key, value in config.items() if key != "trainable"
+            key: _without(value, left_out) for key, value in config.items() if key not in left_out
         }
-    return [_without_trainable(value) for value in config] if isinstance(config, list) else config
+    return [_without(value, left_out) for value in config] if isinstance(config, list) else config

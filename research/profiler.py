@@ -23,6 +23,7 @@ class StepProfiler:
     def __init__(self, steps: range, folder: Path) -> None:
         self._steps = steps
         self._folder = folder
+        self._first: int | None = None
 
     def stop(self, step: int, planned: int) -> int:
         """Returns up to where to go on in one go after `step`: traced steps are made one by one."""
@@ -37,14 +38,11 @@ class StepProfiler:
         if number not in self._steps:
             yield
             return
-        if number == self._steps[0]:
+        if self._first is None:  # of this process: a run may resume among them
+            self._first = number
             tf.profiler.experimental.start(str(self._folder))
-        try:
-            with tf.profiler.experimental.Trace("train", step_num=number, _r=1):
-                yield
-        except BaseException:
-            tf.profiler.experimental.stop(save=False)
-            raise
+        with tf.profiler.experimental.Trace("train", step_num=number, _r=1):
+            yield
         if number == self._steps[-1]:
             tf.profiler.experimental.stop()
-            print(f"profile      steps {self._steps[0]} to {number}, in TensorBoard", flush=True)
+            print(f"profile      steps {self._first} to {number}, in TensorBoard", flush=True)

@@ -58,17 +58,14 @@ class Rows:
 
 
 def rows_of_size(shape: tuple[int, ...], dtype: np.dtype | type) -> Rows:
-    """Returns rows in memory if they take less than half of what is free, else in a file.
+    """Returns rows in memory if they take less than half of what is free, else in a file."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return Rows(shape, dtype) if fits_in_memory(size) else rows_in_a_file(shape, dtype)
 
-    The file has no name: it goes with the process, however that ends.
-    """
-    if fits_in_memory(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize):
-        return Rows(shape, dtype)
+
+def rows_in_a_file(shape: tuple[int, ...], dtype: np.dtype | type) -> Rows:
+    """Returns rows in a file without a name: it goes with the process, however that ends."""
     # Not closed here: the array that is read from it keeps it open.
     file = tempfile.TemporaryFile()  # noqa: SIM115
-    return Rows(
-        shape,
-        dtype,
-        file,
-        "make room, or set the environment variable TMPDIR to a folder on a larger disk",
-    )
+    way_out = "make room, or set the environment variable TMPDIR to a folder on a larger disk"
+    return Rows(shape, dtype, file, way_out)

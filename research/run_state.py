@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from research.loss_scale import LossScale
+from research.meter import Stopwatch
 from research.metrics import Tally
 from research.model import Wrapper
 from research.optimizers import Group
@@ -21,7 +22,8 @@ class RunState:
       loss_scale: for float16.
       tally: the training sums of the epoch under way.
       best_loss: the least validation loss so far, infinite before the first.
-      seconds: time spent training so far, over all resumptions.
+      seconds: time spent so far, over all resumptions, from when the network is built: running
+        the frozen layers beforehand, validation and checkpoints are in it.
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,11 @@ class RunState:
         self.tally = Tally()
         self.best_loss = tf.Variable(math.inf, trainable=False, dtype=tf.float64)
         self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        self._stopwatch = Stopwatch()
+
+    def count_seconds(self) -> None:
+        """Adds the time since the last call, or since the run was set up, to `seconds`."""
+        self.seconds.assign_add(self._stopwatch.lap())
 
     @property
     def variables(self) -> list[tf.Variable]:

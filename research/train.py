@@ -20,9 +20,9 @@ from research.errors import UserError
 from research.learner import Learner, StepOptions
 from research.loader import DataLoader
 from research.logbook import Logbook, SilentLogbook
-from research.meter import Meter, Stopwatch
+from research.meter import Meter
 from research.plan import Plan, make_plan
-from research.precompute import run_frozen_layers_once
+from research.precompute import FrozenLayers
 from research.profiler import StepProfiler
 from research.run_directory import RunDirectory, find_run
 from research.run_state import RunState, make_checkpoint, variables_of
@@ -98,25 +98,23 @@ def train_together(
         checkpoints = Checkpoints(checkpoint, directory.checkpoints)
         if resuming:
             directory.check_data(data)
-            cached = directory.read_data()["cached"]
+            cached = directory.read_data().get("cached")
             # Restored first: what the trunk computes is to come from the weights that go on.
             resumed = checkpoints.restore_latest()
-    chief = team.chiefs_word({"data": data, "resumed": resumed, "cached": cached})
+    head_epochs = plan.head_epochs if len(groups) > 1 else plan.epochs
+    replicas = strategy.num_replicas_in_sync
+    frozen = FrozenLayers(config, built.network, photos, plan, head_epochs, replicas)
+    choices = frozen.choose(state.current_step, cached) if directory else []
+    kept = {choice.phase.given: choice.decision.place is not None for choice in choices}
+    chief = team.chiefs_word({"data": data, "resumed": resumed, "kept": kept})
     check_data(data, chief["data"])
     team.copy_from_chief(variables_of(built.network.model, groups, state))
-    head_epochs = plan.head_epochs if len(groups) > 1 else plan.epochs
-    feeds = run_frozen_layers_once(
-        config,
-        built.network,
-        photos,
-        plan,
-        head_epochs,
-        state.current_step,
-        chief["cached"],
-    )
+    if not directory:
+        choices = frozen.choose(state.current_step, chief["kept"])
+    feeds = frozen.run(choices)
     if directory and checkpoints:
         if not resuming:
-            data = {**data, "cached": feeds.cached}
+            data = {**data, "cached": kept}
             directory.create(config, photos.class_names, data)
         logbook = Logbook(directory, plan, checkpoints)
     else:
@@ -212,7 +210,7 @@ def train_epoch(
     Raises:
       TrainingDivergedError: before anything that is not finite was saved.
     """
-    state, stopwatch = learner.state, Stopwatch()
+    state = learner.state
     step = state.current_step
     epoch, start = plan.position(step)
     end = (epoch + 1) * plan.steps_per_epoch
@@ -242,7 +240,7 @@ def train_epoch(
             progress.show(step - (epoch * plan.steps_per_epoch), meter.epoch(sums))
             if saving and step < end:  # the last step's checkpoint follows the validation
                 learner.average_statistics()
-                state.seconds.assign_add(stopwatch.lap())
+                state.count_seconds()
                 logbook.save(step)
 
     trained = meter.epoch(state.tally.read())
@@ -251,7 +249,7 @@ def train_epoch(
         runtime.share_out(lambda share: loader.split_batches("validation", share), learner.strategy)
     )
     check_finite(step, logbook, {"validation loss": validation.loss})
-    state.seconds.assign_add(stopwatch.lap())
+    state.count_seconds()
     logbook.epoch(step, trained, validation, state.seconds.numpy())
     state.tally.reset()
     best = validation.loss < state.best_loss.numpy()

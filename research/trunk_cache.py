@@ -7,7 +7,7 @@ from typing import Literal
 
 from research.errors import UserError
 
-Place = Literal["memory", "disk"]
+Place = Literal["memory", "file", "disk"]
 
 LEAST_GAIN = 1.03
 
@@ -39,6 +39,7 @@ class Phase:
       bytes_a_photo: what is kept of one photo in one view.
       spared_cost: what the frozen layers cost for one photo, in operations.
       other_cost: what the layers that must still run cost, forward only.
+      devices: how many share the steps; one of them runs the frozen layers beforehand.
     """
 
     given: Literal["features", "activations"]
@@ -48,6 +49,7 @@ class Phase:
     bytes_a_photo: int
     spared_cost: float
     other_cost: float
+    devices: int = 1
 
     @property
     def size(self) -> int:
@@ -64,7 +66,8 @@ class Phase:
         validated = self.epochs * self.photos.validation
         others = (3 * trained + validated) * self.other_cost
         spared = (trained + validated) * self.spared_cost
-        return (spared + others) / max(self.kept_photos * self.spared_cost + others, 1.0)
+        filling = self.devices * self.kept_photos * self.spared_cost
+        return (spared + others) / max(filling + others, 1.0)
 
     @property
     def kept_photos(self) -> int:
@@ -74,10 +77,17 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """Free bytes, of which `auto` takes at most half."""
+    """Free bytes.
+
+    Attributes:
+      memory: for `memory`.
+      temporary: for `file`, a file without a name, which goes with the process.
+      cache: for `disk`, the folder whose files stay for later runs.
+    """
 
     memory: int
-    disk: int
+    temporary: int
+    cache: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +102,12 @@ def decide(setting: str, phase: Phase, room: Room, found: bool = False) -> Decis
     """Decides whether to cache, and where.
 
     Args:
-      setting: `memory` and `disk` are obeyed, `off` too; `auto` caches where it pays and fits;
-        `again` wherever it fits, as a resumed run must do what it did before.
+      setting: `memory` and `disk` are obeyed, `off` too; `auto` caches where it pays, in memory or
+        in a file, in at most half of what is free; `again` wherever it fits, as a resumed run must
+        do what it did before.
       phase: what it is for.
       room: what is free.
-      found: what would be kept lies on disk already.
+      found: an earlier run kept on disk what this one would.
 
     Raises:
       UserError: it is to be cached, and there is no room for it.
@@ -107,35 +118,43 @@ def decide(setting: str, phase: Phase, room: Room, found: bool = False) -> Decis
         return Decision(None, "off: photos are shown otherwise every time")
     if not phase.spared_cost:
         return Decision(None, "off: no layer is frozen")
+    found = found and setting != "memory"
     megabytes = phase.size / 1e6
     amount = f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"
     if setting == "auto" and phase.gain < LEAST_GAIN and not found:
         return Decision(None, f"off: {phase.given} would make it {phase.gain:.2f} times as fast")
-    fitting = _fitting_place(phase.size, room, 1 if setting in ("memory", "disk", "again") else 2)
-    place: Place | None = "disk" if found and setting in ("auto", "again") else fitting
-    if setting in ("memory", "disk"):
-        free = room.memory if setting == "memory" else room.disk
-        if phase.size > free and not (found and setting == "disk"):
-            raise UserError(
-                f"trunk_cache is {setting!r}, but {phase.given} of all photos take {amount} and "
-                f"{free / 1e6:,.0f} MB are free; give --trunk_cache=auto"
-            )
-        place = "memory" if setting == "memory" else "disk"
+    place: Place | None = "disk" if found else _place(setting, phase.size, room)
     if place is None:
-        if setting == "again":
-            raise UserError(
-                f"the run was started with a trunk cache of {amount}, for which neither memory nor "
-                "--cache_dir has room now; make room, or give another --cache_dir"
-            )
-        return Decision(None, f"off: {amount} of {phase.given} take over half of what is free")
-    where = f"on disk{', found there' if found else ''}" if place == "disk" else "in memory"
+        if setting == "auto":
+            return Decision(None, f"off: {amount} of {phase.given} take over half of what is free")
+        way_out = {
+            "memory": "give --trunk_cache=auto",
+            "disk": "give --trunk_cache=auto, or another --cache_dir",
+            "again": "the run was started with them: make room, also in the folder TMPDIR",
+        }
+        raise UserError(
+            f"there is no room for a trunk cache: {phase.given} of all photos take {amount}; "
+            f"{way_out[setting]}"
+        )
+    where = {"memory": "in memory", "file": "in a file", "disk": "on disk"}[place]
     views = f", {phase.photos.views} views" if phase.photos.views > 1 else ""
     return Decision(
-        place, f"{phase.given} {where}, {amount}{views}: about {phase.gain:.1f} times as fast"
+        place,
+        f"{phase.given} {where}{', found there' if found else ''}, {amount}{views}: about "
+        f"{phase.gain:.1f} times as fast",
     )
 
 
-def _fitting_place(size: int, room: Room, share: int) -> Place | None:
-    if size <= room.memory // share:
-        return "memory"
-    return "disk" if size <= room.disk // share else None
+def _place(setting: str, size: int, room: Room) -> Place | None:
+    """Returns the first place, in the order of preference, that has room."""
+    places: dict[str, list[tuple[Place, int]]] = {
+        "memory": [("memory", room.memory)],
+        "disk": [("disk", room.cache)],
+        "auto": [("memory", room.memory // 2), ("file", room.temporary // 2)],
+        "again": [
+            ("memory", room.memory // 2),
+            ("file", room.temporary),
+            ("memory", room.memory),
+        ],
+    }
+    return next((place for place, free in places[setting] if size <= free), None)

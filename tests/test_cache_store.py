@@ -108,6 +108,21 @@ def test_a_damaged_entry_counts_as_none_and_is_replaced(store, damage):
     assert_equal(store.find_or_make(MADE_FROM, maker(values())), values())
 
 
+def test_what_is_found_and_not_right_is_made_anew(store):
+    store.find_or_make(MADE_FROM, maker(values()))
+    found = store.find_or_make(MADE_FROM, maker(values(1)), lambda arrays: False)
+    assert_equal(found, values(1))
+    assert_equal(store.find_or_make(MADE_FROM, never, lambda arrays: True), values(1))
+
+
+def test_a_folder_that_can_only_be_read_serves_what_is_there(store):
+    store.find_or_make(MADE_FROM, maker(values()))
+    for path in store.folder.glob("*.lock"):
+        path.unlink()
+        path.mkdir()  # even root cannot lock it
+    assert_equal(store.find_or_make(MADE_FROM, never), values())
+
+
 def test_a_failure_while_making_leaves_nothing(store):
     def fail(make_rows):
         make_rows((3, 2), np.float32).append(np.zeros((1, 2), np.float32))
@@ -155,13 +170,17 @@ def test_a_half_written_entry_of_a_killed_process_is_not_trusted_and_removed(sto
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert store.find(MADE_FROM) is None
-    assert_equal(store.find_or_make(MADE_FROM, maker(values())), values())
+    # Whoever comes next clears it away, whatever it makes itself.
+    assert_equal(store.find_or_make({"photos": "x"}, maker(values(1))), values(1))
     assert not list(store.folder.glob("*.partial"))
+    assert_equal(store.find_or_make(MADE_FROM, maker(values())), values())
 
 
-def test_what_another_process_is_making_is_waited_for(store):
-    process = start_slow_writer(store, 0.5)
+def test_what_another_process_is_making_is_waited_for_and_left_alone(store, capsys):
+    process = start_slow_writer(store, 2)
+    assert_equal(store.find_or_make({"photos": "x"}, maker(values(1))), values(1))
     (found,) = store.find_or_make(MADE_FROM, never)
+    assert "waiting for another run" in capsys.readouterr().out
     np.testing.assert_array_equal(found, np.full((5, 4), 7))
     assert process.wait() == 0
 

@@ -63,6 +63,24 @@ def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same():
 
 
 @pytest.mark.parametrize(
+    ("stored", "size", "decoded"),
+    [(479, 160, 479), (480, 160, 240), (960, 160, 240), (800, 50, 100)],
+)
+def test_no_more_of_a_jpeg_is_decoded_than_needed(monkeypatch, stored, size, decoded):
+    seen = []
+    resize = Image.Image.resize
+
+    def spy(image, *arguments, **options):
+        seen.append(image.size)
+        return resize(image, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    pixels = decode_image(encode(halves(size=(stored, stored)), "JPEG"), size)
+    assert pixels.shape == (size, size, 3)
+    assert seen == [(decoded, decoded)]
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
         (None, "cannot be read"),

@@ -42,3 +42,11 @@ def test_half_of_what_is_free_is_taken_at_most():
 
 def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path):
     assert free_disk(tmp_path / "no" / "such") == pytest.approx(free_disk(Path(tmp_path)), rel=0.1)
+
+
+def test_a_folder_that_cannot_be_reached_has_no_room(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr("shutil.disk_usage", refuse)
+    assert free_disk(tmp_path / "private" / "cache") == 0

@@ -22,7 +22,7 @@ from research.learner import Learner
 from research.loader import DataLoader, scale_to_unit
 from research.model import Wrapper, freeze_below
 from research.plan import make_plan
-from research.precompute import bytes_a_photo, phases_of, run_frozen_layers_once
+from research.precompute import FrozenLayers, bytes_a_photo
 from research.residual import build_small_resnet
 from research.run_state import RunState
 from research.sources import FolderSource
@@ -92,6 +92,15 @@ def loader_of(decoded: DataLoader, augmentation: Augmentation | None = None) -> 
     return loader
 
 
+@pytest.fixture
+def on_disk(tmp_path):
+    return dataclasses.replace(CONFIG, trunk_cache="disk", cache_dir=str(tmp_path / "cache"))
+
+
+def entries(config: TrainConfig) -> set[str]:
+    return {path.name for path in Path(str(config.cache_dir)).iterdir() if path.is_dir()}
+
+
 def make_network(build=small_resnet, cut: int | None = None, bn_mode: str = "frozen") -> Network:
     keras.utils.set_random_seed(0)
     base = build()
@@ -101,14 +110,16 @@ def make_network(build=small_resnet, cut: int | None = None, bn_mode: str = "fro
     return Network(model, split_backbone(base, cut))
 
 
-def train(network, photos, config=CONFIG, strategy=None, cached=None):
+def train(network, photos, config=CONFIG, strategy=None):
     """Trains a run's epochs; returns the mean training and the validation loss of each."""
     strategy = strategy or tf.distribute.get_strategy()
     state = RunState()
     plan = make_plan(config, photos.num_train_examples)
     groups = make_groups(config, network.model, state.step, plan)
     head_epochs = plan.head_epochs if len(groups) > 1 else plan.epochs
-    feeds = run_frozen_layers_once(config, network, photos, plan, head_epochs, 0, cached)
+    devices = strategy.num_replicas_in_sync
+    frozen = FrozenLayers(config, network, photos, plan, head_epochs, devices)
+    feeds = frozen.run(frozen.choose(0, None))
     losses = []
     for epoch in range(plan.epochs):
         alone = epoch < head_epochs
@@ -137,6 +148,18 @@ def both(build, cut, photos, config=CONFIG, bn_mode="frozen"):
     return with_cache, without, feeds
 
 
+def assert_same_features(feeds, network, photos):
+    """Compares features from the cache with those from photos, photo by photo, before training."""
+    from_cache = dataclasses.replace(network, given=feeds.all.network.given)
+    cached = next(iter(feeds.all.loader.split_batches("validation")))
+    whole = next(iter(photos.split_batches("validation")))
+    expected = network.features(whole, training=False).numpy()
+    spread = expected.std(axis=0).max()
+    assert spread > 0
+    found = from_cache.features(cached, training=False).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * spread)
+
+
 @pytest.mark.parametrize(("build", "name", "cut"), CUTS)
 def test_losses_with_the_cached_trunk_are_those_without(decoded, build, name, cut):
     photos = loader_of(decoded)
@@ -144,6 +167,7 @@ def test_losses_with_the_cached_trunk_are_those_without(decoded, build, name, cu
         cut = stage_starts(build(), find_backbone(name))[cut]
     with_cache, without, feeds = both(build, cut, photos)
     assert feeds.all.network.given == "activations"
+    assert_same_features(feeds, make_network(build, cut), photos)
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
 
 
@@ -160,7 +184,8 @@ def test_each_view_is_cached_so_that_augmentation_stays_exact(decoded, augmentat
     config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
     photos = loader_of(decoded, augmentation)
     with_cache, without, feeds = both(small_resnet, 30, photos, config)
-    assert feeds.cached == {"activations": head_epochs < 2, "features": head_epochs > 0}
+    assert feeds.head.network.given == ("features" if head_epochs else "activations")
+    assert feeds.all.network.given == ("activations" if head_epochs < 2 else "photos")
     last = feeds.head if head_epochs == 2 else feeds.all
     assert last.loader.examples("train").views == augmentation.views
     assert last.loader.examples("validation").views == 1
@@ -182,35 +207,36 @@ def test_the_head_trains_from_pooled_features(decoded, bn_mode):
 
 def test_features_need_no_activations_where_nothing_else_is_trained(decoded):
     with_cache, without, feeds = both(small_resnet, None, loader_of(decoded))
-    assert feeds.cached == {"activations": False, "features": True}
+    assert (feeds.head.network.given, feeds.all.network.given) == ("features", "photos")
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
 
 
-def test_a_loop_on_two_devices_gives_what_one_gives(decoded):
-    config = dataclasses.replace(CONFIG, head_epochs=2)
+def test_a_loop_on_two_devices_gives_what_one_gives(decoded, on_disk):
+    config = dataclasses.replace(on_disk, head_epochs=2)
     one, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
+    kept = entries(config)
     with mirrored(2).scope():
-        two, feeds = train(
-            make_network(small_resnet, 30), loader_of(decoded), config, strategy=mirrored(2)
-        )
+        network = make_network(small_resnet, 30)
+        two, feeds = train(network, loader_of(decoded), config, strategy=mirrored(2))
     assert feeds.head.network.given == "features"
+    assert entries(config) == kept
     np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
-def test_a_resumed_run_does_what_it_did(decoded):
-    config = dataclasses.replace(CONFIG, trunk_cache="auto")
-    photos = loader_of(decoded)
-    _, feeds = train(make_network(small_resnet, 30), photos, config)
-    assert feeds.cached["activations"] is False  # one epoch does not pay
-    again = {"activations": True, "features": False}
-    _, feeds = train(make_network(small_resnet, 30), photos, config, cached=again)
-    assert feeds.cached == again
-    config = dataclasses.replace(config, epochs=9)
-    _, feeds = train(make_network(small_resnet, 30), photos, config)
-    assert feeds.cached == again
-    again["activations"] = False
-    _, feeds = train(make_network(small_resnet, 30), photos, config, cached=again)
-    assert feeds.cached == again
+def test_a_resumed_run_does_what_it_did(decoded, tmp_path):
+    config = dataclasses.replace(CONFIG, trunk_cache="auto", cache_dir=str(tmp_path))
+    photos, network = loader_of(decoded), make_network(small_resnet, 30)
+
+    def place(config, cached=None):
+        plan = make_plan(config, photos.num_train_examples)
+        (choice,) = FrozenLayers(config, network, photos, plan, 0).choose(0, cached)
+        return choice.decision.place
+
+    assert place(config) is None  # one epoch does not pay
+    assert place(config, {"activations": True}) == "memory"
+    config = dataclasses.replace(config, epochs=30)
+    assert place(config) == "memory"
+    assert place(config, {"activations": False}) is None
 
 
 def test_a_photo_takes_what_crosses_the_cut():
@@ -224,23 +250,15 @@ def test_phases_are_planned_from_where_the_run_stands(decoded):
     config = dataclasses.replace(CONFIG, head_epochs=2, epochs=3, steps_per_epoch=None)
     network, photos = make_network(small_resnet, 30), loader_of(decoded)
     plan = make_plan(config, photos.num_train_examples)
-    tuned, head = phases_of(network, photos, plan, 2, step=0)
+    frozen = FrozenLayers(config, network, photos, plan, head_epochs=2)
+    tuned, head = frozen.phases(0)
     assert (tuned.given, tuned.epochs, tuned.visits) == ("activations", 3, 3)
     assert (head.given, head.epochs, head.visits) == ("features", 2, 2)
     assert head.bytes_a_photo == 4 * 96
     assert head.spared_cost == pytest.approx(tuned.spared_cost + tuned.other_cost)
-    assert len(phases_of(network, photos, plan, 2, step=plan.head_steps - 1)) == 2
-    (left,) = phases_of(network, photos, plan, 2, step=plan.head_steps)
-    assert left == tuned
-
-
-@pytest.fixture
-def on_disk(tmp_path):
-    return dataclasses.replace(CONFIG, trunk_cache="disk", cache_dir=str(tmp_path / "cache"))
-
-
-def entries(config: TrainConfig) -> set[str]:
-    return {path.name for path in Path(str(config.cache_dir)).iterdir() if path.is_dir()}
+    assert len(frozen.phases(plan.head_steps - 1)) == 2
+    assert frozen.phases(plan.head_steps) == [tuned]
+    assert frozen.phases(plan.steps) == []
 
 
 def test_a_second_run_finds_what_the_first_one_kept(decoded, on_disk, capsys):
@@ -280,6 +298,7 @@ def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
         return len(kept - before)
 
     assert made_anew(make_network(small_resnet, 30)) == 0
+    assert made_anew(make_network(small_resnet, 30, bn_mode="sync")) == 0
     # Another first trainable layer with the same cut below it is the same trunk.
     assert made_anew(make_network(small_resnet, 31)) == 0
     assert made_anew(make_network(with_other_weights, 30)) == 2
@@ -300,6 +319,17 @@ def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
         assert made_anew(make_network(small_resnet, 30)) == 2
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_a_layer_whose_code_changed_is_noticed(decoded, on_disk, monkeypatch):
+    photos = loader_of(decoded)
+    train(make_network(small_resnet, 30), photos, on_disk)
+    call = keras.layers.ReLU.call
+    monkeypatch.setattr(keras.layers.ReLU, "call", lambda self, inputs: 3 * call(self, inputs))
+    memory = dataclasses.replace(on_disk, trunk_cache="memory")
+    expected, _ = train(make_network(small_resnet, 30), photos, memory)
+    found, _ = train(make_network(small_resnet, 30), photos, on_disk)
+    assert found == expected
 
 
 class Nameless(keras.layers.Layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -144,19 +145,28 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-@pytest.mark.parametrize("frozen", ["stage3", "0"])  # with the trunk's cache, and without
-def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, frozen):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # Features, then activations.
+        ["--unfreeze_from=stage3", "--head_epochs=1", "--epochs=2", "--trunk_cache=memory"],
+        # No frozen layer, and photos without end.
+        ["--unfreeze_from=0", "--head_epochs=1", "--epochs=2", "--random_crop_area=0.5"],
+        # A loop on the device, from files.
+        ["--unfreeze_from=none", "--epochs=40", "--trunk_cache=disk", "--horizontal_flip"],
+    ],
+    ids=["cached", "uncached", "head"],
+)
+def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, settings):
     flags = [
         *SMALL_RUN,
         f"--image_folder={photo_folder}",
         "--batch_size=2",
-        "--epochs=2",
-        "--head_epochs=1",
         "--checkpoint_every=5",
-        f"--unfreeze_from={frozen}",
         "--bn_mode=train",
         "--backbone_optimizer=adam",
         "--head_schedule=cosine",
+        *settings,
     ]
     whole = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=whole")
     assert whole.returncode == 0, whole.stderr
@@ -227,6 +237,49 @@ def test_photos_that_changed_are_refused_on_resuming(finished):
     (line,) = process.stderr.splitlines()
     before = json.loads((folder / "a run" / "data.json").read_text())["train_photos"]
     assert f"train_photos was {before} and is now" in line
+
+
+def test_a_second_run_finds_the_features_of_the_first(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--unfreeze_from=none", "--epochs=2"]
+    flags += ["--cache_dir=kept", "--horizontal_flip"]
+    first = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=first", "--trunk_cache=disk")
+    assert first.returncode == 0, first.stderr
+    assert "trunk cache  features on disk, 0.1 MB, 2 views" in first.stdout
+    second = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=second", "--seed=0")
+    assert second.returncode == 0, second.stderr
+    assert "trunk cache  features on disk, found there" in second.stdout
+    rows = [read_metrics(tmp_path / run) for run in ("first", "second")]
+    assert [row["validation_loss"] for row in rows[0]] == [
+        row["validation_loss"] for row in rows[1]
+    ]
+    assert not (tmp_path / "cache").exists()  # the default folder
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told_before_anything_is_made(
+    photo_folder, tmp_path
+):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--ckpt_dir=run", "--trunk_cache=disk"]
+    process = run_script(tmp_path, "run_train.py", *flags, "--cache_dir=/dev/null/cache")
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert "give another --cache_dir, or --trunk_cache=off" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_profiled_steps_are_traced(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=1", "--steps_per_epoch=5"]
+    flags += ["--ckpt_dir=run"]
+    late = run_script(tmp_path, "run_train.py", *flags, "--profile_steps=3:6")
+    assert late.returncode == 2
+    assert "profile_steps is '3:6', but the run has 5 steps" in late.stderr
+    assert not (tmp_path / "run").exists()
+    process = run_script(tmp_path, "run_train.py", *flags, "--profile_steps=3:4")
+    assert process.returncode == 0, process.stderr
+    assert "profile      steps 3 to 4" in process.stdout
+    folder = tmp_path / "run" / "events" / "train" / "plugins" / "profile"
+    (trace,) = folder.glob("*/*.xplane.pb")
+    steps = set(re.findall(rb"step_num.{0,40}", trace.read_bytes(), re.DOTALL))
+    assert steps, "the trace names no step"
 
 
 def test_two_virtual_devices_train_like_one(photo_folder, tmp_path):

@@ -10,7 +10,7 @@ from research.trunk_cache import Phase, Photos, Room, decide
 # 110 photos of 1,000 bytes; the frozen layers cost as much as the others forward and backward.
 PHASE = Phase("activations", Photos(100, 10, 1), 10, 10.0, 1000, 30.0, 10.0)
 SIZE = 110 * 1000
-ROOMY = Room(memory=100 * SIZE, disk=100 * SIZE)
+ROOMY = Room(100 * SIZE, 100 * SIZE, 100 * SIZE)
 
 
 def phase(views: int | None = 1, **changes) -> Phase:
@@ -51,34 +51,48 @@ def test_of_the_head_alone_everything_but_the_first_time_is_spared():
     ],
 )
 def test_it_is_used_where_it_pays_or_is_asked_for(setting, changes, place, reason):
-    room = Room(10**9, 10**9)
+    room = Room(10**9, 10**9, 10**9)
     decision = decide(setting, phase(**changes), room)
     assert decision.place == place
     assert reason in decision.reason
     assert len(decision.reason) <= 80 - len("trunk cache  ")
 
 
+def test_filling_on_one_device_costs_as_much_as_steps_on_all():
+    # Ten epochs of 100 photos forward and back and of 10 forward, on four devices.
+    without = (10 * (100 * (30 + 3 * 10) + 10 * (30 + 10))) / 4
+    with_cache = 110 * 30 + 10 * (100 * 3 * 10 + 10 * 10) / 4
+    assert phase(devices=4).gain == pytest.approx(without / with_cache)
+    assert decide("auto", phase(epochs=3, visits=3.0), ROOMY).place == "memory"
+    assert decide("auto", phase(epochs=3, visits=3.0, devices=4), ROOMY).place is None
+
+
 def test_auto_takes_at_most_half_of_the_memory_then_half_of_the_disk():
-    assert decide("auto", PHASE, Room(2 * SIZE, 0)).place == "memory"
-    assert decide("auto", PHASE, Room(2 * SIZE - 1, 2 * SIZE)).place == "disk"
-    nowhere = decide("auto", PHASE, Room(2 * SIZE - 1, 2 * SIZE - 1))
+    assert decide("auto", PHASE, Room(2 * SIZE, 0, 0)).place == "memory"
+    assert decide("auto", PHASE, Room(2 * SIZE - 1, 2 * SIZE, 0)).place == "file"
+    nowhere = decide("auto", PHASE, Room(2 * SIZE - 1, 2 * SIZE - 1, 100 * SIZE))
     assert nowhere.place is None
     assert "over half of what is free" in nowhere.reason
-    assert decide("again", PHASE, Room(SIZE, 0)).place == "memory"
-    assert decide("again", PHASE, Room(SIZE - 1, SIZE)).place == "disk"
+
+
+def test_a_run_that_must_do_it_again_finds_a_place():
+    assert decide("again", PHASE, Room(2 * SIZE, SIZE, 0)).place == "memory"
+    assert decide("again", PHASE, Room(SIZE, SIZE, 0)).place == "file"
+    assert decide("again", PHASE, Room(SIZE, SIZE - 1, 0)).place == "memory"
 
 
 @pytest.mark.parametrize("setting", ["memory", "disk", "again"])
 def test_what_is_asked_for_and_does_not_fit_is_refused(setting):
-    with pytest.raises(UserError, match=r"give --trunk_cache=auto|make room, or give another"):
-        decide(setting, PHASE, Room(SIZE - 1, SIZE - 1))
+    with pytest.raises(UserError, match=r"no room for a trunk cache: activations .* take 0.1 MB"):
+        decide(setting, PHASE, Room(SIZE - 1, SIZE - 1, SIZE - 1))
 
 
 def test_what_lies_on_disk_already_is_used_without_asking_for_room_or_gain():
-    none = Room(0, 0)
+    none = Room(0, 0, 0)
     once = phase(epochs=1, visits=1.0)
     for setting in ("auto", "disk", "again"):
         decision = decide(setting, once, none, found=True)
         assert decision.place == "disk"
         assert "on disk, found there" in decision.reason
     assert decide("off", once, ROOMY, found=True).place is None
+    assert decide("memory", once, ROOMY, found=True).place == "memory"
