@@ -41,7 +41,6 @@ def script_environment(folder: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "TFDS_DATA_DIR": str(folder / "tfds"),
-        "XDG_CACHE_HOME": str(folder / "cache"),
         "http_proxy": nowhere,
         "https_proxy": nowhere,
         "no_proxy": "",

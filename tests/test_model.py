@@ -108,6 +108,9 @@ def test_split_within_a_block_hands_on_several_tensors(name, index):
     parts = SplitBackbone(
         keras.Model(model.input, crossing_tensors(model, index)),
         keras.Model(crossing_tensors(model, index), model.output),
+        trunk_cost=1.0,
+        rest_cost=1.0,
+        crossing=("some",),
     )
     whole = model(IMAGES, training=False).numpy()
     features = parts.features(parts.activations(IMAGES), WEIGHT, training=False)

@@ -32,6 +32,8 @@ FLAGS = (
     *SMALL_RUN,
     "--epochs=2",
     "--checkpoint_every=3",
+    "--trunk_cache=disk",
+    "--cache_dir=../cache",  # of both workers
     "--bn_mode=sync",
     "--clip_norm=1",
     "--weight_decay=0.01",
@@ -253,3 +255,17 @@ def test_what_several_workers_cannot_do_is_one_line(tmp_path):
         (line,) = process.stderr.splitlines()
         assert expected in line
     assert os.listdir(tmp_path) == []
+
+
+def test_two_workers_train_the_head_from_features_like_one(photos, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photos}", "--unfreeze_from=none", "--epochs=3"]
+    flags += ["--trunk_cache=memory", "--ckpt_dir=run"]
+    outputs = train_together(tmp_path, flags)
+    assert all("trunk cache  features in memory" in output for output in outputs)
+    assert run_script(tmp_path, "run_train.py", *flags).returncode == 0
+    pairs = zip(
+        read_metrics(tmp_path / "host0" / "run"), read_metrics(tmp_path / "run"), strict=True
+    )
+    for one, two in pairs:
+        assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4)
+        assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-4)
