@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from research.config import setting_of, value_type
 from research.errors import UserError
+from research.settings import setting_of, value_type
 
 Config = TypeVar("Config")
 
@@ -66,6 +66,14 @@ def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> 
             module_name=sys.argv[0],
         )
     return names
+
+
+def parse_config(config_class: type[Config], arguments: list[str]) -> Config:
+    """Returns the config that some flags mean; raises absl's `flags.Error` for wrong ones."""
+    values = flags.FlagValues()
+    names = define_flags(config_class, values)
+    values([sys.argv[0], *arguments])
+    return config_class(**{name: values[name].value for name in names})
 
 
 def _parse(arguments: list[str]) -> list[str]:

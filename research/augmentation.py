@@ -1,13 +1,16 @@
-"""Changes training photos at random: mirror image, crops, colours; a pure function of numbers."""
+"""Changes training photos at random: crops, colours, mixtures; a pure function of numbers."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-DRAWS = 9  # numbers drawn for an example and epoch; what each is for: see `Augmentation`
+from research.rand_augment import rand_augment
+
+DRAWS = 18  # numbers drawn for an example and epoch; what each is for: see `Augmentation`
 
 # The whole photo, its centre and its corners, as (top, left, bottom, right) in shares of it.
 FIXED_CROPS = np.array(
@@ -22,46 +25,81 @@ FIXED_CROPS = np.array(
     np.float32,
 )
 WIDEST_RATIO = 4 / 3
+PARTNER, PARTNER_SHARE = 13, 17
 
-
-def epoch_draws(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns what decides how an epoch shows each example: float32 (count, DRAWS) in [0, 1).
-
-    An example's numbers follow from the seed, the epoch and its index, whatever the order, the
-    batches and the devices.
-    """
-    # The third number keeps these draws apart from those of the order.
-    generator = np.random.default_rng([seed, epoch, 1])
-    return generator.random((count, DRAWS), dtype=np.float32)
+Numbers = Any  # a numpy array or a tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """How training photos are changed, in the order of the attributes.
 
-    Keras's layers for this draw from a state of their own; here the numbers are arguments, so that
-    a run resumes exactly and a cached view is the one that would have been computed.
+    Keras's layers for this draw from a state of their own, some once for a whole batch; here the
+    numbers are arguments, so that a run resumes exactly, batches and devices do not matter, and a
+    cached view is the one that would have been computed.
 
     Attributes:
+      rand_augment: magnitude of two random operations on the pixels, in [0, 10]; 0 for none (draws
+        9 to 12).
       fixed_crops: show the whole photo or one of five crops of it, 7/8 as high and wide (draw 0).
       random_crop_area: show a part of at least this share of the area, in (0, 1], with sides of
         3:4 to 4:3 (Szegedy et al. 2014, arXiv 1409.4842; draws 1 to 4); None for the whole.
       horizontal_flip: mirror left to right, one in two (draw 5).
       colour_jitter: vary brightness, contrast and saturation by factors of up to 1 ± this, in
         [0, 1] (draws 6 to 8).
+      mixup: parameter of the Beta distribution by which to blend a photo with another of the set
+        (Zhang et al. 2018, arXiv 1710.09412); 0 for not (draws 13 to 17 for this and the next).
+      cutmix: the same to replace a box (Yun et al. 2019, arXiv 1905.04899).
     """
 
+    rand_augment: float = 0.0
     fixed_crops: bool = False
     random_crop_area: float | None = None
     horizontal_flip: bool = False
     colour_jitter: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def epoch_draws(self, count: int, seed: int, epoch: int) -> np.ndarray:
+        """Returns what decides how an epoch shows each example: float32 (count, DRAWS).
+
+        An example's numbers follow from the seed, the epoch and its index, whatever the order, the
+        batches and the devices. All are in [0, 1), but number 13, the index of another example.
+        """
+        # The third number keeps these draws apart from those of the order.
+        generator = np.random.default_rng([seed, epoch, 1])
+        draws = generator.random((count, DRAWS), dtype=np.float32)
+        if self.mixes:
+            draws[:, PARTNER] = generator.integers(count, size=count)
+            cuts = self.cuts(draws)
+            strength = np.where(cuts, self.cutmix, self.mixup)
+            share = generator.beta(strength, strength)
+            # The photo itself is the larger part, so that its label is what accuracy counts.
+            draws[:, PARTNER_SHARE] = np.minimum(share, 1 - share)
+        return draws
 
     @property
     def views(self) -> int | None:
         """In how many ways a photo may be shown; None where there is no end of them."""
-        if self.random_crop_area is not None or self.colour_jitter:
+        if self != self.plain:
             return None
         return (len(FIXED_CROPS) if self.fixed_crops else 1) * (2 if self.horizontal_flip else 1)
+
+    @property
+    def plain(self) -> Augmentation:
+        """What is left of it in a few views."""
+        return Augmentation(fixed_crops=self.fixed_crops, horizontal_flip=self.horizontal_flip)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether photos are mixed with others."""
+        return bool(self.mixup or self.cutmix)
+
+    def cuts(self, draws: Numbers) -> Numbers:
+        """Tells by draws, (..., DRAWS), where another photo comes as a box, not as a blend."""
+        if self.mixup and self.cutmix:
+            return draws[..., 14] < 0.5
+        return draws[..., 14] < (1.0 if self.cutmix else 0.0)
 
     def view_of(self, draws: np.ndarray) -> np.ndarray:
         """Returns which of the views some draws, (..., DRAWS), choose: int64 in [0, views)."""
@@ -78,7 +116,7 @@ class Augmentation:
         return draws
 
     def apply(self, photos: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        """Changes a batch.
+        """Changes a batch, all but RandAugment and mixtures.
 
         Args:
           photos: float32 (batch, height, width, 3) in [0, 255].
@@ -98,6 +136,51 @@ class Augmentation:
         if self.colour_jitter:
             photos = self._jitter(photos, draws[:, 6:9])
         return photos
+
+    def change_pixels(self, photos: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Applies RandAugment, before `apply`, to uint8 photos (batch, height, width, 3)."""
+        if not self.rand_augment:
+            return photos
+        return np.stack(
+            [
+                rand_augment(photo, self.rand_augment, numbers[9:13])
+                for photo, numbers in zip(photos, draws, strict=True)
+            ]
+        )
+
+    def mix(
+        self, photos: tf.Tensor, partners: tf.Tensor, draws: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixes each photo with its partner, after `apply`.
+
+        Args:
+          photos: float32 (batch, height, width, 3).
+          partners: of the same shape.
+          draws: float32 (batch, DRAWS), of the photos.
+
+        Returns:
+          The mixtures, and the partner's share in each, float32 (batch,).
+        """
+        share = draws[:, PARTNER_SHARE]
+        boxes = self._inside_box(share, draws[:, 15:17], photos.shape[1], photos.shape[2])
+        blend = tf.broadcast_to(share[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.shape(boxes))
+        partly = tf.where(self.cuts(draws)[:, tf.newaxis, tf.newaxis, tf.newaxis], boxes, blend)
+        # A box is a whole number of pixels high and wide: its true share counts.
+        return photos + partly * (partners - photos), tf.reduce_mean(partly, axis=(1, 2, 3))
+
+    def _inside_box(
+        self, share: tf.Tensor, corner: tf.Tensor, height: int, width: int
+    ) -> tf.Tensor:
+        """Returns 1 inside a box with this share of the area, 0 outside: (batch, h, w, 1)."""
+        sides = []
+        for size, drawn in ((height, corner[:, 0]), (width, corner[:, 1])):
+            length = tf.round(tf.sqrt(share) * size)
+            begin = tf.floor(drawn * (size - length + 1))
+            place = tf.range(size, dtype=tf.float32)[tf.newaxis]
+            within = (place >= begin[:, tf.newaxis]) & (place < (begin + length)[:, tf.newaxis])
+            sides.append(tf.cast(within, tf.float32))
+        rows, columns = sides
+        return rows[:, :, tf.newaxis, tf.newaxis] * columns[:, tf.newaxis, :, tf.newaxis]
 
     def _boxes(self, draws: tf.Tensor) -> tf.Tensor:
         """Returns the parts to show, (batch, 4): top, left, bottom, right in shares."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from research.augmentation import Augmentation
+from research.augmentation import PARTNER, Augmentation
 from research.examples import Examples
 
 Batch = dict[str, tf.Tensor]
@@ -89,6 +89,7 @@ def make_batches(
     share: Share | None = None,
     augmentation: Augmentation | None = None,
     draws: np.ndarray | None = None,
+    mirrored: bool = False,
 ) -> tf.data.Dataset:
     """Returns the examples in the given order, batched.
 
@@ -102,11 +103,13 @@ def make_batches(
       augmentation: how photos are changed before that, or chosen among the views that inputs hold;
         None to leave them.
       draws: what decides how, float32 (examples, DRAWS).
+      mirrored: give mirror images too; of inputs that hold views, the second one.
 
     Returns:
       A data set of batches: `image` (batch, height, width, 3) float32, or what the cached trunk
       made of it; `label` int32 (batch,); `weight` float32 (batch,), 1 for each example, 0 for a
-      repetition that fills up a share.
+      repetition that fills up a share; `mirrored` like `image`, if asked for; and where photos are
+      mixed, `partner_label` int32 (batch,) and `partner_share` float32 (batch,).
     """
     inputs = [np.asarray(array) for array in examples.inputs]  # a memmap as what it is, an array
     rows: int | None = None
@@ -119,33 +122,51 @@ def make_batches(
         chosen = tf.data.Dataset.from_tensor_slices((indices, weights))
 
     if augmentation is None or draws is None:
-        augmentation, draws = None, np.zeros((len(examples), 0), np.float32)
-    offsets = None
-    if examples.views > 1 and augmentation is not None:
+        augmentation, draws = Augmentation(), np.zeros((len(examples), 0), np.float32)
+    offsets = np.zeros(len(examples), np.int64)
+    if examples.views > 1 and not mirrored:
         offsets = augmentation.view_of(draws) * len(examples)
-        augmentation = None  # it is in the inputs already
+        augmentation = Augmentation()  # it is in the inputs already
     tables = [*inputs, examples.labels, draws]
 
-    def gather(indices: np.ndarray) -> list[np.ndarray]:
-        found = indices if offsets is None else indices + offsets[indices]
+    def gather(indices: np.ndarray, skipped: np.ndarray) -> list[np.ndarray]:
+        found = indices + offsets[indices] + skipped
         # `take` lets go of Python's lock, so that the next step can be started meanwhile.
         gathered = [np.take(array, found, axis=0) for array in inputs]
+        if augmentation.rand_augment:
+            gathered = [augmentation.change_pixels(gathered[0], draws[indices])]
         return [*gathered, examples.labels[indices], draws[indices]]
 
-    def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
+    def of(indices: tf.Tensor, skipped: int = 0) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Returns the inputs, labels and draws of examples, after rows of inputs left out."""
         types = [tf.as_dtype(table.dtype) for table in tables]
-        gathered = tf.numpy_function(gather, [indices], types, stateful=False)
+        gathered = tf.numpy_function(
+            gather, [indices, tf.constant(skipped, tf.int64)], types, stateful=False
+        )
         for tensor, table in zip(gathered, tables, strict=True):
             tensor.set_shape((rows, *table.shape[1:]))
         *images, label, drawn = gathered
-        if augmentation is not None or preprocessing is not None:
-            images = [tf.cast(image, tf.float32) for image in images]
-        if augmentation is not None:
-            images = [augmentation.apply(image, drawn) for image in images]
+        if preprocessing is not None or augmentation != Augmentation():
+            images = [augmentation.apply(tf.cast(image, tf.float32), drawn) for image in images]
+        return images, label, drawn
+
+    def prepared(images: list[tf.Tensor]) -> tf.Tensor | tuple[tf.Tensor, ...]:
         if preprocessing is not None:
             images = [preprocessing(image) for image in images]
-        image = images[0] if len(images) == 1 else tuple(images)
-        return {"image": image, "label": label, "weight": weights}
+        return images[0] if len(images) == 1 else tuple(images)
+
+    def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
+        images, label, drawn = of(indices)
+        batch = {"label": label, "weight": weights}
+        if mirrored and examples.views > 1:
+            batch["mirrored"] = prepared(of(indices, len(examples))[0])
+        elif mirrored:
+            batch["mirrored"] = prepared([tf.reverse(image, [2]) for image in images])
+        if augmentation.mixes:
+            partners, batch["partner_label"], _ = of(tf.cast(drawn[:, PARTNER], tf.int64))
+            mixed, batch["partner_share"] = augmentation.mix(images[0], partners[0], drawn)
+            images = [mixed]
+        return {"image": prepared(images), **batch}
 
     return (
         chosen.map(batch_of, num_parallel_calls=2, deterministic=True)

@@ -1,19 +1,26 @@
-"""Builds what a config describes: the network and its parameter groups."""
+"""Builds what a config describes: the network, its parameter groups, its photos and its loss."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from research.backbone import Backbone, build_backbone, first_trainable_layer
+from research.augmentation import Augmentation
+from research.averages import WeightAverages
+from research.backbone import Backbone, build_backbone, first_trainable_layer, stage_starts
 from research.backbones import find_backbone
 from research.config import WEIGHTS_BY_NAME, TrainConfig
+from research.loader import DataLoader
+from research.losses import Loss, balanced_weights
 from research.model import Wrapper, freeze_below, penalize, trained_backbone
 from research.optimizers import Group, check_partition, make_group
 from research.plan import Plan
-from research.schedules import Schedule
+from research.schedules import InTurn, Schedule
+from research.sources import Source
 from research.split import split_backbone
 from research.steps import Network
 from research.weights import load_weights
@@ -68,34 +75,99 @@ def make_groups(
 ) -> tuple[Group, ...]:
     """Puts each trainable variable in the group `head` or `backbone`; frozen ones in neither.
 
-    The backbone's schedule begins after the epochs that train the head alone.
+    The backbone's schedule begins after the epochs that train the head alone. With a learning rate
+    or a beginning for each stage, the backbone's group is one for each of them, from the last.
     """
-    head = Schedule(
-        config.head_schedule, config.head_learning_rate, 0, plan.steps, config.warmup_steps
-    )
+
+    def group(
+        name: str, variables: Sequence[keras.Variable], optimizer: str, schedule: Schedule | InTurn
+    ) -> Group:
+        return make_group(name, variables, optimizer, schedule, step, config.weight_decay)
+
     groups = [
-        make_group(
-            "head",
-            model.head.trainable_variables,
-            config.head_optimizer,
-            head,
-            step,
-            config.weight_decay,
-        )
+        group("head", model.head.trainable_variables, config.head_optimizer, _of_head(config, plan))
     ]
-    unfrozen = trained_backbone(model)
-    if unfrozen:
+    for index, (name, variables) in enumerate(_parts_to_train(config, model)):
         schedule = Schedule(
             config.backbone_schedule,
-            config.backbone_learning_rate,
-            plan.head_steps,
+            config.backbone_learning_rate * config.stage_decay**index,
+            min(plan.head_steps + index * plan.unfreezing_steps, plan.steps),
             plan.steps,
-            config.warmup_steps,
+            plan.warmup_steps,
         )
-        groups.append(
-            make_group(
-                "backbone", unfrozen, config.backbone_optimizer, schedule, step, config.weight_decay
-            )
-        )
+        groups.append(group(name, variables, config.backbone_optimizer, schedule))
     check_partition(groups, model.trainable_variables)
     return tuple(groups)
+
+
+def _of_head(config: TrainConfig, plan: Plan) -> Schedule | InTurn:
+    """Returns the head's schedule: one for the epochs in which it is alone, one for the others."""
+    peak, tuned = config.head_learning_rate, config.tuned_head_learning_rate
+    shape, warmup = config.head_schedule, plan.warmup_steps
+    alone = Schedule(shape, peak, 0, plan.head_steps, warmup)
+    then = Schedule(shape, tuned or peak, plan.head_steps, plan.steps, warmup)
+    if plan.head_steps == plan.steps:
+        return alone
+    return InTurn(alone, then) if plan.head_steps else then
+
+
+def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list[keras.Variable]]]:
+    """Returns the variables of each group of the backbone, with its name."""
+    if config.stage_decay == 1 and not config.gradual_unfreezing:
+        unfrozen = trained_backbone(model)
+        return [("backbone", unfrozen)] if unfrozen else []
+    layers = model.backbone.layers
+    starts = stage_starts(model.backbone, find_backbone(config.backbone))
+    ends = [*list(starts.values())[1:], len(layers)]
+    parts = []
+    for (name, start), end in zip(starts.items(), ends, strict=True):
+        variables = [
+            variable for layer in layers[start:end] for variable in layer.trainable_variables
+        ]
+        if variables:
+            parts.append((f"backbone_{name}", variables))
+    return parts[::-1]
+
+
+def follow_weights(config: TrainConfig, model: Wrapper) -> WeightAverages | None:
+    """Returns averages of all that is trained, under the caller's strategy scope, if asked for."""
+    if config.weight_averaging is None:
+        return None
+    return WeightAverages(model.trainable_variables, config.weight_averaging)
+
+
+def make_loader(config: TrainConfig, source: Source, built: BuiltNetwork) -> DataLoader:
+    """Returns a run's photos, as its backbone takes them."""
+    return DataLoader(
+        config.image_size,
+        config.batch_size,
+        source=source,
+        preprocessing=built.backbone.preprocessing,
+        shuffle_size=config.shuffle_size,
+        seed=config.seed,
+        augmentation=augmentation_of(config),
+        mirror_averaging=config.mirror_averaging,
+    )
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation | None:
+    """Returns how training photos are changed, None if they are not."""
+    augmentation = Augmentation(
+        config.rand_augment,
+        config.fixed_crops,
+        config.random_crop_area,
+        config.horizontal_flip,
+        config.colour_jitter,
+        config.mixup,
+        config.cutmix,
+    )
+    return augmentation if augmentation != Augmentation() else None
+
+
+def make_loss(config: TrainConfig, photos: DataLoader) -> Loss:
+    """Returns what a run minimises."""
+    if config.class_weights == "none":
+        return Loss(config.label_smoothing)
+    labels = photos.examples("train").labels
+    counts = np.bincount(labels, minlength=len(photos.class_names))
+    return Loss(config.label_smoothing, balanced_weights(tuple(int(count) for count in counts)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from research.averages import WeightAverages
 from research.errors import UserError
 from research.model import Wrapper
 
@@ -105,15 +106,16 @@ def find_checkpoint(folder: Path, which: str) -> str:
     return prefix
 
 
-def restore_model(model: Wrapper, path: str) -> int:
-    """Loads every variable of the model from a run's checkpoint; returns its step.
+def restore_model(model: Wrapper, path: str, averages: WeightAverages | None = None) -> int:
+    """Loads every variable of the model, and their averages, from a checkpoint; returns its step.
 
     Raises:
       UserError: the checkpoint cannot be read or is not of this model.
     """
     try:
         step = tf.Variable(0, dtype=tf.int64)
-        status = tf.train.Checkpoint(model=model, step=step).read(path)
+        followed = averages.variables if averages else []
+        status = tf.train.Checkpoint(model=model, step=step, averages=followed).read(path)
         status.assert_existing_objects_matched().expect_partial()
     except UNREADABLE as error:
         raise _does_not_fit(path, error) from error

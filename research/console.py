@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 import keras
@@ -20,6 +21,7 @@ from research.metrics import Metrics
 from research.model import summarize_parts
 from research.optimizers import Group
 from research.run_directory import RunDirectory
+from research.sweep import Sweep
 from research.team import Team
 
 EPOCH_HEADER = "\n  epoch    loss  accuracy  val. loss  val. accuracy  photos/s  seconds"
@@ -62,9 +64,7 @@ def describe_run(
 def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
     """Returns a table of what is frozen and what is trained, one part of the model a line."""
     optimizers = {
-        group.name: f"{type(group.optimizer).__name__} {group.schedule.peak:g}, "
-        f"{group.schedule.shape}"
-        for group in groups
+        group.name: f"{type(group.optimizer).__name__} {group.schedule}" for group in groups
     }
     lines = [f"{'part':<24}{'layers':>8}{'parameters':>13}  trained by"]
     for part in summarize_parts(built.network.model, built.first_trainable):
@@ -72,6 +72,12 @@ def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
         lines.append(
             f"{part.name:<24}{layers:>8}{part.parameters:>13,}  {optimizers.get(part.name, '-')}"
         )
+        if part.name == "backbone" and part.name not in optimizers:
+            lines.pop()
+            for group in groups[1:]:
+                numbers = sum(variable.value.shape.num_elements() for variable in group.variables)
+                name = group.name.replace("_", " ", 1)
+                lines.append(f"{name:<24}{'':>8}{numbers:>13,}  {optimizers[group.name]}")
     return lines
 
 
@@ -98,6 +104,18 @@ def closing_lines(directory: RunDirectory) -> str:
         f"evaluate:     python run_eval.py --ckpt_dir={path}\n"
         f"TensorBoard:  tensorboard --logdir={path}"
     )
+
+
+def suggestions(sweeps: Sequence[Sweep], picture: Path) -> str:
+    """Returns the learning rates found, and as flags, ready to paste."""
+    lines = [f"{'group':<24}learning rate"]
+    for sweep in sweeps:
+        found = f"{sweep.suggestion:.1e}" if sweep.suggestion else "the loss falls at none"
+        lines.append(f"{sweep.group.replace('_', ' ', 1):<24}{found}")
+    # Stages share one flag, that of the last one's rate.
+    first = {sweep.group.partition("_")[0]: sweep.suggestion for sweep in reversed(sweeps)}
+    flags = [f"--{name}_learning_rate={rate:.1e}" for name, rate in first.items() if rate]
+    return "\n".join([*lines, "", " ".join(reversed(flags)), f"picture: {short_path(picture)}"])
 
 
 def counted(number: int, noun: str) -> str:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from research import runtime
-from research.builder import build_network
+from research.builder import build_network, follow_weights
 from research.checkpoint import find_checkpoint, restore_model
 from research.config import EvalConfig, TrainConfig
 from research.console import short_path
@@ -82,10 +82,14 @@ def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tup
     return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
 
 
-def evaluate(config: EvalConfig) -> Evaluation:
+def evaluate(config: EvalConfig, source: Source | None = None) -> Evaluation:
     """Rebuilds a run's model from its config.json, restores a checkpoint and evaluates it.
 
     Prints the figures, and writes them as JSON beside the checkpoint.
+
+    Args:
+      config: what to evaluate.
+      source: photos to take instead of those that the config names.
 
     Raises:
       UserError: there is no such run, checkpoint or split, or the classes differ.
@@ -97,19 +101,25 @@ def evaluate(config: EvalConfig) -> Evaluation:
     strategy = runtime.start(
         dataclasses.replace(trained, distribution="auto", virtual_devices=1)
     ).strategy
-    source = open_photos(config, trained)
+    size = config.image_size or trained.evaluation_size or trained.image_size
+    if config.mirror_averaging != "as_trained":
+        trained = dataclasses.replace(trained, mirror_averaging=config.mirror_averaging == "on")
+    trained = dataclasses.replace(trained, image_size=size)
+    source = source or open_photos(config, trained)
     directory.check_class_names(source.class_names)
     with strategy.scope():
         built = build_network(trained, len(source.class_names), with_weights=False)
         state = RunState()
-    step = restore_model(built.network.model, path)
+        averages = follow_weights(trained, built.network.model)
+    step = restore_model(built.network.model, path, averages)
     loader = DataLoader(
         trained.image_size,
         config.batch_size or trained.batch_size,
         source=source,
         preprocessing=built.backbone.preprocessing,
+        mirror_averaging=trained.mirror_averaging,
     )
-    learner = Learner(strategy, built.network, (), state)
+    learner = Learner(strategy, built.network, (), state, averages=averages)
     examples = loader.examples(config.split)
     metrics = learner.evaluate(
         runtime.share_out(lambda share: loader.split_batches(config.split, share), strategy)

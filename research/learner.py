@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from research.averages import WeightAverages
 from research.batches import Batch
+from research.losses import CROSS_ENTROPY, Loss
 from research.metrics import Metrics, Sums, Tally, mean_metrics
 from research.model import trained_statistics
 from research.optimizers import Group
@@ -34,11 +37,13 @@ class StepOptions:
       accumulate_steps: batches a step, worked through one after another to take less memory.
       clip_norm: the greatest norm of the gradient; None for any.
       xla: compile each device's forward and backward pass with XLA.
+      loss: what to minimise.
     """
 
     accumulate_steps: int = 1
     clip_norm: float | None = None
     xla: bool = False
+    loss: Loss = CROSS_ENTROPY
 
 
 class StepsDone(NamedTuple):
@@ -65,6 +70,7 @@ class Learner:
       groups: the parameter groups to train; without `backbone`, it runs in inference mode.
       state: the run's clock and sums.
       options: how training steps are computed.
+      averages: of the weights, to follow in training and to evaluate; None to evaluate the weights.
     """
 
     def __init__(
@@ -74,12 +80,14 @@ class Learner:
         groups: tuple[Group, ...],
         state: RunState,
         options: StepOptions = StepOptions(),
+        averages: WeightAverages | None = None,
     ) -> None:
         self.strategy = strategy
         self.network = network
         self.groups = groups
         self.state = state
         self.options = options
+        self.averages = averages
         with strategy.scope():
             self._eval_tally = Tally()
 
@@ -108,13 +116,14 @@ class Learner:
     def _compile_train_step(self) -> tf.types.experimental.GenericFunction:
         """Returns the step that updates the groups, for all devices together."""
         strategy, network, state, options = self.strategy, self.network, self.state, self.options
+        averages = self.averages
         loss_scale, trained = state.loss_scale, self.groups
         variables = [variable for group in trained for variable in group.variables]
         # While the head is trained alone, the backbone's BatchNorm and Dropout rest too.
-        training = any(group.name == "backbone" for group in trained)
+        training = any(group.name != "head" for group in trained)
 
         def compute(batch: Batch, scale: tf.Tensor) -> Gradients:
-            return compute_gradients(network, batch, variables, training, scale)
+            return compute_gradients(network, batch, variables, training, scale, options.loss)
 
         # Only this is compiled: XLA takes no step that spans several devices.
         compiled = tf.function(compute, jit_compile=True) if options.xla else compute
@@ -130,6 +139,8 @@ class Learner:
 
             def apply() -> tf.Tensor:
                 strategy.run(lambda values: apply_gradients(trained, values), (update.gradients,))
+                if averages:
+                    averages.update(variables, state.step)
                 return tf.constant(True)
 
             sums = Sums(*map(self._first, update.sums))
@@ -250,8 +261,9 @@ class Learner:
     def evaluate(self, batches: tf.data.Dataset) -> Metrics:
         """Returns the metrics over batches, in inference mode; each photo counts once."""
         self._eval_tally.reset()
-        for batch in batches:
-            self._eval_step(batch)
+        with self.averages.in_place() if self.averages else contextlib.nullcontext():
+            for batch in batches:
+                self._eval_step(batch)
         return mean_metrics(self._eval_tally.read())
 
     def _photos_a_step(self, batch: Batch) -> int:

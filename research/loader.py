@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from research.augmentation import Augmentation, epoch_draws
+from research.augmentation import Augmentation
 from research.batches import Preprocessing, Share, epoch_order, make_batches
 from research.decode import DamagedImageError, decode_image
 from research.errors import UserError
@@ -37,6 +37,7 @@ class DataLoader:
       shuffle_size: photos that the next one of an epoch is drawn from.
       seed: of the order of photos and of how they are changed.
       augmentation: how training photos are changed by chance, anew each epoch; not at all if None.
+      mirror_averaging: give the mirror images of photos that are evaluated too.
 
     Raises:
       UserError: when a split has no photo that can be used.
@@ -52,6 +53,7 @@ class DataLoader:
         shuffle_size: int = 1000,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        mirror_averaging: bool = False,
     ) -> None:
         self.image_size = image_size
         self.batch_size = batch_size
@@ -60,6 +62,7 @@ class DataLoader:
         self.shuffle_size = shuffle_size
         self.seed = seed
         self.augmentation = augmentation
+        self.mirror_averaging = mirror_averaging
         self._loaded: dict[str, Examples] = {}
 
     @property
@@ -100,7 +103,9 @@ class DataLoader:
         examples = self.examples("train")
         order = epoch_order(len(examples), self.shuffle_size, self.seed, epoch)
         rest = order[start * self.batch_size * (share.parts if share else 1) :]
-        draws = epoch_draws(len(examples), self.seed, epoch) if self.augmentation else None
+        draws = None
+        if self.augmentation:
+            draws = self.augmentation.epoch_draws(len(examples), self.seed, epoch)
         return make_batches(
             examples,
             rest,
@@ -116,20 +121,44 @@ class DataLoader:
         examples = self.examples(split)
         order = np.arange(len(examples))
         size = self._largest_batch(examples)
-        return make_batches(examples, order, size, self.preprocessing, share)
+        return make_batches(
+            examples,
+            order,
+            size,
+            self.preprocessing,
+            share,
+            mirrored=self.mirror_averaging,
+        )
+
+    def shown_plainly(self) -> DataLoader:
+        """Returns a loader of the same photos that shows them in a few views only."""
+        other = copy.copy(self)
+        other.augmentation = self.augmentation.plain if self.augmentation else None
+        return other
+
+    def views(self, split: str) -> int | None:
+        """In how many ways photos are shown: in training by chance; None where without end."""
+        changes = self.changes(split)
+        return changes.views if changes else 1
+
+    def changes(self, split: str) -> Augmentation | None:
+        """How photos of a split are changed: in training by chance, else to be averaged over."""
+        if split == "train":
+            return self.augmentation
+        return Augmentation(horizontal_flip=True) if self.mirror_averaging else None
 
     def view_batches(self, split: str, view: int, batch_size: int) -> tf.data.Dataset:
         """Returns all photos of a split once, in stored order, all in the same view."""
-        examples, draws = self.examples(split), None
-        if self.augmentation and split == "train":
-            draws = np.tile(self.augmentation.draws_of(view), (len(examples), 1))
+        examples, draws, changes = self.examples(split), None, self.changes(split)
+        if changes:
+            draws = np.tile(changes.draws_of(view), (len(examples), 1))
         return make_batches(
             examples,
             np.arange(len(examples)),
             batch_size,
             self.preprocessing,
             None,
-            self.augmentation,
+            changes,
             draws,
         )
 

@@ -46,11 +46,15 @@ def predicted_labels(logits: tf.Tensor) -> tf.Tensor:
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
-def weighted_sums(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> Sums:
-    """Sums loss, correct predictions and weights over a batch."""
+def weighted_sums(
+    logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, losses: tf.Tensor | None = None
+) -> Sums:
+    """Sums losses, those of the examples by default, correct predictions and weights."""
+    if losses is None:
+        losses = example_losses(logits, labels)
     correct = tf.cast(tf.equal(predicted_labels(logits), tf.cast(labels, tf.int32)), tf.float32)
     return Sums(
-        loss=tf.reduce_sum(weights * example_losses(logits, labels)),
+        loss=tf.reduce_sum(weights * losses),
         correct=tf.reduce_sum(weights * correct),
         weight=tf.reduce_sum(weights),
     )

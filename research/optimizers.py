@@ -1,4 +1,4 @@
-"""Two parameter groups, head and backbone, each with an optimizer and a schedule of its own."""
+"""Parameter groups, head and backbone, each with an optimizer and a schedule of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from research.schedules import Schedule
+from research.schedules import InTurn, Rising, Schedule
 
 OPTIMIZER_CLASSES: dict[str, type[keras.optimizers.Optimizer]] = {
     "sgd": keras.optimizers.SGD,
@@ -24,7 +24,7 @@ class Group:
     """Variables that one optimizer updates.
 
     Attributes:
-      name: `head` or `backbone`.
+      name: `head`, `backbone`, or `backbone_` and a stage where each stage has its own.
       variables: what is updated, in a fixed order.
       optimizer: built for exactly these variables.
       schedule: its learning rate by the run's step.
@@ -33,7 +33,7 @@ class Group:
     name: str
     variables: tuple[keras.Variable, ...]
     optimizer: keras.optimizers.Optimizer
-    schedule: Schedule
+    schedule: Schedule | InTurn | Rising
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
         """Updates the variables with gradients that are already summed over the replicas."""
@@ -44,7 +44,7 @@ def make_group(
     name: str,
     variables: Sequence[keras.Variable],
     optimizer: str,
-    schedule: Schedule,
+    schedule: Schedule | InTurn | Rising,
     step: tf.Variable,
     weight_decay: float | None = None,
 ) -> Group:

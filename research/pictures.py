@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from research.sweep import Sweep
+
 
 def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Figure:
     """Draws photos in a grid, each titled with its label and its shape.
@@ -46,6 +48,30 @@ def history(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
+    return figure
+
+
+def learning_rates(sweeps: Sequence[Sweep]) -> Figure:
+    """Draws the loss over the learning rate of each group, and marks what is suggested."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for sweep in sweeps:
+        (line,) = axis.plot(sweep.rates, sweep.losses, label=sweep.group)
+        if sweep.suggestion:
+            loss = sweep.losses[sweep.rates.index(sweep.suggestion)]
+            axis.plot(sweep.suggestion, loss, "o", color=line.get_color())
+            axis.annotate(
+                f"{sweep.suggestion:.1e}",
+                (sweep.suggestion, loss),
+                textcoords="offset points",
+                xytext=(6, 6),
+                color=line.get_color(),
+            )
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("training loss (nats), smoothed")
+    axis.grid(alpha=0.3)
+    axis.legend()
     return figure
 
 

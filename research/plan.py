@@ -17,12 +17,16 @@ class Plan:
       head_epochs: epochs at the beginning that train the head alone.
       epochs: all epochs, those included.
       visits: how often a photo is trained on, on average.
+      warmup_steps: steps in which a learning rate rises to its value.
+      unfreezing_steps: steps after which one more stage is trained; 0 if all are at once.
     """
 
     steps_per_epoch: int
     head_epochs: int
     epochs: int
     visits: float
+    warmup_steps: int = 0
+    unfreezing_steps: int = 0
 
     @property
     def head_steps(self) -> int:
@@ -58,4 +62,11 @@ def make_plan(config: TrainConfig, photos: int) -> Plan:
     all_steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
     steps = min(all_steps, config.steps_per_epoch or all_steps)
     epochs = config.head_epochs + config.epochs
-    return Plan(steps, config.head_epochs, epochs, visits=epochs * steps / all_steps)
+    return Plan(
+        steps,
+        config.head_epochs,
+        epochs,
+        visits=epochs * steps / all_steps,
+        warmup_steps=config.warmup_steps or round(config.warmup_epochs * steps),
+        unfreezing_steps=(config.gradual_unfreezing or 0) * steps,
+    )

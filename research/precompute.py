@@ -34,7 +34,7 @@ from research.trunk_cache import Decision, Phase, Photos, Room, decide
 BATCH_SIZE = 32
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Feed:
     """What some epochs compute with, and what they take."""
 
@@ -116,12 +116,7 @@ class FrozenLayers:
         Args:
           step: updates made so far: no features are needed when the head is no longer alone.
         """
-        parts, plan, photos = self._network.parts, self._plan, self._photos
-        kept = Photos(
-            photos.num_train_examples,
-            len(photos.examples("validation")),
-            photos.augmentation.views if photos.augmentation else 1,
-        )
+        parts, plan = self._network.parts, self._plan
         whole = parts.trunk_cost + parts.rest_cost
 
         def phase(
@@ -129,6 +124,13 @@ class FrozenLayers:
         ) -> Phase:
             visits = plan.visits * epochs / plan.epochs
             other = whole - spared
+            shown = self._shown(given)
+            kept = Photos(
+                shown.num_train_examples,
+                len(shown.examples("validation")),
+                shown.views("train"),
+                shown.views("validation") or 1,
+            )
             return Phase(given, kept, epochs, visits, size, spared, other, self._devices)
 
         phases = []
@@ -179,13 +181,20 @@ class FrozenLayers:
         Raises:
           UserError: what they make cannot be written.
         """
-        photos = feed = Feed(self._network, self._photos)
-        feeds: dict[str, Feed] = {}
+        whole = Feed(self._network, self._photos)
+        head = Feed(self._network, self._photos.shown_plainly())
         for choice in choices:
-            if choice.decision.place:
-                feed = feeds[choice.phase.given] = self._keep(feed, choice)
-        whole = feeds.get("activations", photos)
-        return Feeds(head=feeds.get("features", whole), all=whole)
+            if choice.decision.place is None:
+                continue
+            if choice.phase.given == "activations":
+                whole = head = self._keep(whole, choice)
+            else:
+                head = self._keep(head, choice)
+        return Feeds(head=head, all=whole)
+
+    def _shown(self, given: str) -> DataLoader:
+        """Returns the photos as the epochs that could be given this show them."""
+        return self._photos.shown_plainly() if given == "features" else self._photos
 
     def _keep(self, feed: Feed, choice: Choice) -> Feed:
         """Runs frozen layers over all photos and views of a feed."""
@@ -208,7 +217,7 @@ class FrozenLayers:
             ncols=79,
             disable=not sys.stderr.isatty(),
         ) as bar:
-            for split, views in (("train", phase.photos.views or 1), ("validation", 1)):
+            for split, views in phase.photos.shown.items():
                 fill = functools.partial(_fill, run, loader, split, views, bar)
                 if choice.described is not None:
                     is_right = functools.partial(_first_rows_are_right, run, loader, split)
@@ -251,14 +260,15 @@ class FrozenLayers:
             "keras": importlib.metadata.version("keras"),
         }
         described = {}
-        for split, views in (("train", phase.photos.views or 1), ("validation", 1)):
-            (pixels,) = self._photos.examples(split).inputs
+        shown = self._shown(phase.given)
+        for split, views in phase.photos.shown.items():
+            (pixels,) = shown.examples(split).inputs
             described[split] = {
                 **made_by,
                 "photos": len(pixels),
                 "photos_sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
                 "views": views,
-                "prepared_sha256": _prepared(self._photos, pixels.shape[1], views),
+                "prepared_sha256": _prepared(shown, split, pixels.shape[1], views),
             }
         return described
 
@@ -309,14 +319,15 @@ def _fill(
     return rows
 
 
-def _prepared(photos: DataLoader, size: int, views: int) -> str:
+def _prepared(photos: DataLoader, split: str, size: int, views: int) -> str:
     """Hashes what becomes of a test picture before the first layer, in each view."""
     picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.float32)
     digest = hashlib.sha256()
     for view in range(views):
         image: tf.Tensor = tf.constant(picture)
-        if photos.augmentation and views > 1:
-            image = photos.augmentation.apply(image, photos.augmentation.draws_of(view)[np.newaxis])
+        changes = photos.changes(split)
+        if changes and views > 1:
+            image = changes.apply(image, changes.draws_of(view)[np.newaxis])
         if photos.preprocessing:
             image = photos.preprocessing(image)
         digest.update(image.numpy().data)

@@ -7,6 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
+from research.averages import WeightAverages
 from research.loss_scale import LossScale
 from research.meter import Stopwatch
 from research.metrics import Tally
@@ -22,6 +23,7 @@ class RunState:
       loss_scale: for float16.
       tally: the training sums of the epoch under way.
       best_loss: the least validation loss so far, infinite before the first.
+      epochs_without_gain: int64, how many epochs of fine-tuning ago that was.
       seconds: time spent so far, over all resumptions, from when the network is built: running
         the frozen layers beforehand, validation and checkpoints are in it.
     """
@@ -37,6 +39,7 @@ class RunState:
         self.loss_scale = LossScale(keras.config.dtype_policy().compute_dtype == "float16")
         self.tally = Tally()
         self.best_loss = tf.Variable(math.inf, trainable=False, dtype=tf.float64)
+        self.epochs_without_gain = tf.Variable(0, trainable=False, dtype=tf.int64)
         self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
         self._stopwatch = Stopwatch()
 
@@ -52,6 +55,7 @@ class RunState:
             self.step,
             self.tally.variable,
             self.best_loss,
+            self.epochs_without_gain,
             self.seconds,
             scale.scale,
             scale.good_steps,
@@ -65,7 +69,10 @@ class RunState:
 
 
 def make_checkpoint(
-    model: Wrapper, groups: tuple[Group, ...], state: RunState
+    model: Wrapper,
+    groups: tuple[Group, ...],
+    state: RunState,
+    averages: WeightAverages | None = None,
 ) -> tf.train.Checkpoint:
     """Names all that a run resumes from.
 
@@ -82,7 +89,9 @@ def make_checkpoint(
         random_counters=counters,
         step=state.step,
         tally=state.tally.variable,
+        averages=averages.variables if averages else [],
         best_loss=state.best_loss,
+        epochs_without_gain=state.epochs_without_gain,
         seconds=state.seconds,
         loss_scale=state.loss_scale.scale,
         good_steps=state.loss_scale.good_steps,
@@ -91,10 +100,16 @@ def make_checkpoint(
     )
 
 
-def variables_of(model: Wrapper, groups: tuple[Group, ...], state: RunState) -> list[tf.Variable]:
+def variables_of(
+    model: Wrapper,
+    groups: tuple[Group, ...],
+    state: RunState,
+    averages: WeightAverages | None = None,
+) -> list[tf.Variable]:
     """Returns all variables that a checkpoint of `make_checkpoint` holds."""
     return [
         *(variable.value for variable in model.variables),
         *(variable.value for group in groups for variable in group.optimizer.variables),
+        *(averages.variables if averages else ()),
         *state.variables,
     ]

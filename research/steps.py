@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from research.batches import Batch
+from research.losses import CROSS_ENTROPY, Loss
 from research.metrics import Sums, weighted_sums
 from research.model import Wrapper
 from research.optimizers import Group
@@ -95,6 +96,7 @@ def compute_gradients(
     variables: Sequence[keras.Variable],
     training: bool,
     loss_scale: tf.Tensor | float = 1.0,
+    loss: Loss = CROSS_ENTROPY,
 ) -> Gradients:
     """Forward and backward pass over one device's part of the batch, without communication.
 
@@ -106,12 +108,13 @@ def compute_gradients(
       variables: what to differentiate by; nothing else is.
       training: the mode of the backbone above the cut.
       loss_scale: a factor of the loss, but not of the sums returned.
+      loss: what to minimise.
     """
     values = [variable.value for variable in variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
         logits = network.logits(batch, training)
-        sums = weighted_sums(logits, batch["label"], batch["weight"])
+        sums = weighted_sums(logits, batch["label"], batch["weight"], loss(logits, batch))
         scaled = sums.loss * loss_scale
     gradients = tape.gradient(scaled, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return Gradients(gradients, sums)
@@ -164,8 +167,14 @@ def apply_gradients(groups: Sequence[Group], gradients: Sequence[tf.Tensor]) -> 
 
 
 def eval_step(network: Network, batch: Batch) -> Sums:
-    """Returns the batch's sums over all devices, in inference mode."""
+    """Returns the batch's sums over all devices, in inference mode.
+
+    Where a batch has mirror images too, the mean of both logits decides.
+    """
     logits = network.logits(batch, training=False)
+    if "mirrored" in batch:
+        mirrored = network.logits({**batch, "image": batch["mirrored"]}, training=False)
+        logits = (logits + mirrored) / 2
     sums = weighted_sums(logits, batch["label"], batch["weight"])
     return Sums(*_sum_over_devices(list(sums)))
 

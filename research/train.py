@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -10,23 +11,31 @@ from typing import Any
 
 import tensorflow as tf
 
-from research import console, runtime
-from research.augmentation import Augmentation
-from research.builder import build_network, make_groups
+from research import console, pictures, runtime
+from research.builder import (
+    augmentation_of,
+    build_network,
+    follow_weights,
+    make_groups,
+    make_loader,
+    make_loss,
+)
 from research.checkpoint import Checkpoints
 from research.cluster import find_cluster
 from research.config import TrainConfig, parse_steps
 from research.errors import UserError
+from research.hyperrule import follow_hyperrule
 from research.learner import Learner, StepOptions
+from research.learning_rate_finder import find_learning_rates
 from research.loader import DataLoader
 from research.logbook import Logbook, SilentLogbook
 from research.meter import Meter
 from research.plan import Plan, make_plan
-from research.precompute import FrozenLayers
+from research.precompute import Feed, FrozenLayers
 from research.profiler import StepProfiler
 from research.run_directory import RunDirectory, find_run
 from research.run_state import RunState, make_checkpoint, variables_of
-from research.sources import open_source
+from research.sources import Source, open_source
 from research.team import Team
 
 
@@ -34,11 +43,16 @@ class TrainingDivergedError(UserError):
     """The loss or a gradient is no finite number any more."""
 
 
-def train(config: TrainConfig) -> RunDirectory | None:
+def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | None:
     """Trains, or resumes, the run that a config describes.
 
+    Args:
+      config: of the run.
+      source: photos to take instead of those that the config names.
+
     Returns:
-      The run's folder; None on a worker of several hosts that is not the chief.
+      The run's folder; None on a worker of several hosts that is not the chief, and where only
+      learning rates were to be found.
 
     Raises:
       UserError: a setting does not fit the data, the weights or the folder; the loss became
@@ -49,14 +63,26 @@ def train(config: TrainConfig) -> RunDirectory | None:
     # First of all, so that a folder that cannot be used is told of at once.
     leads = cluster is None or cluster.is_chief
     directory, resuming = find_run(config) if leads else (None, False)
+    if config.find_learning_rate and cluster is not None:
+        raise UserError(
+            "find_learning_rate is asked for, but the environment variable TF_CONFIG names several "
+            "workers; unset it, or give --distribution=none"
+        )
     team = runtime.start(config, cluster)
+    if config.find_learning_rate:
+        suggest_learning_rates(config, team, directory, source)
+        return None
     with team.watching():
-        train_together(config, team, directory, resuming)
+        train_together(config, team, directory, resuming, source)
     return directory
 
 
 def train_together(
-    config: TrainConfig, team: Team, directory: RunDirectory | None, resuming: bool
+    config: TrainConfig,
+    team: Team,
+    directory: RunDirectory | None,
+    resuming: bool,
+    source: Source | None = None,
 ) -> None:
     """Trains in this process and those of the team; the chief alone has a folder.
 
@@ -65,33 +91,30 @@ def train_together(
       team: who trains.
       directory: the run's folder; None in a worker that is not the chief.
       resuming: whether there is a run in it to go on with.
+      source: photos to take instead of those that the config names.
     """
     check_settings(config, TrainConfig.from_json(team.chiefs_word(config.to_json())))
     strategy = team.strategy
     xla = runtime.resolve_xla(config, strategy.num_replicas_in_sync)
-    source = open_source(config.dataset, config.image_folder, config.data_dir)
+    source = source or open_source(config.dataset, config.image_folder, config.data_dir)
     if directory and resuming:
         directory.check_class_names(source.class_names)
     with strategy.scope():
         built = build_network(config, len(source.class_names))
-    photos = DataLoader(
-        config.image_size,
-        config.batch_size,
-        source=source,
-        preprocessing=built.backbone.preprocessing,
-        shuffle_size=config.shuffle_size,
-        seed=config.seed,
-        augmentation=augmentation_of(config),
-    )
     with team.chief_first():
         source.count("train")  # prepares a data set that is not there yet
-    plan = make_plan(config, photos.num_train_examples)
+    rules, photos = config, make_loader(config, source, built)
+    if config.hyperrule:
+        rules = follow_hyperrule(config, photos.num_train_examples)
+        photos.augmentation = augmentation_of(rules)
+    plan = make_plan(rules, photos.num_train_examples)
     check_traced_steps(config, plan)
     with strategy.scope():
         state = RunState()
-        groups = make_groups(config, built.network.model, state.step, plan)
+        groups = make_groups(rules, built.network.model, state.step, plan)
+        averages = follow_weights(config, built.network.model)
     print(console.describe_run(config, photos, built, groups, team, xla), flush=True)
-    checkpoint = make_checkpoint(built.network.model, groups, state)
+    checkpoint = make_checkpoint(built.network.model, groups, state, averages)
     data = describe_data(photos)
     checkpoints, resumed, cached = None, False, None
     if directory:
@@ -101,14 +124,16 @@ def train_together(
             cached = directory.read_data().get("cached")
             # Restored first: what the trunk computes is to come from the weights that go on.
             resumed = checkpoints.restore_latest()
-    head_epochs = plan.head_epochs if len(groups) > 1 else plan.epochs
+    head_epochs = plan.head_epochs
+    if len(groups) == 1 and not rules.draws_without_end:
+        head_epochs = plan.epochs  # all of them train from features
     replicas = strategy.num_replicas_in_sync
     frozen = FrozenLayers(config, built.network, photos, plan, head_epochs, replicas)
     choices = frozen.choose(state.current_step, cached) if directory else []
     kept = {choice.phase.given: choice.decision.place is not None for choice in choices}
     chief = team.chiefs_word({"data": data, "resumed": resumed, "kept": kept})
     check_data(data, chief["data"])
-    team.copy_from_chief(variables_of(built.network.model, groups, state))
+    team.copy_from_chief(variables_of(built.network.model, groups, state, averages))
     if not directory:
         choices = frozen.choose(state.current_step, chief["kept"])
     feeds = frozen.run(choices)
@@ -119,29 +144,44 @@ def train_together(
         logbook = Logbook(directory, plan, checkpoints)
     else:
         logbook = SilentLogbook(plan)
-    options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
-    head = Learner(strategy, feeds.head.network, groups[:1], state, options)
-    whole = Learner(strategy, feeds.all.network, groups, state, options)
+    loss = make_loss(config, photos)
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, loss)
+
+    @functools.cache
+    def learner_of(feed: Feed, trained: int) -> Learner:
+        return Learner(strategy, feed.network, groups[:trained], state, options, averages)
+
     if chief["resumed"]:
         logbook.resume(state.current_step)
     else:
         logbook.begin(config, photos)
     traced_steps = parse_steps(config.profile_steps) if directory else range(0)
     profiler = StepProfiler(traced_steps, directory.events / "train" if directory else Path())
-    while state.current_step < plan.steps:
-        if state.current_step < head_epochs * plan.steps_per_epoch:
-            train_epoch(config, head, feeds.head.loader, plan, logbook, profiler)
-        else:
-            train_epoch(config, whole, feeds.all.loader, plan, logbook, profiler)
-    logbook.end(plan.steps, state.loss_scale.read().skipped_steps)
+    while state.current_step < plan.steps and not has_stalled(config, state):
+        step = state.current_step
+        feed = feeds.head if step < head_epochs * plan.steps_per_epoch else feeds.all
+        begun = sum(group.schedule.first_step <= step for group in groups)
+        train_epoch(config, learner_of(feed, begun), feed.loader, plan, logbook, profiler)
+    logbook.end(state.current_step, state.loss_scale.read().skipped_steps)
 
 
-def augmentation_of(config: TrainConfig) -> Augmentation | None:
-    """Returns how training photos are changed, None if they are not."""
-    augmentation = Augmentation(
-        config.fixed_crops, config.random_crop_area, config.horizontal_flip, config.colour_jitter
-    )
-    return augmentation if augmentation != Augmentation() else None
+def suggest_learning_rates(
+    config: TrainConfig, team: Team, directory: RunDirectory | None, source: Source | None
+) -> None:
+    """Finds learning rates, says them, and draws them beside where the run's folder would be."""
+    source = source or open_source(config.dataset, config.image_folder, config.data_dir)
+    sweeps = find_learning_rates(config, source, team.strategy)
+    path = directory.path if directory else Path("run")
+    file = path.with_name(f"{path.name}-learning-rates.png")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(pictures.png(pictures.learning_rates(sweeps)))
+    print(console.suggestions(sweeps, file), flush=True)
+
+
+def has_stalled(config: TrainConfig, state: RunState) -> bool:
+    """Tells whether to end early, as the validation loss no longer falls."""
+    patience = config.early_stopping
+    return patience is not None and int(state.epochs_without_gain.numpy()) >= patience
 
 
 def check_traced_steps(config: TrainConfig, plan: Plan) -> None:
@@ -255,6 +295,9 @@ def train_epoch(
     best = validation.loss < state.best_loss.numpy()
     if best:
         state.best_loss.assign(validation.loss)
+        state.epochs_without_gain.assign(0)
+    elif epoch >= plan.head_epochs:
+        state.epochs_without_gain.assign_add(1)
     logbook.save(step, best)
 
 

@@ -20,11 +20,18 @@ class Photos:
       train: photos that are trained on.
       validation: photos that each epoch ends with.
       views: in how many ways a training photo is shown; None if without end.
+      validation_views: in how many ways a photo is validated.
     """
 
     train: int
     validation: int
     views: int | None
+    validation_views: int = 1
+
+    @property
+    def shown(self) -> dict[str, int]:
+        """In how many ways to keep the photos of each split."""
+        return {"train": self.views or 1, "validation": self.validation_views}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Phase:
         A training step takes the layers that learn forward once, and twice the same backward.
         """
         trained = self.visits * self.photos.train
-        validated = self.epochs * self.photos.validation
+        validated = self.epochs * self.photos.validation_views * self.photos.validation
         others = (3 * trained + validated) * self.other_cost
         spared = (trained + validated) * self.spared_cost
         filling = self.devices * self.kept_photos * self.spared_cost
@@ -72,7 +79,8 @@ class Phase:
     @property
     def kept_photos(self) -> int:
         """Photos to keep something of, one for each view."""
-        return (self.photos.views or 1) * self.photos.train + self.photos.validation
+        photos, shown = self.photos, self.photos.shown
+        return shown["train"] * photos.train + shown["validation"] * photos.validation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.augmentation import DRAWS, FIXED_CROPS, Augmentation, epoch_draws
+from research.augmentation import DRAWS, FIXED_CROPS, Augmentation
 
 
 def photos(count: int = 4, size: int = 16) -> np.ndarray:
@@ -12,13 +12,13 @@ def photos(count: int = 4, size: int = 16) -> np.ndarray:
 
 
 def test_draws_follow_from_seed_epoch_and_example_alone():
-    draws = epoch_draws(50, seed=3, epoch=2)
+    draws = Augmentation().epoch_draws(50, seed=3, epoch=2)
     assert draws.shape == (50, DRAWS)
     assert 0 <= draws.min() < 0.1 < 0.9 < draws.max() < 1
-    np.testing.assert_array_equal(draws, epoch_draws(50, seed=3, epoch=2))
-    np.testing.assert_array_equal(draws[:20], epoch_draws(20, seed=3, epoch=2))
-    assert not np.array_equal(draws, epoch_draws(50, seed=3, epoch=3))
-    assert not np.array_equal(draws, epoch_draws(50, seed=4, epoch=2))
+    np.testing.assert_array_equal(draws, Augmentation().epoch_draws(50, seed=3, epoch=2))
+    np.testing.assert_array_equal(draws[:20], Augmentation().epoch_draws(20, seed=3, epoch=2))
+    assert not np.array_equal(draws, Augmentation().epoch_draws(50, seed=3, epoch=3))
+    assert not np.array_equal(draws, Augmentation().epoch_draws(50, seed=4, epoch=2))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_draws_follow_from_seed_epoch_and_example_alone():
 def test_how_many_views_there_are(augmentation, views):
     assert augmentation.views == views
     if views:
-        seen = augmentation.view_of(epoch_draws(1000, 0, 0))
+        seen = augmentation.view_of(Augmentation().epoch_draws(1000, 0, 0))
         shares = np.bincount(seen, minlength=views) / 1000
         assert len(shares) == views
         np.testing.assert_allclose(shares, 1 / views, atol=0.05)
@@ -47,7 +47,7 @@ def test_how_many_views_there_are(augmentation, views):
 @pytest.mark.parametrize("crops", [False, True])
 def test_what_is_shown_is_the_view_that_was_drawn(flip, crops):
     augmentation = Augmentation(fixed_crops=crops, horizontal_flip=flip)
-    images, draws = photos(30), epoch_draws(30, 0, 0)
+    images, draws = photos(30), Augmentation().epoch_draws(30, 0, 0)
     shown = augmentation.apply(tf.constant(images), tf.constant(draws)).numpy()
     for image, drawn, result in zip(images, draws, shown, strict=True):
         view = augmentation.draws_of(int(augmentation.view_of(drawn)))
@@ -78,7 +78,7 @@ def test_fixed_crops_are_the_whole_the_centre_and_the_corners():
 @pytest.mark.parametrize("least", [0.08, 0.5, 0.9, 1.0])
 def test_random_crops_stay_inside_and_are_as_large_as_asked(least):
     augmentation = Augmentation(random_crop_area=least)
-    boxes = augmentation._boxes(tf.constant(epoch_draws(2000, 0, 0))).numpy()
+    boxes = augmentation._boxes(tf.constant(Augmentation().epoch_draws(2000, 0, 0))).numpy()
     assert boxes.min() >= -1e-6
     assert boxes.max() <= 1 + 1e-6
     height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
@@ -91,14 +91,14 @@ def test_random_crops_stay_inside_and_are_as_large_as_asked(least):
 
 def test_random_crops_of_the_whole_area_are_the_photo():
     images = photos()
-    shown = Augmentation(random_crop_area=1.0).apply(images, epoch_draws(4, 0, 0))
+    shown = Augmentation(random_crop_area=1.0).apply(images, Augmentation().epoch_draws(4, 0, 0))
     np.testing.assert_allclose(shown, images, atol=0.01)
 
 
 def test_colours_vary_by_the_arithmetic_written_out():
     augmentation = Augmentation(colour_jitter=0.4)
     images = photos()
-    draws = epoch_draws(4, 0, 0)
+    draws = Augmentation().epoch_draws(4, 0, 0)
     shown = augmentation.apply(tf.constant(images), tf.constant(draws)).numpy()
 
     def grey(image):

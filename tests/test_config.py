@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from research.config import EvalConfig, TrainConfig, parse_steps, setting_of
+from research.config import EvalConfig, TrainConfig, parse_steps
 from research.errors import UserError
+from research.settings import setting_of
 
 
 def test_json_round_trip_keeps_every_setting():

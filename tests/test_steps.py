@@ -318,7 +318,7 @@ def test_both_groups_follow_the_runs_clock_not_their_own():
     learner = make_learner(config)
     head, backbone = learner.groups
     learner.state.step.assign(4)  # the second of the backbone's warm-up: it begins after 3
-    assert float(head.optimizer.learning_rate) == pytest.approx(0.5)
+    assert float(head.optimizer.learning_rate) == pytest.approx(0.5 * 2 / 4)
     assert float(backbone.optimizer.learning_rate) == pytest.approx(0.01 * 2 / 4)
 
 

@@ -1,0 +1,108 @@
+"""Suggests learning rates: trains a little while the rate rises, and looks where the loss falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from research import runtime
+from research.batches import Batch
+from research.builder import build_network, make_groups, make_loader, make_loss
+from research.config import TrainConfig
+from research.learner import Learner, StepOptions
+from research.loader import DataLoader
+from research.optimizers import Group, make_group
+from research.plan import make_plan
+from research.run_state import RunState
+from research.schedules import Rising, Schedule
+from research.sources import Source
+from research.sweep import DIVERGED, Sweep, smooth, suggest_rate
+
+LOWEST_RATE, HIGHEST_RATE, STEPS = 1e-7, 10.0, 100
+
+
+def find_learning_rates(
+    config: TrainConfig, source: Source, strategy: tf.distribute.Strategy
+) -> list[Sweep]:
+    """Sweeps the learning rate of each group, from the same weights each.
+
+    The head goes first, and learns a little at its suggestion before the others: how to change a
+    backbone shows only with a head that knows something.
+
+    Args:
+      config: of the run to find rates for; its own rates and schedules do not matter.
+      source: of the photos.
+      strategy: to train under.
+    """
+    with strategy.scope():
+        built = build_network(config, len(source.class_names))
+        state = RunState()
+    network, photos = built.network, make_loader(config, source, built)
+    plan = make_plan(config, photos.num_train_examples)
+    xla = runtime.resolve_xla(config, strategy.num_replicas_in_sync)
+    loss = make_loss(config, photos)
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, loss)
+    batches = _endless(photos, strategy, config.accumulate_steps)
+    with strategy.scope():
+        groups = make_groups(config, network.model, state.step, plan)
+
+    def learner(group: Group, schedule: Schedule | Rising) -> Learner:
+        """Returns one that trains a group alone."""
+        name = config.head_optimizer if group.name == "head" else config.backbone_optimizer
+        with strategy.scope():
+            alone = make_group(
+                group.name, group.variables, name, schedule, state.step, config.weight_decay
+            )
+        return Learner(strategy, network, (alone,), state, options)
+
+    sweeps = []
+    for group in groups:
+        before = [variable.numpy() for variable in network.model.variables]
+        rising = Rising(LOWEST_RATE, HIGHEST_RATE, state.current_step, STEPS)
+        sweeps.append(_sweep(learner(group, rising), rising, batches))
+        _restore(network.model, before)
+        suggestion = sweeps[-1].suggestion
+        if group.name == "head" and suggestion and len(groups) > 1:
+            constant = Schedule("constant", suggestion, 0, plan.steps)
+            learner(group, constant).train_steps(batches, STEPS)
+    return sweeps
+
+
+def _sweep(learner: Learner, rising: Rising, batches: Iterator[Batch]) -> Sweep:
+    rates: list[float] = []
+    losses: list[float] = []
+    for step in range(rising.first_step, rising.first_step + rising.steps):
+        learner.state.tally.reset()
+        learner.train_steps(batches, 1)
+        sums = learner.state.tally.read()
+        loss = sums.loss / max(sums.weight, 1)
+        if not math.isfinite(loss):
+            break
+        rates.append(float(rising(step)))
+        losses.append(loss)
+        smoothed = smooth(losses)
+        if smoothed[-1] > DIVERGED * min(smoothed):
+            break
+    smoothed = smooth(losses)
+    return Sweep(
+        learner.groups[0].name, tuple(rates), smoothed, suggest_rate(rates, smoothed or [0.0])
+    )
+
+
+def _endless(photos: DataLoader, strategy: tf.distribute.Strategy, parts: int) -> Iterator[Batch]:
+    """Yields training batches, epoch after epoch."""
+    epoch = 0
+    while True:
+        yield from runtime.share_out(
+            lambda share, epoch=epoch: photos.epoch_batches(epoch, 0, share), strategy, parts
+        )
+        epoch += 1
+
+
+def _restore(model: keras.Model, values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(model.variables, values, strict=True):
+        variable.assign(value)
