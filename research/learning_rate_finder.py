@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -15,10 +17,10 @@ from research.builder import build_network, make_groups, make_loader, make_loss
 from research.config import TrainConfig
 from research.learner import Learner, StepOptions
 from research.loader import DataLoader
-from research.optimizers import Group, make_group
+from research.optimizers import make_group
 from research.plan import make_plan
 from research.run_state import RunState
-from research.schedules import Rising, Schedule
+from research.schedules import Rising
 from research.sources import Source
 from research.sweep import DIVERGED, Sweep, smooth, suggest_rate
 
@@ -30,8 +32,7 @@ def find_learning_rates(
 ) -> list[Sweep]:
     """Sweeps the learning rate of each group, from the same weights each.
 
-    The head goes first, and learns a little at its suggestion before the others: how to change a
-    backbone shows only with a head that knows something.
+    A group is trained alone, the others stay as they are, the head with its initial weights.
 
     Args:
       config: of the run to find rates for; its own rates and schedules do not matter.
@@ -50,25 +51,18 @@ def find_learning_rates(
     with strategy.scope():
         groups = make_groups(config, network.model, state.step, plan)
 
-    def learner(group: Group, schedule: Schedule | Rising) -> Learner:
-        """Returns one that trains a group alone."""
-        name = config.head_optimizer if group.name == "head" else config.backbone_optimizer
-        with strategy.scope():
-            alone = make_group(
-                group.name, group.variables, name, schedule, state.step, config.weight_decay
-            )
-        return Learner(strategy, network, (alone,), state, options)
-
     sweeps = []
     for group in groups:
         before = [variable.numpy() for variable in network.model.variables]
         rising = Rising(LOWEST_RATE, HIGHEST_RATE, state.current_step, STEPS)
-        sweeps.append(_sweep(learner(group, rising), rising, batches))
+        name = config.head_optimizer if group.name == "head" else config.backbone_optimizer
+        with strategy.scope():
+            alone = make_group(
+                group.name, group.variables, name, rising, state.step, config.weight_decay
+            )
+        learner = Learner(strategy, network, (alone,), state, options)
+        sweeps.append(_sweep(learner, rising, batches))
         _restore(network.model, before)
-        suggestion = sweeps[-1].suggestion
-        if group.name == "head" and suggestion and len(groups) > 1:
-            constant = Schedule("constant", suggestion, 0, plan.steps)
-            learner(group, constant).train_steps(batches, STEPS)
     return sweeps
 
 
@@ -95,12 +89,10 @@ def _sweep(learner: Learner, rising: Rising, batches: Iterator[Batch]) -> Sweep:
 
 def _endless(photos: DataLoader, strategy: tf.distribute.Strategy, parts: int) -> Iterator[Batch]:
     """Yields training batches, epoch after epoch."""
-    epoch = 0
-    while True:
+    for epoch in itertools.count():
         yield from runtime.share_out(
-            lambda share, epoch=epoch: photos.epoch_batches(epoch, 0, share), strategy, parts
+            functools.partial(photos.epoch_batches, epoch, 0), strategy, parts
         )
-        epoch += 1
 
 
 def _restore(model: keras.Model, values: Sequence[np.ndarray]) -> None:

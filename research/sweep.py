@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MEMORY = 0.9  # the share of itself that the smoothed loss keeps in a step
+UNSETTLED = 10  # steps in which few losses are in the average
 DIVERGED = 4.0  # times the least loss so far
 
 
@@ -45,10 +46,13 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | Non
       losses: smoothed, one a rate.
 
     Returns:
-      None where the loss is not lower anywhere than at the lowest rate.
+      None where the loss does not fall.
     """
-    lowest = int(np.argmin(losses))
-    if lowest < 2 or losses[lowest] >= losses[0]:
+    if len(losses) < UNSETTLED + 3:
         return None
-    slopes = np.gradient(np.asarray(losses), np.log(np.asarray(rates)))
-    return float(rates[int(np.argmin(slopes[: lowest + 1]))])
+    settled, among = np.asarray(losses[UNSETTLED:]), rates[UNSETTLED:]
+    lowest = int(np.argmin(settled))
+    if lowest < 2 or settled[lowest] >= settled[0]:
+        return None
+    slopes = np.gradient(settled, np.log(np.asarray(among)))
+    return float(among[int(np.argmin(slopes[: lowest + 1]))])
