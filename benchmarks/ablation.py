@@ -65,6 +65,7 @@ def run_fold(flags: list[str], fold: Fold) -> dict[str, float]:
 
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
+    from research.checkpoint import find_checkpoint
     from research.evaluate import evaluate
     from research.sources import EncodedExample, Source, open_source
     from research.train import train
@@ -92,9 +93,12 @@ def run_fold(flags: list[str], fold: Fold) -> dict[str, float]:
         train(config, source)
         seconds = time.perf_counter() - begin
         figures = {"seconds": seconds}
+        evaluation = None
         for checkpoint in ("best", "latest"):
-            asked = EvalConfig(ckpt_dir=config.ckpt_dir, checkpoint=checkpoint)
-            evaluation = evaluate(asked, source)
+            step = Path(find_checkpoint(Path(f"{folder}/run/checkpoints"), checkpoint)).name
+            if evaluation is None or not evaluation.checkpoint.endswith(f"/{step}"):
+                asked = EvalConfig(ckpt_dir=config.ckpt_dir, checkpoint=checkpoint)
+                evaluation = evaluate(asked, source)
             figures[f"{checkpoint}_accuracy"] = evaluation.accuracy
             figures[f"{checkpoint}_log_loss"] = evaluation.loss
     return {**figures, "photos": evaluation.photos}

@@ -24,6 +24,7 @@ class WeightAverages:
     def __init__(self, variables: Sequence[keras.Variable], decay: float) -> None:
         self._followed = {id(variable): variable for variable in variables}
         self._decay = decay
+        self._strategy = tf.distribute.get_strategy()
         self._averages = {
             id(variable): tf.Variable(variable.value, trainable=False) for variable in variables
         }
@@ -47,7 +48,7 @@ class WeightAverages:
             average.assign_add(rest * (value - average))
 
         for variable in trained:
-            _on_each_device(self._averages[id(variable)], move, variable.value)
+            self._on_each_device(self._averages[id(variable)], move, variable.value)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -66,11 +67,13 @@ class WeightAverages:
             average.assign(kept)
 
         for key, variable in self._followed.items():
-            _on_each_device(self._averages[key], exchange, variable.value)
+            self._on_each_device(self._averages[key], exchange, variable.value)
 
-
-def _on_each_device(
-    variable: tf.Variable, change: Callable[[tf.Variable, tf.Variable], None], other: tf.Variable
-) -> None:
-    """Changes each device's copy of a variable, given its copy of another."""
-    tf.distribute.get_strategy().extended.update(variable, change, args=(other,))
+    def _on_each_device(
+        self,
+        variable: tf.Variable,
+        change: Callable[[tf.Variable, tf.Variable], None],
+        other: tf.Variable,
+    ) -> None:
+        """Changes each device's copy of a variable, given its copy of another."""
+        self._strategy.extended.update(variable, change, args=(other,))

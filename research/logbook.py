@@ -88,9 +88,12 @@ class Logbook:
         )
         print(console.epoch_line(epoch, self.plan.epochs, interval, validation), flush=True)
 
-    def end(self, step: int, skipped_steps: int) -> None:
+    def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
         """Draws the training history and says how it went and what to do next."""
         rows = self.directory.read_metrics()
+        if step < self.plan.steps:
+            stalled = console.counted(epochs_without_gain, "epoch")
+            print(f"\nnote: ended early, as the validation loss did not fall for {stalled}")
         self._picture("history", pictures.png(pictures.history(rows)), step)
         if skipped_steps:
             steps = console.counted(skipped_steps, "step")
@@ -133,5 +136,5 @@ class SilentLogbook(Logbook):
     def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
         """Does nothing."""
 
-    def end(self, step: int, skipped_steps: int) -> None:
+    def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
         """Does nothing."""

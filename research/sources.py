@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
+from research.digits import Digits
 from research.errors import UserError
 from research.sketches import Sketches
 
@@ -228,9 +229,10 @@ def standard_splits(own: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    if name == Sketches.name:
-        return Sketches(data_dir=data_dir)
-    known = [*tfds.list_builders(with_community_datasets=False), Sketches.name]
+    for built_in in (Sketches, Digits):
+        if name == built_in.name:
+            return built_in(data_dir=data_dir)
+    known = [*tfds.list_builders(with_community_datasets=False), Sketches.name, Digits.name]
     root = data_dir or tfds.core.constants.DATA_DIR
     base_name = name.partition(":")[0].partition("/")[0]
     # Asked for another name, TFDS would look for it in the cloud, and wait long without a network.

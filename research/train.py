@@ -162,7 +162,8 @@ def train_together(
         feed = feeds.head if step < head_epochs * plan.steps_per_epoch else feeds.all
         begun = sum(group.schedule.first_step <= step for group in groups)
         train_epoch(config, learner_of(feed, begun), feed.loader, plan, logbook, profiler)
-    logbook.end(state.current_step, state.loss_scale.read().skipped_steps)
+    stalled = int(state.epochs_without_gain.numpy())
+    logbook.end(state.current_step, state.loss_scale.read().skipped_steps, stalled)
 
 
 def suggest_learning_rates(

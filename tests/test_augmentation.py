@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.augmentation import DRAWS, FIXED_CROPS, Augmentation
+from research.augmentation import DRAWS, FIXED_CROPS, PARTNER, PARTNER_SHARE, Augmentation
+from research.rand_augment import OPERATIONS, rand_augment
 
 
 def photos(count: int = 4, size: int = 16) -> np.ndarray:
@@ -105,7 +106,7 @@ def test_colours_vary_by_the_arithmetic_written_out():
         return (image @ np.array([0.2989, 0.587, 0.114]))[..., None]
 
     for image, drawn, result in zip(images.astype(np.float64), draws, shown, strict=True):
-        brightness, contrast, saturation = 0.6 + 0.8 * drawn[6:]
+        brightness, contrast, saturation = 0.6 + 0.8 * drawn[6:9]
         bright = np.clip(image * brightness, 0, 255)
         mean = grey(bright).mean()
         contrasted = np.clip(mean + (bright - mean) * contrast, 0, 255)
@@ -119,3 +120,67 @@ def test_no_change_at_half_of_the_range():
     draws = np.full((4, DRAWS), 0.5, np.float32)
     shown = Augmentation(colour_jitter=0.4).apply(images, draws)
     np.testing.assert_allclose(shown, images, atol=0.01)
+
+
+def test_mixed_photos_and_their_shares():
+    augmentation = Augmentation(mixup=0.4, cutmix=1.0)
+    draws = augmentation.epoch_draws(200, 0, 0)
+    assert set(draws[:, PARTNER]) <= set(range(200))
+    assert len(set(draws[:, PARTNER])) > 100
+    assert 0 <= draws[:, PARTNER_SHARE].min() <= draws[:, PARTNER_SHARE].max() <= 0.5
+    images = photos(200, 8)
+    others = images[draws[:, PARTNER].astype(int)]
+    mixed, shares = augmentation.mix(tf.constant(images), tf.constant(others), tf.constant(draws))
+    cuts = augmentation.cuts(draws)
+    assert 60 < cuts.sum() < 140
+    blends = images + draws[:, PARTNER_SHARE, None, None, None] * (others - images)
+    np.testing.assert_allclose(mixed[~cuts], blends[~cuts], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(shares[~cuts], draws[~cuts, PARTNER_SHARE], rtol=1e-5)
+    for image, other, result, share in zip(
+        images[cuts], others[cuts], mixed.numpy()[cuts], shares.numpy()[cuts], strict=True
+    ):
+        from_other = np.all(np.isclose(result, other, atol=1e-2), axis=-1)
+        from_self = np.all(np.isclose(result, image, atol=1e-2), axis=-1)
+        assert np.all(from_other | from_self)
+        if not np.array_equal(image, other):
+            assert from_other.mean() == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0)])
+def test_one_kind_of_mixture_alone(mixup, cutmix):
+    augmentation = Augmentation(mixup=mixup, cutmix=cutmix)
+    cuts = augmentation.cuts(augmentation.epoch_draws(50, 0, 0))
+    assert np.all(cuts == bool(cutmix))
+    assert augmentation.views is None
+    assert augmentation.plain == Augmentation()
+
+
+def test_rand_augment_follows_from_its_numbers():
+    augmentation = Augmentation(rand_augment=9.0)
+    images, draws = photos(60).astype(np.uint8), augmentation.epoch_draws(60, 0, 0)
+    changed = augmentation.change_pixels(images, draws)
+    assert changed.shape == images.shape
+    assert changed.dtype == np.uint8
+    np.testing.assert_array_equal(changed[7:9], augmentation.change_pixels(images, draws)[7:9])
+    same = [np.array_equal(one, other) for one, other in zip(changed, images, strict=True)]
+    assert sum(same) < 10  # two draws of the operation that leaves a photo as it is
+    assert Augmentation().change_pixels(images, draws) is images
+
+
+@pytest.mark.parametrize("operation", range(len(OPERATIONS)))
+def test_each_operation_is_stronger_at_a_greater_magnitude(operation):
+    ramp = np.linspace(40, 200, 32 * 32).reshape(32, 32, 1) * np.array([1, 0.6, 0.9])
+    noise = np.random.default_rng(0).integers(-30, 30, (32, 32, 1))
+    photo = (ramp + noise).clip(0, 255).astype(np.uint8)
+    numbers = np.array([(operation + 0.5) / len(OPERATIONS), 2.5 / len(OPERATIONS), 0.2, 0.2])
+
+    def distance(magnitude: float) -> float:
+        result = rand_augment(photo, magnitude, numbers)
+        assert result.shape == photo.shape
+        return float(np.mean(np.abs(result.astype(float) - photo)))
+
+    if operation < 3:  # those without a magnitude
+        assert distance(2) == distance(10)
+    else:
+        assert distance(2) <= distance(10)
+        assert distance(10) > 0

@@ -157,8 +157,15 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
             *("--unfreeze_from=none", "--epochs=40", "--horizontal_flip"),
             *("--trunk_cache=disk", "--cache_dir=kept"),
         ],
+        # Stage after stage, mixed photos, averaged weights.
+        [
+            *("--bn_mode=frozen", "--unfreeze_from=stage2", "--head_epochs=1", "--epochs=2"),
+            *("--gradual_unfreezing=1", "--stage_decay=0.5", "--weight_averaging=0.9"),
+            *("--mirror_averaging", "--label_smoothing=0.1", "--class_weights=balanced"),
+            *("--mixup=0.4", "--cutmix=1", "--rand_augment=5", "--head_schedule=one_cycle"),
+        ],
     ],
-    ids=["cached", "uncached", "head"],
+    ids=["cached", "uncached", "head", "stages"],
 )
 def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, settings):
     flags = [
@@ -286,7 +293,8 @@ def test_profiled_steps_are_traced(photo_folder, tmp_path):
 
 def test_two_virtual_devices_train_like_one(photo_folder, tmp_path):
     flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=1", "--head_optimizer=sgd"]
-    flags += ["--backbone_optimizer=sgd"]
+    flags += ["--backbone_optimizer=sgd", "--weight_averaging=0.9", "--mirror_averaging"]
+    flags += ["--mixup=0.4", "--cutmix=1", "--class_weights=balanced", "--stage_decay=0.5"]
     for name, extra in (("one", []), ("two", ["--virtual_devices=2"])):
         process = run_script(tmp_path, "run_train.py", *flags, f"--ckpt_dir={name}", *extra)
         assert process.returncode == 0, process.stderr
@@ -312,6 +320,47 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert all(np.isfinite(value).all() for value in kept.values() if value.dtype.kind == "f")
     assert len(read_metrics(tmp_path / "run")) == 1
     assert math.isfinite(read_metrics(tmp_path / "run")[0]["validation_loss"])
+
+
+def test_a_run_whose_validation_loss_no_longer_falls_ends_early(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--ckpt_dir=run", "--epochs=9"]
+    flags += ["--unfreeze_from=none", "--head_optimizer=sgd", "--early_stopping=2"]
+    flags += ["--head_learning_rate=1000"]  # so that the loss jumps
+    process = run_script(tmp_path, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    rows = read_metrics(tmp_path / "run")
+    losses = [row["validation_loss"] for row in rows]
+    assert len(rows) < 9
+    best = losses.index(min(losses))
+    assert len(rows) == best + 1 + 2
+    assert f"{len(rows)} epochs in" in process.stdout
+    assert "the validation loss did not fall for 2 epochs" in process.stdout
+    again = run_script(tmp_path, "run_train.py", *flags)
+    assert again.returncode == 0, again.stderr
+    assert len(read_metrics(tmp_path / "run")) == len(rows)
+
+
+def test_finding_learning_rates_leaves_one_picture(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--find_learning_rate"]
+    process = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=found/run")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert lines[0].split() == ["group", "learning", "rate"]
+    assert [line.split()[0] for line in lines[1:3]] == ["head", "backbone"]
+    assert lines[-1] == "picture: found/run-learning-rates.png"
+    files = [path for path in (tmp_path / "found").rglob("*") if path.is_file()]
+    assert files == [tmp_path / "found" / "run-learning-rates.png"]
+    with Image.open(files[0]) as picture:
+        assert min(picture.size) > 300
+
+
+def test_the_hyperrule_decides_on_the_length_of_a_run(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--hyperrule", "--batch_size=64"]
+    flags += ["--unfreeze_from=none", "--ckpt_dir=run"]
+    process = run_script(tmp_path, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 500
+    assert "staircase" in process.stdout
 
 
 def test_a_run_ends_early_where_asked(photo_folder, tmp_path):

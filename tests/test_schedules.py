@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from research.schedules import Schedule
+from research.schedules import InTurn, Rising, Schedule
 
 
 def test_constant():
@@ -26,3 +26,34 @@ def test_warm_up_rises_linearly_from_the_groups_first_step(shape):
     schedule = Schedule(shape, 1.0, first_step=10, last_step=1010, warmup_steps=4)
     rates = [float(schedule(step)) for step in range(9, 15)]
     np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.75, 1, 1], rtol=1e-4)
+
+
+def test_one_cycle_rises_for_a_quarter_and_falls_to_nearly_nothing():
+    schedule = Schedule("one_cycle", 1.0, first_step=50, last_step=150)
+    assert float(schedule(49)) == 0
+    assert float(schedule(50)) == pytest.approx(1 / 25)
+    halfway_up = 1 / 25 + (1 - 1 / 25) / 2 * (1 - math.cos(math.pi * 12 / 25))
+    assert float(schedule(62)) == pytest.approx(halfway_up, rel=1e-4)
+    assert float(schedule(75)) == pytest.approx(1.0, rel=1e-5)
+    assert float(schedule(125)) == pytest.approx(0.5 * (1 + math.cos(math.pi * 2 / 3)), rel=1e-3)
+    assert float(schedule(150)) == pytest.approx(1e-5, rel=1e-2)
+
+
+def test_staircase_falls_to_a_tenth_three_times():
+    schedule = Schedule("staircase", 1.0, 0, 100, warmup_steps=10)
+    rates = [float(schedule(step)) for step in (4, 9, 29, 30, 59, 60, 89, 90)]
+    np.testing.assert_allclose(rates, [0.5, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-5)
+
+
+def test_one_schedule_after_another():
+    both = InTurn(Schedule("cosine", 1.0, 0, 10), Schedule("cosine", 0.1, 10, 30))
+    rates = [float(both(step)) for step in (0, 5, 10, 20)]
+    np.testing.assert_allclose(rates, [1.0, 0.5, 0.1, 0.05], rtol=1e-5)
+    assert str(both) == "1, then 0.1, cosine"
+
+
+def test_a_rising_rate_is_geometric():
+    rising = Rising(1e-4, 1.0, first_step=7, steps=5)
+    np.testing.assert_allclose(
+        [float(rising(step)) for step in range(7, 12)], [1e-4, 1e-3, 1e-2, 0.1, 1], rtol=1e-4
+    )

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from research.averages import WeightAverages
+from research.learner import Learner
+from tests.learners import CONFIG, feed, make_learner, model_of, some_photos, weights
+
+DECAY = 0.15  # more than 1/10, what the first step keeps; less than 2/11, what the second would
+
+
+def follow(learner: Learner) -> Learner:
+    """The same learner, with averages of all that it trains."""
+    with learner.strategy.scope():
+        averages = WeightAverages(model_of(learner).trainable_variables, DECAY)
+    return Learner(
+        learner.strategy, learner.network, learner.groups, learner.state, learner.options, averages
+    )
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_averages_follow_the_weights_by_their_formula(replicas):
+    learner = follow(make_learner(CONFIG, replicas))
+    trained = model_of(learner).trainable_variables
+    expected = [variable.numpy() for variable in trained]
+    for step, batch in enumerate(feed(learner, some_photos(24), 8)):
+        learner.train_step(batch)
+        kept = min(DECAY, (1 + step) / (10 + step))
+        now = [variable.numpy() for variable in trained]
+        expected = [kept * e + (1 - kept) * value for e, value in zip(expected, now, strict=True)]
+    for average, value in zip(learner.averages.variables, expected, strict=True):
+        np.testing.assert_allclose(average.numpy(), value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_is_evaluated_is_the_average(replicas):
+    learner = follow(make_learner(dataclasses.replace(CONFIG, head_learning_rate=5.0), replicas))
+    examples = some_photos(24)
+    for batch in feed(learner, examples, 8):
+        learner.train_step(batch)
+    before = weights(learner)
+    averaged = learner.evaluate(feed(learner, examples, 8))
+    for variable, value in zip(model_of(learner).variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    plain = Learner(learner.strategy, learner.network, (), learner.state)
+    assert plain.evaluate(feed(plain, examples, 8)).loss != pytest.approx(averaged.loss, rel=1e-3)
+    followed = zip(model_of(learner).trainable_variables, learner.averages.variables, strict=True)
+    for variable, average in followed:
+        variable.assign(average.numpy())
+    by_hand = plain.evaluate(feed(plain, examples, 8))
+    assert by_hand.loss == pytest.approx(averaged.loss, rel=1e-6)
+
+
+def test_only_what_a_step_trains_moves_its_average():
+    learner = follow(make_learner(CONFIG))
+    head = Learner(
+        learner.strategy,
+        learner.network,
+        learner.groups[:1],
+        learner.state,
+        averages=learner.averages,
+    )
+    before = [average.numpy() for average in learner.averages.variables]
+    (batch,) = feed(learner, some_photos(8), 8)
+    head.train_step(batch)
+    changed = [
+        not np.array_equal(average.numpy(), value)
+        for average, value in zip(learner.averages.variables, before, strict=True)
+    ]
+    trained = model_of(learner).trainable_variables
+    assert changed == [variable.path.startswith("head") for variable in trained]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from research.config import TrainConfig
+from research.hyperrule import follow_hyperrule
+
+
+@pytest.mark.parametrize(
+    ("photos", "updates", "warmup", "mixup"),
+    [
+        (1_600, 500, 100, 0.0),
+        (19_999, 500, 100, 0.0),
+        (20_000, 10_000, 500, 0.1),
+        (600_000, 20_000, 500, 0.1),
+    ],
+)
+def test_the_number_of_photos_decides(photos, updates, warmup, mixup):
+    config = TrainConfig(hyperrule=True, batch_size=512)
+    ruled = follow_hyperrule(config, photos)
+    steps = ruled.epochs * -(-photos // 512)
+    assert steps == pytest.approx(updates, rel=0.06)
+    assert (ruled.warmup_steps, ruled.mixup) == (warmup, mixup)
+    assert ruled.head_schedule == ruled.backbone_schedule == "staircase"
+
+
+def test_nothing_changes_unless_it_is_asked_for():
+    config = TrainConfig()
+    assert follow_hyperrule(config, 1_600) is config

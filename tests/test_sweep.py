@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from research.sweep import UNSETTLED, smooth, suggest_rate
+
+RATES = np.geomspace(1e-6, 1.0, 60)
+
+
+def test_the_smoothed_loss_is_an_average_without_a_bias_to_zero():
+    assert smooth([2.0] * 5) == pytest.approx([2.0] * 5)
+    assert smooth([1.0, 2.0]) == pytest.approx([1.0, (0.09 * 1 + 0.1 * 2) / 0.19])
+
+
+def test_the_suggestion_is_where_the_loss_falls_fastest():
+    falls_at = 1e-3
+    losses = 1 - 0.8 / (1 + (falls_at / RATES) ** 2)
+    losses[-10:] = 5  # it diverges
+    suggestion = suggest_rate(list(RATES), list(losses))
+    assert suggestion == pytest.approx(falls_at, rel=0.3)
+
+
+@pytest.mark.parametrize("losses", [np.ones(60), np.linspace(1, 2, 60)])
+def test_no_suggestion_where_the_loss_never_falls(losses):
+    assert suggest_rate(list(RATES), list(losses)) is None
+
+
+def test_no_suggestion_from_too_few_steps():
+    assert suggest_rate(list(RATES[:UNSETTLED]), [1.0] * UNSETTLED) is None
