@@ -43,7 +43,7 @@ class Augmentation:
         9 to 12).
       fixed_crops: show the whole photo or one of five crops of it, 7/8 as high and wide (draw 0).
       random_crop_area: show a part of at least this share of the area, in (0, 1], with sides of
-        3:4 to 4:3 (Szegedy et al. 2014, arXiv 1409.4842; draws 1 to 4); None for the whole.
+        3:4 to 4:3 (Szegedy et al. 2014, arXiv 1409.4842; draws 1 to 4); 1 for the whole.
       horizontal_flip: mirror left to right, one in two (draw 5).
       colour_jitter: vary brightness, contrast and saturation by factors of up to 1 ± this, in
         [0, 1] (draws 6 to 8).
@@ -54,7 +54,7 @@ class Augmentation:
 
     rand_augment: float = 0.0
     fixed_crops: bool = False
-    random_crop_area: float | None = None
+    random_crop_area: float = 1.0
     horizontal_flip: bool = False
     colour_jitter: float = 0.0
     mixup: float = 0.0
@@ -125,7 +125,7 @@ class Augmentation:
         Returns:
           Photos of the same shape and range.
         """
-        if self.fixed_crops or self.random_crop_area is not None:
+        if self.fixed_crops or self.random_crop_area < 1:
             boxes = self._boxes(draws)
             size = tf.shape(photos)[1:3]
             cropped = tf.image.crop_and_resize(photos, boxes, tf.range(tf.shape(boxes)[0]), size)
@@ -184,7 +184,7 @@ class Augmentation:
 
     def _boxes(self, draws: tf.Tensor) -> tf.Tensor:
         """Returns the parts to show, (batch, 4): top, left, bottom, right in shares."""
-        if self.random_crop_area is None:
+        if self.random_crop_area == 1:
             return tf.gather(FIXED_CROPS, tf.cast(draws[:, 0] * len(FIXED_CROPS), tf.int32))
         area = 1 - draws[:, 1] * (1 - self.random_crop_area)
         # A large part is nearly a square: neither side can be longer than the photo's.

@@ -82,12 +82,14 @@ def make_groups(
     def group(
         name: str, variables: Sequence[keras.Variable], optimizer: str, schedule: Schedule | InTurn
     ) -> Group:
-        return make_group(name, variables, optimizer, schedule, step, config.weight_decay)
+        return make_group(
+            name, variables, optimizer, schedule, step, config.weight_decay, config.momentum
+        )
 
-    groups = [
-        group("head", model.head.trainable_variables, config.head_optimizer, _of_head(config, plan))
-    ]
-    for index, (name, variables) in enumerate(_parts_to_train(config, model)):
+    parts = _parts_to_train(config, model)
+    of_head = _of_head(config, plan, not parts)
+    groups = [group("head", model.head.trainable_variables, config.head_optimizer, of_head)]
+    for index, (name, variables) in enumerate(parts):
         schedule = Schedule(
             config.backbone_schedule,
             config.backbone_learning_rate * config.stage_decay**index,
@@ -100,15 +102,16 @@ def make_groups(
     return tuple(groups)
 
 
-def _of_head(config: TrainConfig, plan: Plan) -> Schedule | InTurn:
+def _of_head(config: TrainConfig, plan: Plan, is_alone: bool) -> Schedule | InTurn:
     """Returns the head's schedule: one for the epochs in which it is alone, one for the others."""
-    peak, tuned = config.head_learning_rate, config.tuned_head_learning_rate
-    shape, warmup = config.head_schedule, plan.warmup_steps
-    alone = Schedule(shape, peak, 0, plan.head_steps, warmup)
-    then = Schedule(shape, tuned or peak, plan.head_steps, plan.steps, warmup)
-    if plan.head_steps == plan.steps:
-        return alone
-    return InTurn(alone, then) if plan.head_steps else then
+    peak, shape, warmup = config.head_learning_rate, config.head_schedule, plan.warmup_steps
+    if is_alone or plan.head_steps in (0, plan.steps):
+        return Schedule(shape, peak, 0, plan.steps, warmup)
+    tuned = config.tuned_head_learning_rate or peak
+    return InTurn(
+        Schedule(shape, peak, 0, plan.head_steps, warmup),
+        Schedule(shape, tuned, plan.head_steps, plan.steps, warmup),
+    )
 
 
 def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list[keras.Variable]]]:
@@ -131,7 +134,7 @@ def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list
 
 def follow_weights(config: TrainConfig, model: Wrapper) -> WeightAverages | None:
     """Returns averages of all that is trained, under the caller's strategy scope, if asked for."""
-    if config.weight_averaging is None:
+    if not config.weight_averaging:
         return None
     return WeightAverages(model.trainable_variables, config.weight_averaging)
 

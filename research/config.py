@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,20 @@ def parse_steps(text: str | None) -> range:
             f"profile_steps is {text!r}; expected two steps as A:B, counted from 1, such as 20:30"
         )
     return range(int(first), int(last) + 1)
+
+
+def count_steps(duration: str, steps_per_epoch: int) -> int:
+    """Returns the steps that a duration such as '100steps' or '0.5epochs' means.
+
+    Raises:
+      UserError: the text is none such.
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(step|epoch)s?", duration)
+    if found is None or (found[2] == "step" and "." in found[1]):
+        raise UserError(
+            f"warmup is {duration!r}; expected a number and its unit, as in 100steps or 0.5epochs"
+        )
+    return round(float(found[1]) * (steps_per_epoch if found[2] == "epoch" else 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +87,15 @@ class TrainConfig(settings.Validated):
         1000, "photos that the next one is drawn from; 1 keeps the order", 1
     )
     horizontal_flip: bool = settings.switch(
-        False, "mirror training photos left to right, one in two by chance, anew each epoch"
+        True, "mirror training photos left to right, one in two by chance, anew each epoch"
     )
     fixed_crops: bool = settings.switch(
         False,
         "show training photos whole or one of five crops of them (centre, corners; 7/8 as high and "
         "wide), by chance, anew each epoch",
     )
-    random_crop_area: float | None = settings.rate(
-        None,
+    random_crop_area: float = settings.rate(
+        1.0,
         "train on a random part of each photo of at least this share of its area; this and what "
         "follows, up to cutmix, in the epochs after --head_epochs",
         1.0,
@@ -126,7 +141,7 @@ class TrainConfig(settings.Validated):
         1,
     )
     epochs: int = settings.count(10, "epochs of fine-tuning the head and the unfrozen layers", 0)
-    head_epochs: int = settings.count(0, "epochs that train the head alone, before --epochs", 0)
+    head_epochs: int = settings.count(3, "epochs that train the head alone, before --epochs", 0)
     steps_per_epoch: int | None = settings.count(None, "end each epoch after so many steps", 1)
     early_stopping: int | None = settings.count(
         None, "end the run after so many epochs without a lower validation loss", 1
@@ -136,33 +151,35 @@ class TrainConfig(settings.Validated):
         "let the number of photos choose epochs, schedule and mixup (BiT-HyperRule); see "
         "recipes/hyperrule.flags",
     )
-    head_optimizer: str = settings.choice("rmsprop", OPTIMIZERS, "optimizer of the new head")
-    head_learning_rate: float = settings.rate(1e-4, "learning rate of the new head")
+    head_optimizer: str = settings.choice("adam", OPTIMIZERS, "optimizer of the new head")
+    momentum: float = settings.strength(0.9, "momentum of the optimizer sgd", 0.999999)
+    head_learning_rate: float = settings.rate(3e-3, "learning rate of the new head")
     tuned_head_learning_rate: float | None = settings.rate(
-        None, "that of the head after --head_epochs; default: the same"
+        1e-4, "that of the head after --head_epochs, where the backbone is trained too"
     )
     head_schedule: str = settings.choice(
-        "constant",
+        "cosine",
         SCHEDULES,
         "how the head's learning rate develops; in --head_epochs and after them, each from its "
         "beginning",
     )
     backbone_optimizer: str = settings.choice(
-        "rmsprop", OPTIMIZERS, "optimizer of the unfrozen layers"
+        "adam", OPTIMIZERS, "optimizer of the unfrozen layers"
     )
     backbone_learning_rate: float = settings.rate(
         1e-4, "learning rate of the unfrozen backbone layers"
     )
     backbone_schedule: str = settings.choice(
-        "constant", SCHEDULES, "how the backbone's learning rate develops"
+        "cosine", SCHEDULES, "how the backbone's learning rate develops"
     )
     stage_decay: float = settings.rate(
         1.0, "multiply the learning rate by this for each stage further down from the last", 1.0
     )
-    warmup_steps: int = settings.count(
-        0, "steps in which each group's learning rate rises from near zero to its value", 0
+    warmup: str = settings.text(
+        "1epoch",
+        "how long each group's learning rate rises from near zero to its value when it begins to "
+        "train, with its unit: 100steps, 0.5epochs; 0steps for not at all; one_cycle has its own",
     )
-    warmup_epochs: float = settings.strength(0.0, "the same in epochs, such as 0.5")
     clip_norm: float | None = settings.rate(
         None, "scale an update's gradient down to this norm over all layers where it is greater"
     )
@@ -182,20 +199,20 @@ class TrainConfig(settings.Validated):
         ("none", "balanced"),
         "'balanced' weighs a photo's training loss by the inverse of how frequent its class is",
     )
-    weight_averaging: float | None = settings.rate(
-        None,
+    weight_averaging: float = settings.strength(
+        0.99,
         "evaluate and save an exponential moving average of the trained weights, that keeps this "
-        "share of itself in each step, such as 0.99",
+        "share of itself in each step, such as 0.99; 0 for the weights themselves",
         0.999999,
     )
     mirror_averaging: bool = settings.switch(
-        False, "evaluate the mean of the logits of each photo and of its mirror image"
+        True, "evaluate the mean of the logits of each photo and of its mirror image"
     )
-    evaluation_size: int | None = settings.count(
-        None,
-        "height and width in pixels at which run_eval.py evaluates (FixRes); default: --image_size",
-        8,
-        maximum=4096,
+    evaluation_scale: float = settings.rate(
+        1.2,
+        "run_eval.py evaluates at this times --image_size, rounded to a multiple of 32 pixels, as "
+        "networks see more in a larger picture than they were trained on (FixRes)",
+        8.0,
     )
     bn_mode: str = settings.choice(
         "frozen",
@@ -270,6 +287,11 @@ class TrainConfig(settings.Validated):
             raise UserError(
                 f"image_size is {self.image_size}; {self.backbone} takes at least {smallest}"
             )
+        if not smallest <= self.evaluation_size <= 4096:
+            raise UserError(
+                f"evaluation_scale is {self.evaluation_scale}, by which photos would be evaluated "
+                f"at {self.evaluation_size} pixels; expected {smallest} to 4096"
+            )
         if self.epochs + self.head_epochs == 0:
             raise UserError("epochs is 0 and head_epochs is 0; expected at least one epoch")
         self._check_augmentation()
@@ -277,28 +299,24 @@ class TrainConfig(settings.Validated):
         parse_steps(self.profile_steps)
 
     def _check_schedules(self) -> None:
-        if self.warmup_steps and self.warmup_epochs:
-            raise UserError(
-                f"warmup_steps is {self.warmup_steps} and warmup_epochs is {self.warmup_epochs}; "
-                "expected one of them"
-            )
-        schedules = (self.head_schedule, self.backbone_schedule)
-        if "one_cycle" in schedules and (self.warmup_steps or self.warmup_epochs):
-            raise UserError(
-                "a schedule is 'one_cycle', which has a warm-up of its own; leave out "
-                "--warmup_steps and --warmup_epochs"
-            )
+        count_steps(self.warmup, 1)
         if self.gradual_unfreezing and self.bn_mode != "frozen":
             raise UserError(
                 f"gradual_unfreezing is {self.gradual_unfreezing} and bn_mode is {self.bn_mode!r}, "
                 "with which stages that are still frozen would change their statistics; give "
                 "--bn_mode=frozen"
             )
-        if self.hyperrule and (self.head_epochs or self.steps_per_epoch or self.mixup):
+        if self.hyperrule and (self.steps_per_epoch or self.mixup):
             raise UserError(
-                "hyperrule chooses steps and mixup; leave out --head_epochs, --steps_per_epoch and "
-                "--mixup"
+                "hyperrule chooses steps and mixup; leave out --steps_per_epoch and --mixup"
             )
+
+    @property
+    def evaluation_size(self) -> int:
+        """Height and width in pixels at which the trained model is used."""
+        if self.evaluation_scale == 1:
+            return self.image_size
+        return 32 * max(1, round(self.image_size * self.evaluation_scale / 32))
 
     @property
     def draws_without_end(self) -> str | None:
@@ -306,13 +324,15 @@ class TrainConfig(settings.Validated):
 
         What frozen layers compute cannot be kept then.
         """
-        for name in ("random_crop_area", "colour_jitter", "rand_augment", "mixup", "cutmix"):
+        if self.random_crop_area < 1:
+            return "random_crop_area"
+        for name in ("colour_jitter", "rand_augment", "mixup", "cutmix"):
             if getattr(self, name):
                 return name
         return None
 
     def _check_augmentation(self) -> None:
-        if self.fixed_crops and self.random_crop_area is not None:
+        if self.fixed_crops and self.random_crop_area < 1:
             raise UserError(
                 "fixed_crops and random_crop_area are both given; expected one kind of crop"
             )

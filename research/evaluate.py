@@ -101,10 +101,10 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> Evaluation:
     strategy = runtime.start(
         dataclasses.replace(trained, distribution="auto", virtual_devices=1)
     ).strategy
-    size = config.image_size or trained.evaluation_size or trained.image_size
+    size = config.image_size or trained.evaluation_size
     if config.mirror_averaging != "as_trained":
         trained = dataclasses.replace(trained, mirror_averaging=config.mirror_averaging == "on")
-    trained = dataclasses.replace(trained, image_size=size)
+    trained = dataclasses.replace(trained, image_size=size, evaluation_scale=1.0)
     source = source or open_photos(config, trained)
     directory.check_class_names(source.class_names)
     with strategy.scope():

@@ -33,9 +33,9 @@ def follow_hyperrule(config: TrainConfig, photos: int) -> TrainConfig:
         config,
         hyperrule=False,
         epochs=epochs,
+        head_epochs=0,
         head_schedule="staircase",
         backbone_schedule="staircase",
-        warmup_steps=min(500, updates // 5),
-        warmup_epochs=0.0,
+        warmup=f"{min(500, updates // 5)}steps",
         mixup=0.0 if photos < MIXUP_FROM else 0.1,
     )

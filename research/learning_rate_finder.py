@@ -58,7 +58,13 @@ def find_learning_rates(
         name = config.head_optimizer if group.name == "head" else config.backbone_optimizer
         with strategy.scope():
             alone = make_group(
-                group.name, group.variables, name, rising, state.step, config.weight_decay
+                group.name,
+                group.variables,
+                name,
+                rising,
+                state.step,
+                config.weight_decay,
+                config.momentum,
             )
         learner = Learner(strategy, network, (alone,), state, options)
         sweeps.append(_sweep(learner, rising, batches))

@@ -11,7 +11,6 @@ import tensorflow as tf
 from research.schedules import InTurn, Rising, Schedule
 
 OPTIMIZER_CLASSES: dict[str, type[keras.optimizers.Optimizer]] = {
-    "sgd": keras.optimizers.SGD,
     "rmsprop": keras.optimizers.RMSprop,
     "adam": keras.optimizers.Adam,
     "adamw": keras.optimizers.AdamW,
@@ -47,25 +46,31 @@ def make_group(
     schedule: Schedule | InTurn | Rising,
     step: tf.Variable,
     weight_decay: float | None = None,
+    momentum: float = 0.0,
 ) -> Group:
     """Builds the optimizer of a group, under the caller's strategy scope.
 
     Args:
       name: of the group.
       variables: what it updates.
-      optimizer: a key of `OPTIMIZER_CLASSES`.
+      optimizer: `sgd`, or a key of `OPTIMIZER_CLASSES`.
       schedule: its learning rate.
       step: the run's clock. The optimizer reads its rate from it, not from its own counter, so
         that all groups follow one clock.
       weight_decay: decoupled from the gradient (Loshchilov and Hutter 2019, arXiv 1711.05101): a
         step takes this times the learning rate off each weight. Biases and the scales and offsets
         of norms are spared. None for the optimizer's own: 0.004 for AdamW, none for the others.
+      momentum: of `sgd`.
     """
 
     def current_rate() -> tf.Tensor:
         return schedule(step)
 
-    built = OPTIMIZER_CLASSES[optimizer](learning_rate=current_rate, name=f"{name}_{optimizer}")
+    label = f"{name}_{optimizer}"
+    if optimizer == "sgd":
+        built = keras.optimizers.SGD(current_rate, momentum=momentum, name=label)
+    else:
+        built = OPTIMIZER_CLASSES[optimizer](learning_rate=current_rate, name=label)
     if weight_decay is not None:
         built.weight_decay = weight_decay or None
     spared = [variable for variable in variables if len(variable.shape) < 2]

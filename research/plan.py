@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from research.config import TrainConfig
+from research.config import TrainConfig, count_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,6 @@ def make_plan(config: TrainConfig, photos: int) -> Plan:
         config.head_epochs,
         epochs,
         visits=epochs * steps / all_steps,
-        warmup_steps=config.warmup_steps or round(config.warmup_epochs * steps),
+        warmup_steps=count_steps(config.warmup, steps),
         unfreezing_steps=(config.gradual_unfreezing or 0) * steps,
     )

@@ -25,7 +25,8 @@ class Schedule:
       peak: the learning rate after the warm-up.
       first_step: the step at which the group begins to train; zero before it.
       last_step: the step after the run's last.
-      warmup_steps: steps in which the rate rises linearly from peak / warmup_steps to its peak.
+      warmup_steps: steps in which the rate rises linearly from peak / warmup_steps to its peak;
+        nothing to `one_cycle`.
     """
 
     shape: str
@@ -50,7 +51,7 @@ class Schedule:
         elif self.shape == "staircase":
             share = self._progress(since, 0)
             rate *= 0.1 ** tf.add_n([tf.cast(share >= stair, tf.float32) for stair in STAIRS])
-        if self.warmup_steps:
+        if self.warmup_steps and self.shape != "one_cycle":
             rate *= tf.minimum((since + 1.0) / self.warmup_steps, 1.0)
         return tf.where(since < 0, 0.0, rate)
 

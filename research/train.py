@@ -327,5 +327,5 @@ def check_finite(step: int, logbook: Logbook, values: Mapping[str, float]) -> No
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written"
             raise TrainingDivergedError(
                 f"the {name} became {value} by step {step}; training stopped, {kept}; try "
-                "lower learning rates, --warmup_steps, or --precision=float32"
+                "lower learning rates, a longer --warmup, or --precision=float32"
             )

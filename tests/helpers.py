@@ -16,6 +16,8 @@ from research.sketches import sketch_jpeg
 ROOT = Path(__file__).resolve().parents[1]
 
 SMALL_RUN = (
+    f"--flagfile={ROOT / 'recipes' / 'article.flags'}",  # which no better default changes
+    "--bn_mode=frozen",
     "--backbone=SmallResNet",
     "--weights=none",
     "--unfreeze_from=stage3",

@@ -50,7 +50,7 @@ def test_image_size_below_what_the_backbone_takes_is_refused():
 
 def test_no_epoch_at_all_is_refused():
     with pytest.raises(UserError, match="at least one epoch"):
-        TrainConfig(epochs=0)
+        TrainConfig(epochs=0, head_epochs=0)
 
 
 @pytest.mark.parametrize("setting", ["memory", "disk"])

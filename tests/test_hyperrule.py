@@ -20,7 +20,7 @@ def test_the_number_of_photos_decides(photos, updates, warmup, mixup):
     ruled = follow_hyperrule(config, photos)
     steps = ruled.epochs * -(-photos // 512)
     assert steps == pytest.approx(updates, rel=0.06)
-    assert (ruled.warmup_steps, ruled.mixup) == (warmup, mixup)
+    assert (ruled.warmup, ruled.mixup) == (f"{warmup}steps", mixup)
     assert ruled.head_schedule == ruled.backbone_schedule == "staircase"
 
 

@@ -314,11 +314,11 @@ def test_each_trainable_variable_must_be_in_exactly_one_group():
 
 
 def test_both_groups_follow_the_runs_clock_not_their_own():
-    config = dataclasses.replace(CONFIG, head_epochs=1, warmup_steps=4)
+    config = dataclasses.replace(CONFIG, head_epochs=1, warmup="4steps")
     learner = make_learner(config)
     head, backbone = learner.groups
     learner.state.step.assign(4)  # the second of the backbone's warm-up: it begins after 3
-    assert float(head.optimizer.learning_rate) == pytest.approx(0.5 * 2 / 4)
+    assert float(head.optimizer.learning_rate) == pytest.approx(1e-4 * 2 / 4)
     assert float(backbone.optimizer.learning_rate) == pytest.approx(0.01 * 2 / 4)
 
 
