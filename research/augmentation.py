@@ -30,7 +30,7 @@ PARTNER, PARTNER_SHARE = 13, 17
 Numbers = Any  # a numpy array or a tensor
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How training photos are changed, in the order of the attributes.
 

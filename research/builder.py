@@ -156,13 +156,13 @@ def make_loader(config: TrainConfig, source: Source, built: BuiltNetwork) -> Dat
 def augmentation_of(config: TrainConfig) -> Augmentation | None:
     """Returns how training photos are changed, None if they are not."""
     augmentation = Augmentation(
-        config.rand_augment,
-        config.fixed_crops,
-        config.random_crop_area,
-        config.horizontal_flip,
-        config.colour_jitter,
-        config.mixup,
-        config.cutmix,
+        rand_augment=config.rand_augment,
+        fixed_crops=config.fixed_crops,
+        random_crop_area=config.random_crop_area,
+        horizontal_flip=config.horizontal_flip,
+        colour_jitter=config.colour_jitter,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
     )
     return augmentation if augmentation != Augmentation() else None
 

@@ -33,6 +33,8 @@ class Evaluation:
       step: updates that it had seen.
       data: the data set or folder.
       split: which part of it.
+      image_size: height and width in pixels at which.
+      mirror_averaging: whether the logits are means over each photo and its mirror image.
       photos: how many photos were evaluated, each once.
       damaged: how many could not be decoded and are in no figure.
       loss: mean cross-entropy in nats.
@@ -45,6 +47,8 @@ class Evaluation:
     step: int
     data: str
     split: str
+    image_size: int
+    mirror_averaging: bool
     photos: int
     damaged: int
     loss: float
@@ -60,6 +64,8 @@ class Evaluation:
             f"Accuracy: {self.accuracy:.2f}",
             RULE,
             f"{self.photos:,} photos of {self.data}, {self.split} split",
+            f"seen at {self.image_size} x {self.image_size} pixels"
+            f"{', also mirrored' if self.mirror_averaging else ''}",
             f"loss {self.loss:.4f}, accuracy {self.accuracy:.4f} (95 % interval {low:.4f} to "
             f"{high:.4f})",
             f"checkpoint after step {self.step:,}: {short_path(self.checkpoint)}",
@@ -130,6 +136,8 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> Evaluation:
         step=step,
         data=config.image_folder or config.dataset or trained.image_folder or trained.dataset,
         split=config.split,
+        image_size=trained.image_size,
+        mirror_averaging=trained.mirror_averaging,
         photos=round(metrics.photos),
         damaged=len(examples.damaged),
         loss=metrics.loss,

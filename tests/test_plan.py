@@ -13,7 +13,9 @@ def test_the_short_last_batch_is_a_step_of_its_own():
 
 
 def test_epochs_may_end_early():
-    plan = make_plan(TrainConfig(batch_size=8, head_epochs=0, epochs=4, steps_per_epoch=2), photos=64)
+    plan = make_plan(
+        TrainConfig(batch_size=8, head_epochs=0, epochs=4, steps_per_epoch=2), photos=64
+    )
     assert plan.steps_per_epoch == 2
     assert plan.visits == 1
     assert make_plan(TrainConfig(batch_size=8, steps_per_epoch=99), photos=64).steps_per_epoch == 8

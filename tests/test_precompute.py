@@ -85,7 +85,9 @@ def decoded(photo_folder):
     return loader
 
 
-def loader_of(decoded: DataLoader, augmentation: Augmentation | None = None) -> DataLoader:
+def loader_of(
+    decoded: DataLoader, augmentation: Augmentation | None = None, mirror_averaging: bool = False
+) -> DataLoader:
     loader = DataLoader(
         SIZE,
         8,
@@ -93,6 +95,7 @@ def loader_of(decoded: DataLoader, augmentation: Augmentation | None = None) -> 
         seed=1,
         preprocessing=scale_to_unit,
         augmentation=augmentation,
+        mirror_averaging=mirror_averaging,
     )
     loader._loaded = dict(decoded._loaded)
     return loader
@@ -198,6 +201,40 @@ def test_each_view_is_cached_so_that_augmentation_stays_exact(decoded, augmentat
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
     plain, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
     assert not np.allclose(plain, without, rtol=1e-3)  # the views do change something
+
+
+@pytest.mark.parametrize("given", ["features", "activations"])
+def test_mirror_images_are_cached_for_validation_too(decoded, given):
+    head_epochs = 2 if given == "features" else 0
+    config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
+    photos = loader_of(decoded, mirror_averaging=True)
+    with_cache, without, feeds = both(small_resnet, 30, photos, config)
+    feed = feeds.head if head_epochs else feeds.all
+    assert feed.network.given == given
+    assert feed.loader.examples("train").views == 1
+    assert feed.loader.examples("validation").views == 2
+    np.testing.assert_allclose(with_cache, without, rtol=1e-4)
+    single, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
+    assert [row[0] for row in single] == pytest.approx([row[0] for row in without], rel=1e-4)
+    assert [row[1] for row in single] != pytest.approx([row[1] for row in without], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [{"random_crop_area": 0.5}, {"mixup": 0.4}, {"cutmix": 1.0}, {"rand_augment": 5.0}],
+    ids=lambda endless: next(iter(endless)),
+)
+def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, endless):
+    """Head epochs train from features of the few views, as without it."""
+    config = dataclasses.replace(CONFIG, epochs=1, head_epochs=1)
+    flip = Augmentation(horizontal_flip=True)
+    photos = loader_of(decoded, dataclasses.replace(flip, **endless))
+    losses, feeds = train(make_network(small_resnet, 30), photos, config)
+    assert (feeds.head.network.given, feeds.all.network.given) == ("features", "photos")
+    assert feeds.head.loader.examples("train").views == 2
+    plain, _ = train(make_network(small_resnet, 30), loader_of(decoded, flip), config)
+    assert losses[0] == pytest.approx(plain[0], rel=1e-4)
+    assert losses[1][0] != pytest.approx(plain[1][0], rel=1e-4)
 
 
 @pytest.mark.parametrize("bn_mode", ["frozen", "train"])
@@ -319,7 +356,12 @@ def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
     otherwise_prepared = loader_of(decoded)
     otherwise_prepared.preprocessing = lambda image: image / 255.0
     assert made_anew(make_network(small_resnet, 30), otherwise_prepared) == 2
-    assert made_anew(make_network(small_resnet, 30), loader_of(decoded, Augmentation(True))) == 1
+    assert (
+        made_anew(
+            make_network(small_resnet, 30), loader_of(decoded, Augmentation(fixed_crops=True))
+        )
+        == 1
+    )
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         assert made_anew(make_network(small_resnet, 30)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from research.config import TrainConfig
 from research.evaluate import wilson_interval
 from research.loader import DataLoader
 from research.sources import FolderSource
-from tests.helpers import SMALL_RUN, draw_photos, run_script
+from tests.helpers import SMALL_RUN, draw_photos, read_metrics, run_script
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,46 @@ def test_the_figures_are_those_of_the_model_called_by_hand(trained, photo_folder
     assert figures["photos"] == len(labels)
     assert figures["accuracy"] == pytest.approx(np.mean((logits > 0) == labels))
     assert figures["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+
+
+def test_another_size_and_mirror_images(trained, photo_folder):
+    """At another resolution, and the mean of both logits, as by hand."""
+    flags = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation"]
+    flags += ["--image_size=64", "--mirror_averaging=on"]
+    process = run_script(trained, "run_eval.py", *flags)
+    assert process.returncode == 0, process.stderr
+    assert "64 x 64 pixels, also mirrored" in process.stdout
+    (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.validation.json")
+    figures = json.loads(file.read_text())
+    assert (figures["image_size"], figures["mirror_averaging"]) == (64, True)
+    config = TrainConfig.from_json((trained / "run" / "config.json").read_text())
+    large = dataclasses.replace(config, image_size=64)
+    built = build_network(large, 2, with_weights=False)
+    restore_model(built.network.model, figures["checkpoint"])
+    loader = DataLoader(64, 8, source=FolderSource(str(photo_folder)))
+    images = loader.examples("validation").inputs[0].astype("f4") / 127.5 - 1
+    labels = loader.examples("validation").labels
+    both = [built.network.model(view).numpy()[:, 0] for view in (images, images[:, :, ::-1])]
+    logits = np.mean(both, axis=0).astype(float)
+    losses = np.log1p(np.exp(-logits)) + (1 - labels) * logits
+    assert figures["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    file.unlink()
+
+
+def test_averaged_weights_are_what_is_evaluated(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=2", "--ckpt_dir=run"]
+    flags += ["--weight_averaging=0.9", "--head_learning_rate=0.01", "--evaluation_scale=2"]
+    flags += ["--mirror_averaging"]
+    assert run_script(tmp_path, "run_train.py", *flags).returncode == 0
+    process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--checkpoint=latest")
+    assert process.returncode == 0, process.stderr
+    assert "64 x 64 pixels, also mirrored" in process.stdout
+    # At the size it was trained at, the figures are those that the training printed.
+    same = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation", "--image_size=32"]
+    assert run_script(tmp_path, "run_eval.py", *same).returncode == 0
+    (file,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.json")
+    last = read_metrics(tmp_path / "run")[-1]
+    assert json.loads(file.read_text())["loss"] == pytest.approx(last["validation_loss"], rel=1e-4)
 
 
 def test_a_batch_size_changes_no_figure(trained):

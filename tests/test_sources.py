@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import itertools
 import os
 import shutil
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
 
 from research import sketches
+from research.decode import decode_image
 from research.errors import UserError
 from research.sources import (
     SPLITS,
@@ -128,6 +131,23 @@ def test_tfds_splits_are_disjoint_and_complete(few_sketches, tmp_path):
     assert [source.count(split) for split in SPLITS] == [32, 4, 4]
     assert len(set(itertools.chain(*found))) == 40
     assert source.class_names == ("cat", "dog")
+
+
+def test_the_built_in_digits_are_scikit_learns(tmp_path):
+    source = TfdsSource("digits", str(tmp_path))
+    assert source.class_names == tuple("0123456789")
+    photos = [photo for split in SPLITS for photo in source.examples(split)]
+    assert len(photos) == 1797
+    digits = load_digits()
+    assert collections.Counter(photo.label for photo in photos) == collections.Counter(
+        digits.target.tolist()
+    )
+    names = {photo.name: photo for photo in photos}
+    assert len(names) == 1797
+    small = {decode_image(photo.encoded)[::8, ::8, 0].tobytes(): photo.label for photo in photos}
+    shades = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    for picture, label in zip(shades[:50], digits.target[:50], strict=True):
+        assert small[picture.tobytes()] == label
 
 
 def test_tfds_order_is_the_same_each_time(few_sketches, tmp_path):
