@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
 from research import console, pictures, runtime
-from research.builder import (
-    augmentation_of,
-    build_network,
-    follow_weights,
-    make_groups,
-    make_loader,
-    make_loss,
-)
-from research.checkpoint import Checkpoints
+from research.agreement import check_settings
 from research.cluster import find_cluster
 from research.config import TrainConfig, parse_steps
 from research.errors import UserError
-from research.hyperrule import follow_hyperrule
 from research.learner import Learner, StepOptions
 from research.learning_rate_finder import find_learning_rates
 from research.loader import DataLoader
-from research.logbook import Logbook, SilentLogbook
+from research.logbook import Logbook
 from research.meter import Meter
-from research.plan import Plan, make_plan
-from research.precompute import Feed, FrozenLayers
+from research.plan import Plan
+from research.precompute import Feed
+from research.preparation import begin_or_resume, set_up
 from research.profiler import StepProfiler
 from research.run_directory import RunDirectory, find_run
-from research.run_state import RunState, make_checkpoint, variables_of
+from research.run_state import RunState
 from research.sources import Source, open_source
 from research.team import Team
 
@@ -94,73 +84,32 @@ def train_together(
       source: photos to take instead of those that the config names.
     """
     check_settings(config, TrainConfig.from_json(team.chiefs_word(config.to_json())))
-    strategy = team.strategy
-    xla = runtime.resolve_xla(config, strategy.num_replicas_in_sync)
     source = source or open_source(config.dataset, config.image_folder, config.data_dir)
     if directory and resuming:
         directory.check_class_names(source.class_names)
-    with strategy.scope():
-        built = build_network(config, len(source.class_names))
-    with team.chief_first():
-        source.count("train")  # prepares a data set that is not there yet
-    rules, photos = config, make_loader(config, source, built)
-    if config.hyperrule:
-        rules = follow_hyperrule(config, photos.num_train_examples)
-        photos.augmentation = augmentation_of(rules)
-    plan = make_plan(rules, photos.num_train_examples)
-    check_traced_steps(config, plan)
-    with strategy.scope():
-        state = RunState()
-        groups = make_groups(rules, built.network.model, state.step, plan)
-        averages = follow_weights(config, built.network.model)
-    print(console.describe_run(config, photos, built, groups, team, xla), flush=True)
-    checkpoint = make_checkpoint(built.network.model, groups, state, averages)
-    data = describe_data(photos)
-    checkpoints, resumed, cached = None, False, None
-    if directory:
-        checkpoints = Checkpoints(checkpoint, directory.checkpoints)
-        if resuming:
-            directory.check_data(data)
-            cached = directory.read_data().get("cached")
-            # Restored first: what the trunk computes is to come from the weights that go on.
-            resumed = checkpoints.restore_latest()
-    head_epochs = plan.head_epochs
-    if len(groups) == 1 and not rules.draws_without_end:
-        head_epochs = plan.epochs  # all of them train from features
-    replicas = strategy.num_replicas_in_sync
-    frozen = FrozenLayers(config, built.network, photos, plan, head_epochs, replicas)
-    choices = frozen.choose(state.current_step, cached) if directory else []
-    kept = {choice.phase.given: choice.decision.place is not None for choice in choices}
-    chief = team.chiefs_word({"data": data, "resumed": resumed, "kept": kept})
-    check_data(data, chief["data"])
-    team.copy_from_chief(variables_of(built.network.model, groups, state, averages))
-    if not directory:
-        choices = frozen.choose(state.current_step, chief["kept"])
-    feeds = frozen.run(choices)
-    if directory and checkpoints:
-        if not resuming:
-            data = {**data, "cached": kept}
-            directory.create(config, photos.class_names, data)
-        logbook = Logbook(directory, plan, checkpoints)
-    else:
-        logbook = SilentLogbook(plan)
-    loss = make_loss(config, photos)
-    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, loss)
+    run = set_up(config, team, source)
+    print(
+        console.describe_run(config, run.photos, run.built, run.groups, team, run.xla), flush=True
+    )
+    logbook, feeds, resumed = begin_or_resume(run, directory, resuming)
+    options = StepOptions(config.accumulate_steps, config.clip_norm, run.xla, run.loss)
+    plan, state = run.plan, run.state
 
     @functools.cache
     def learner_of(feed: Feed, trained: int) -> Learner:
-        return Learner(strategy, feed.network, groups[:trained], state, options, averages)
+        groups = run.groups[:trained]
+        return Learner(team.strategy, feed.network, groups, state, options, run.averages)
 
-    if chief["resumed"]:
+    if resumed:
         logbook.resume(state.current_step)
     else:
-        logbook.begin(config, photos)
+        logbook.begin(config, run.photos)
     traced_steps = parse_steps(config.profile_steps) if directory else range(0)
     profiler = StepProfiler(traced_steps, directory.events / "train" if directory else Path())
     while state.current_step < plan.steps and not has_stalled(config, state):
         step = state.current_step
-        feed = feeds.head if step < head_epochs * plan.steps_per_epoch else feeds.all
-        begun = sum(group.schedule.first_step <= step for group in groups)
+        feed = feeds.head if step < run.features_until * plan.steps_per_epoch else feeds.all
+        begun = sum(group.schedule.first_step <= step for group in run.groups)
         train_epoch(config, learner_of(feed, begun), feed.loader, plan, logbook, profiler)
     stalled = int(state.epochs_without_gain.numpy())
     logbook.end(state.current_step, state.loss_scale.read().skipped_steps, stalled)
@@ -183,59 +132,6 @@ def has_stalled(config: TrainConfig, state: RunState) -> bool:
     """Tells whether to end early, as the validation loss no longer falls."""
     patience = config.early_stopping
     return patience is not None and int(state.epochs_without_gain.numpy()) >= patience
-
-
-def check_traced_steps(config: TrainConfig, plan: Plan) -> None:
-    """Raises `UserError` unless the run has the steps that are to be traced."""
-    traced = parse_steps(config.profile_steps)
-    if traced and traced[-1] > plan.steps:
-        raise UserError(
-            f"profile_steps is {config.profile_steps!r}, but the run has {plan.steps:,} steps"
-        )
-
-
-def check_settings(config: TrainConfig, chief: TrainConfig) -> None:
-    """Raises `UserError` unless this worker was given the same settings as the chief.
-
-    Paths may differ: photos are compared by name, and weights come from the chief.
-    """
-    differences = chief.differences(config)
-    _refuse_others(
-        "settings",
-        {
-            name: differences[name]
-            for name in differences
-            if name not in ("image_folder", "weights")
-        },
-        "give all workers the same flags",
-    )
-
-
-def check_data(data: Mapping[str, Any], chief: Mapping[str, Any]) -> None:
-    """Raises `UserError` unless this worker has the same photos as the chief."""
-    differences = {
-        name: (chief[name], value) for name, value in data.items() if chief[name] != value
-    }
-    _refuse_others("photos", differences, "give all workers the same ones")
-
-
-def _refuse_others(what: str, differences: Mapping[str, tuple[Any, Any]], remedy: str) -> None:
-    if differences:
-        named = "; ".join(
-            f"{name} is {there!r} there and {here!r} here"
-            for name, (there, here) in differences.items()
-        )
-        raise UserError(f"the chief has other {what}: {named}; {remedy}")
-
-
-def describe_data(photos: DataLoader) -> dict[str, Any]:
-    """Returns what tells a run's photos from others: their number and their names."""
-    described: dict[str, Any] = {}
-    for split in ("train", "validation"):
-        names = photos.examples(split).names
-        described[f"{split}_photos"] = len(names)
-        described[f"{split}_names_sha256"] = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    return described
 
 
 def train_epoch(
