@@ -64,13 +64,17 @@ ROWS: dict[str, tuple[str, ...]] = {
     "early stopping": ("--early_stopping=3",),
     "balanced class weights": ("--class_weights=balanced",),
 }
-# How else the default's runs are evaluated.
+# How else the runs are evaluated: all of them, and the default's.
+OTHER_CHECKPOINT = "least validation loss"
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "": {"checkpoint": "latest"},
+    OTHER_CHECKPOINT: {"checkpoint": "best"},
+}
 ALTERNATIVES: dict[str, dict[str, Any]] = {
-    "": {},
-    "last checkpoint": {"checkpoint": "latest"},
-    "no mirror averaging": {"mirror_averaging": "off"},
-    "evaluated at 160": {"image_size": 160},
-    "evaluated at 224": {"image_size": 224},
+    **CHECKPOINTS,
+    "no mirror averaging": {"checkpoint": "latest", "mirror_averaging": "off"},
+    "evaluated at 160": {"checkpoint": "latest", "image_size": 160},
+    "evaluated at 224": {"checkpoint": "latest", "image_size": 224},
 }
 
 
@@ -132,7 +136,7 @@ def run_fold(flags: list[str], fold: Fold, alternatives: bool) -> dict[str, floa
         train(config, source)
         seconds = time.perf_counter() - begin
         figures = {"seconds": seconds}
-        for name, asked in (ALTERNATIVES if alternatives else {"": {}}).items():
+        for name, asked in (ALTERNATIVES if alternatives else CHECKPOINTS).items():
             evaluation = evaluate(EvalConfig(ckpt_dir=config.ckpt_dir, **asked), source)
             prefix = f"{name}: " if name else ""
             figures[f"{prefix}accuracy"] = evaluation.accuracy
@@ -176,7 +180,9 @@ def run_rows(arguments: Any, file: Path) -> None:
                     appended.write(json.dumps(run) + "\n")
                 print(
                     f"{row:<40}{seed:>3}{index:>3}{run['accuracy']:>8.4f}"
-                    f"{run['log_loss']:>8.4f}{run['seconds']:>8.1f} s",
+                    f"{run['log_loss']:>8.4f}"
+                    f"{run[OTHER_CHECKPOINT + ': accuracy']:>8.4f}"
+                    f"{run[OTHER_CHECKPOINT + ': log_loss']:>8.4f}{run['seconds']:>8.1f} s",
                     flush=True,
                 )
 
@@ -231,7 +237,8 @@ def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
             if f"{prefix}accuracy" in run:
                 figures = {key: run[f"{prefix}{key}"] for key in ("accuracy", "log_loss")}
                 figures["seconds"] = run["seconds"]
-                found.setdefault(name or run["row"], {})[run["seed"], run["fold"]] = figures
+                row = ", ".join(part for part in (run["row"], name) if part)
+                found.setdefault(row, {})[run["seed"], run["fold"]] = figures
     default = found["default"]
     summaries = []
     for row, own in found.items():
