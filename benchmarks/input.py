@@ -8,6 +8,7 @@ Drawn photos, a set that TFDS prepared (any with --dataset); decoders and loader
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import statistics
@@ -81,15 +82,15 @@ def rates(arguments: Any) -> dict[str, float]:
 
 def waiting(arguments: Any) -> list[float]:
     """Trains MobileNetV2 on decoded photos; returns each epoch's share of waiting for input."""
-    from research.config import TrainConfig
+    from benchmarks.peers import article
     from research.train import train
 
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
+        config = dataclasses.replace(
+            article(),
             dataset=arguments.dataset,
             data_dir=arguments.data_dir,
             backbone="MobileNetV2",
-            weights="none",
             epochs=3,
             horizontal_flip=True,
             colour_jitter=0.2,

@@ -60,6 +60,7 @@ def draw_photos(folder: Path, photos: int) -> None:
 def peak_bytes(folder: Path, photos: Path, *flags: str) -> int:
     """Returns the most anonymous memory of a run of one epoch (Linux)."""
     command = [sys.executable, "-c", CHILD, f"--image_folder={photos}", "--backbone=SmallResNet"]
+    command += ["--flagfile=recipes/article.flags", "--bn_mode=frozen"]
     command += ["--weights=none", f"--image_size={IMAGE_SIZE}", "--epochs=1"]
     command += ["--steps_per_epoch=20", f"--cache_dir={folder / 'cache'}", *flags]
     command += [f"--ckpt_dir={tempfile.mkdtemp(dir=folder)}"]

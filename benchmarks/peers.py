@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+from flags.command_line import parse_config
 from research.backbones import find_backbone
 from research.batches import Batch
 from research.builder import BuiltNetwork, build_network, make_groups
@@ -21,6 +23,13 @@ from research.runtime import resolve_xla
 from research.sources import open_source
 
 IMAGE_SIZE, BATCH_SIZE = 160, 32
+
+
+def article(bn_mode: str = "frozen") -> TrainConfig:
+    """Returns the article's settings, whatever the defaults are, with random weights."""
+    path = Path(__file__).parents[1] / "recipes" / "article.flags"
+    flags = [f"--flagfile={path}", f"--bn_mode={bn_mode}", "--weights=none"]
+    return parse_config(TrainConfig, flags)
 
 
 def fit_model(backbone: str, unfreeze_from: int | None, weights: str | None = None) -> keras.Model:

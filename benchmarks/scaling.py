@@ -101,7 +101,9 @@ def train(folder: Path, backbone: str, unfreeze_from: str, workers: int, steps: 
             cluster = {"cluster": {"worker": addresses}, "task": task}
             environment["TF_CONFIG"] = json.dumps(cluster)
         command = [
-            *(sys.executable, str(ROOT / "run_train.py"), "--dataset=sketches"),
+            *(sys.executable, str(ROOT / "run_train.py")),
+            f"--flagfile={ROOT / 'recipes' / 'article.flags'}",
+            *("--dataset=sketches", "--bn_mode=frozen"),
             *(f"--backbone={backbone}", f"--unfreeze_from={unfreeze_from}", "--weights=none"),
             *("--image_size=32", f"--batch_size={4 * workers}", "--epochs=2", "--trunk_cache=off"),
             *(f"--steps_per_epoch={steps}", f"--ckpt_dir={folder / f'{workers}-{steps}'}"),

@@ -34,6 +34,7 @@ def seconds_to_first_step(folder: Path, backbone: str) -> float:
     """Returns the seconds until the checkpoint after the first step is on disk."""
     run = folder / f"{backbone}-{time.monotonic_ns()}"
     command = [sys.executable, "run_train.py", "--dataset=sketches", f"--backbone={backbone}"]
+    command += ["--flagfile=recipes/article.flags", "--bn_mode=frozen"]
     command += ["--weights=none", "--checkpoint_every=1", "--steps_per_epoch=2", "--epochs=1"]
     command += [f"--ckpt_dir={run}", f"--unfreeze_from={BACKBONES[backbone]}"]
     first = run / "checkpoints" / "latest" / "step-1.index"

@@ -32,12 +32,13 @@ ENVIRONMENTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 }
 RECIPES = {
     "head on cached features": (
+        "--flagfile=recipes/article.flags",
         "--unfreeze_from=none",
         "--epochs=30",
         "--head_optimizer=adam",
         "--head_learning_rate=1e-2",
     ),
-    "article's, by our loop": ("--unfreeze_from=100", "--epochs=10"),
+    "article's, by our loop": ("--flagfile=recipes/article.flags", "--bn_mode=frozen"),
 }
 
 

@@ -11,6 +11,7 @@ on a CPU without AVX-512, where TensorFlow leaves oneDNN off for `fit`, and we s
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -53,7 +54,6 @@ def measure(backbone: str, steps: int, with_ours: bool, arguments: Any) -> dict[
 
     from benchmarks import peers
     from research import runtime
-    from research.config import TrainConfig
     from research.cost import multiplications
 
     runtime.set_precision(runtime.resolve_precision(arguments.precision))
@@ -62,7 +62,7 @@ def measure(backbone: str, steps: int, with_ours: bool, arguments: Any) -> dict[
     kinds: dict[str, Any] = {}
     operations = 0.0
     for mode in ("frozen", "train") if with_ours else ():
-        config = TrainConfig(backbone=backbone, weights="none", bn_mode=mode)
+        config = dataclasses.replace(peers.article(mode), backbone=backbone)
         ours = peers.our_run(config, photos)
         layers, first = ours.built.network.model.backbone.layers, ours.built.first_trainable
         operations = 2.0 * sum(map(multiplications, layers[:first]))

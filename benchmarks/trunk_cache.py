@@ -34,11 +34,10 @@ def timed(action: Callable[[], object]) -> float:
 def tuned_steps(backbone: str, steps: int, arguments: Any) -> dict[str, float]:
     """Times our step from 100 on with and without cached activations, in turns."""
     from benchmarks import peers
-    from research.config import TrainConfig
     from research.precompute import FrozenLayers
 
     photos = peers.photos_of(arguments)
-    config = TrainConfig(backbone=backbone, weights="none", trunk_cache="memory")
+    config = dataclasses.replace(peers.article(), backbone=backbone, trunk_cache="memory")
     ours = peers.our_run(config, photos)
     whole = ours.learner()
     begin = time.perf_counter()
@@ -71,7 +70,6 @@ def head_epochs(arguments: Any) -> dict[str, float]:
     import keras
 
     from benchmarks import peers
-    from research.config import TrainConfig
     from research.run_directory import RunDirectory
     from research.train import train
 
@@ -96,11 +94,11 @@ def head_epochs(arguments: Any) -> dict[str, float]:
         )
         epochs["fit"] += [end - begin for begin, end in itertools.pairwise(ends)]
         with tempfile.TemporaryDirectory() as folder:
-            config = TrainConfig(
+            config = dataclasses.replace(
+                peers.article(),
                 dataset=arguments.dataset,
                 data_dir=arguments.data_dir,
                 backbone=HEAD_ALONE,
-                weights="none",
                 unfreeze_from="none",
                 epochs=4 * EPOCHS,
                 trunk_cache="memory",

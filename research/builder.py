@@ -133,7 +133,10 @@ def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list
 
 
 def follow_weights(config: TrainConfig, model: Wrapper) -> WeightAverages | None:
-    """Returns averages of all that is trained, under the caller's strategy scope, if asked for."""
+    """Returns averages of all that is trained, under the caller's strategy scope, if asked for.
+
+    The statistics of a BatchNorm that is trained are averages already; they stay as they are.
+    """
     if not config.weight_averaging:
         return None
     return WeightAverages(model.trainable_variables, config.weight_averaging)

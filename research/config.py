@@ -270,6 +270,7 @@ class TrainConfig(settings.Validated):
     find_learning_rate: bool = settings.switch(
         False,
         "train nothing: draw the loss over learning rates, and suggest one for each group",
+        False,
     )
     seed: int = settings.count(
         0, "seed of the head's initial weights and of the order of photos", 0
@@ -379,8 +380,8 @@ class EvalConfig(settings.Validated):
 
     ckpt_dir: str | None = settings.path("folder of the run to evaluate (required)")
     checkpoint: str = settings.text(
-        "best",
-        "'best' by validation loss, 'latest', or the path of a checkpoint without its ending",
+        "latest",
+        "'latest', 'best' by validation loss, or the path of a checkpoint without its ending",
     )
     split: str = settings.text(
         "test", "train, validation, test, or a TFDS expression such as 'train[:10%]'"

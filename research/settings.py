@@ -84,9 +84,9 @@ def text(default: str | None, help: str, changes_result: bool = True) -> Any:
     return declare(default, Setting(help, changes_result=changes_result))
 
 
-def switch(default: bool, help: str) -> Any:
+def switch(default: bool, help: str, changes_result: bool = True) -> Any:
     """Declares true or false."""
-    return declare(default, Setting(help))
+    return declare(default, Setting(help, changes_result=changes_result))
 
 
 def value_type(config_class: type, name: str) -> tuple[type, bool]:

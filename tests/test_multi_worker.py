@@ -152,7 +152,8 @@ def test_the_chief_alone_keeps_records(together):
 
 def test_a_run_of_two_workers_is_evaluated_on_one_machine(together, photos):
     folder, _ = together
-    process = run_script(folder / "host0", "run_eval.py", "--ckpt_dir=run", "--split=validation")
+    flags = ["--ckpt_dir=run", "--split=validation", "--checkpoint=best"]
+    process = run_script(folder / "host0", "run_eval.py", *flags)
     assert process.returncode == 0, process.stderr
     (figures,) = (folder / "host0" / "run" / "checkpoints" / "best").glob("*.validation.json")
     best = min(row["validation_loss"] for row in read_metrics(folder / "host0" / "run"))

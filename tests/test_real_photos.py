@@ -38,7 +38,7 @@ def test_a_head_on_frozen_features_tells_cats_from_dogs(tmp_path):
     assert "loaded 260 of 260 variables" in process.stdout
     process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
     assert process.returncode == 0, process.stderr
-    (file,) = (tmp_path / "run" / "checkpoints" / "best").glob("*.test.json")
+    (file,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.test.json")
     figures = json.loads(file.read_text())
     assert figures["photos"] == 200
     assert figures["accuracy"] >= 0.97

@@ -38,7 +38,7 @@ def test_it_prints_the_articles_block_and_writes_the_figures(trained, photo_fold
     lines = process.stdout.splitlines()
     assert lines[0] == "SmallResNet"
     assert lines[1] == lines[4] == "-" * len(lines[1])
-    (file,) = (trained / "run" / "checkpoints" / "best").glob("*.test.json")
+    (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.test.json")
     figures = json.loads(file.read_text())
     assert lines[2] == f"Loss: {figures['loss']:.2f}"
     assert lines[3] == f"Accuracy: {figures['accuracy']:.2f}"
@@ -110,7 +110,7 @@ def test_a_batch_size_changes_no_figure(trained):
     found = []
     for size in (1, 7):
         run_script(trained, "run_eval.py", "--ckpt_dir=run", f"--batch_size={size}")
-        (file,) = (trained / "run" / "checkpoints" / "best").glob("*.test.json")
+        (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.test.json")
         found.append(json.loads(file.read_text()))
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
     assert found[0]["accuracy"] == found[1]["accuracy"]
@@ -189,12 +189,12 @@ def test_a_run_without_a_checkpoint_is_refused(trained, tmp_path):
     process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
-    assert "has no best checkpoint yet" in line
+    assert "has no latest checkpoint yet" in line
 
 
 def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
     shutil.copytree(trained / "run", tmp_path / "run")
-    for file in (tmp_path / "run" / "checkpoints" / "best").glob("*.data*"):
+    for file in (tmp_path / "run" / "checkpoints" / "latest").glob("*.data*"):
         file.write_bytes(file.read_bytes()[:1000])
     process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
     assert process.returncode == 2
