@@ -41,6 +41,9 @@ FLAGS = (
     "--backbone_optimizer=sgd",
     "--backbone_learning_rate=0.01",
     "--horizontal_flip",
+    "--weight_averaging=0.9",
+    "--mirror_averaging",
+    "--class_weights=balanced",
     "--deterministic",
     "--ckpt_dir=run",
 )
