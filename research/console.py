@@ -66,19 +66,18 @@ def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
     optimizers = {
         group.name: f"{type(group.optimizer).__name__} {group.schedule}" for group in groups
     }
-    lines = [f"{'part':<24}{'layers':>8}{'parameters':>13}  trained by"]
+    rows = [("part", "layers", "parameters", "trained by")]
     for part in summarize_parts(built.network.model, built.first_trainable):
-        layers = part.layers or ""
-        lines.append(
-            f"{part.name:<24}{layers:>8}{part.parameters:>13,}  {optimizers.get(part.name, '-')}"
-        )
-        if part.name == "backbone" and part.name not in optimizers:
-            lines.pop()
-            for group in groups[1:]:
+        stages = [group for group in groups if group.name.startswith("backbone_")]
+        if part.name == "backbone" and stages:
+            for group in stages:
                 numbers = sum(variable.value.shape.num_elements() for variable in group.variables)
                 name = group.name.replace("_", " ", 1)
-                lines.append(f"{name:<24}{'':>8}{numbers:>13,}  {optimizers[group.name]}")
-    return lines
+                rows.append((name, "", f"{numbers:,}", optimizers[group.name]))
+        else:
+            layers, trained_by = str(part.layers or ""), optimizers.get(part.name, "-")
+            rows.append((part.name, layers, f"{part.parameters:,}", trained_by))
+    return [f"{part:<22}{layers:>7}{numbers:>12}  {by}" for part, layers, numbers, by in rows]
 
 
 def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics) -> str:

@@ -84,7 +84,7 @@ class InTurn:
     def __str__(self) -> str:
         if self.first.peak == self.then.peak:
             return str(self.first)
-        return f"{self.first.peak:g}, then {self.then}"
+        return f"{self.first.peak:g} then {self.then}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -299,6 +299,8 @@ def test_two_virtual_devices_train_like_one(photo_folder, tmp_path):
         process = run_script(tmp_path, "run_train.py", *flags, f"--ckpt_dir={name}", *extra)
         assert process.returncode == 0, process.stderr
         assert f"{1 if name == 'one' else 2} CPU" in process.stdout
+        assert "\nbackbone stage3 " in process.stdout
+        assert max(map(len, process.stdout.splitlines())) <= 80
     one, two = read_metrics(tmp_path / "one")[0], read_metrics(tmp_path / "two")[0]
     assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4)
     assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-4)

@@ -49,7 +49,7 @@ def test_one_schedule_after_another():
     both = InTurn(Schedule("cosine", 1.0, 0, 10), Schedule("cosine", 0.1, 10, 30))
     rates = [float(both(step)) for step in (0, 5, 10, 20)]
     np.testing.assert_allclose(rates, [1.0, 0.5, 0.1, 0.05], rtol=1e-5)
-    assert str(both) == "1, then 0.1, cosine"
+    assert str(both) == "1 then 0.1, cosine"
 
 
 def test_a_rising_rate_is_geometric():
