@@ -28,6 +28,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.record import RESULTS
+from flags.command_line import parse_config
+from research.config import EvalConfig, TrainConfig
+from research.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "MobileNetV2"
@@ -78,6 +81,11 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
 }
 
 
+def key_of(alternative: str, figure: str) -> str:
+    """Returns what a run's figure is called in its line."""
+    return f"{alternative}: {figure}" if alternative else figure
+
+
 @dataclasses.dataclass(frozen=True)
 class Fold:
     """A part of the photos to evaluate on; the others are trained on.
@@ -103,10 +111,6 @@ class Fold:
 
 def run_fold(flags: list[str], fold: Fold, alternatives: bool) -> dict[str, float]:
     """Trains once in this process, and evaluates, in other ways too if asked; returns figures."""
-    from flags.command_line import parse_config
-    from research.config import EvalConfig, TrainConfig
-    from research.environment import import_tensorflow
-
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
     from research.evaluate import evaluate
@@ -138,9 +142,8 @@ def run_fold(flags: list[str], fold: Fold, alternatives: bool) -> dict[str, floa
         figures = {"seconds": seconds}
         for name, asked in (ALTERNATIVES if alternatives else CHECKPOINTS).items():
             evaluation = evaluate(EvalConfig(ckpt_dir=config.ckpt_dir, **asked), source)
-            prefix = f"{name}: " if name else ""
-            figures[f"{prefix}accuracy"] = evaluation.accuracy
-            figures[f"{prefix}log_loss"] = evaluation.loss
+            figures[key_of(name, "accuracy")] = evaluation.accuracy
+            figures[key_of(name, "log_loss")] = evaluation.loss
     return figures
 
 
@@ -158,10 +161,8 @@ def run_rows(arguments: Any, file: Path) -> None:
                     continue
                 fold = Fold(seed, index, arguments.folds)
                 command = [sys.executable, "-m", "benchmarks.ablation", "--run"]
-                command += [
-                    json.dumps(dataclasses.asdict(fold)),
-                    *["--alternatives"] * (not ROWS[row]),
-                ]
+                command += [json.dumps(dataclasses.asdict(fold))]
+                command += [] if ROWS[row] else ["--alternatives"]
                 command += ["--", *data, *ROWS[row]]
                 process = subprocess.run(
                     command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True
@@ -181,17 +182,14 @@ def run_rows(arguments: Any, file: Path) -> None:
                 print(
                     f"{row:<40}{seed:>3}{index:>3}{run['accuracy']:>8.4f}"
                     f"{run['log_loss']:>8.4f}"
-                    f"{run[OTHER_CHECKPOINT + ': accuracy']:>8.4f}"
-                    f"{run[OTHER_CHECKPOINT + ': log_loss']:>8.4f}{run['seconds']:>8.1f} s",
+                    f"{run[key_of(OTHER_CHECKPOINT, 'accuracy')]:>8.4f}"
+                    f"{run[key_of(OTHER_CHECKPOINT, 'log_loss')]:>8.4f}{run['seconds']:>8.1f} s",
                     flush=True,
                 )
 
 
 def settings_of(row: str) -> str:
     """Returns a hash of all settings of a row: a run counts only as long as they are the same."""
-    from flags.command_line import parse_config
-    from research.config import TrainConfig
-
     config = dataclasses.asdict(parse_config(TrainConfig, list(ROWS[row])))
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -233,9 +231,8 @@ def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
     found: dict[str, dict[tuple[int, int], dict[str, float]]] = {}
     for run in runs:
         for name in ALTERNATIVES:
-            prefix = f"{name}: " if name else ""
-            if f"{prefix}accuracy" in run:
-                figures = {key: run[f"{prefix}{key}"] for key in ("accuracy", "log_loss")}
+            if key_of(name, "accuracy") in run:
+                figures = {key: run[key_of(name, key)] for key in ("accuracy", "log_loss")}
                 figures["seconds"] = run["seconds"]
                 row = ", ".join(part for part in (run["row"], name) if part)
                 found.setdefault(row, {})[run["seed"], run["fold"]] = figures

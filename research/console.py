@@ -72,8 +72,7 @@ def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
         if part.name == "backbone" and stages:
             for group in stages:
                 numbers = sum(variable.value.shape.num_elements() for variable in group.variables)
-                name = group.name.replace("_", " ", 1)
-                rows.append((name, "", f"{numbers:,}", optimizers[group.name]))
+                rows.append((group.title, "", f"{numbers:,}", optimizers[group.name]))
         else:
             layers, trained_by = str(part.layers or ""), optimizers.get(part.name, "-")
             rows.append((part.name, layers, f"{part.parameters:,}", trained_by))
@@ -110,9 +109,9 @@ def suggestions(sweeps: Sequence[Sweep], picture: Path) -> str:
     lines = [f"{'group':<24}learning rate"]
     for sweep in sweeps:
         found = f"{sweep.suggestion:.1e}" if sweep.suggestion else "the loss falls at none"
-        lines.append(f"{sweep.group.replace('_', ' ', 1):<24}{found}")
+        lines.append(f"{sweep.group:<24}{found}")
     # Stages share one flag, that of the last one's rate.
-    first = {sweep.group.partition("_")[0]: sweep.suggestion for sweep in reversed(sweeps)}
+    first = {sweep.group.partition(" ")[0]: sweep.suggestion for sweep in reversed(sweeps)}
     flags = [f"--{name}_learning_rate={rate:.1e}" for name, rate in first.items() if rate]
     return "\n".join([*lines, "", " ".join(reversed(flags)), f"picture: {short_path(picture)}"])
 

@@ -9,13 +9,12 @@ import os
 from pathlib import Path
 
 from research import runtime
-from research.builder import build_network, follow_weights
+from research.builder import build_network, follow_weights, make_loader
 from research.checkpoint import find_checkpoint, restore_model
 from research.config import EvalConfig, TrainConfig
 from research.console import short_path
 from research.errors import UserError
 from research.learner import Learner
-from research.loader import DataLoader
 from research.run_directory import RunDirectory, write_atomically
 from research.run_state import RunState
 from research.sources import Source, open_source
@@ -118,13 +117,8 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> Evaluation:
         state = RunState()
         averages = follow_weights(trained, built.network.model)
     step = restore_model(built.network.model, path, averages)
-    loader = DataLoader(
-        trained.image_size,
-        config.batch_size or trained.batch_size,
-        source=source,
-        preprocessing=built.backbone.preprocessing,
-        mirror_averaging=trained.mirror_averaging,
-    )
+    loader = make_loader(trained, source, built)
+    loader.batch_size = config.batch_size or loader.batch_size
     learner = Learner(strategy, built.network, (), state, averages=averages)
     examples = loader.examples(config.split)
     metrics = learner.evaluate(

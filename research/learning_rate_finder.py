@@ -13,46 +13,28 @@ import tensorflow as tf
 
 from research import runtime
 from research.batches import Batch
-from research.builder import build_network, make_groups, make_loader, make_loss
-from research.config import TrainConfig
-from research.learner import Learner, StepOptions
+from research.learner import Learner
 from research.loader import DataLoader
 from research.optimizers import make_group
-from research.plan import make_plan
-from research.run_state import RunState
+from research.preparation import Run
 from research.schedules import Rising
-from research.sources import Source
 from research.sweep import DIVERGED, Sweep, smooth, suggest_rate
 
 LOWEST_RATE, HIGHEST_RATE, STEPS = 1e-7, 10.0, 100
 
 
-def find_learning_rates(
-    config: TrainConfig, source: Source, strategy: tf.distribute.Strategy
-) -> list[Sweep]:
+def find_learning_rates(run: Run) -> list[Sweep]:
     """Sweeps the learning rate of each group, from the same weights each.
 
     A group is trained alone, the others stay as they are, the head with its initial weights.
 
     Args:
-      config: of the run to find rates for; its own rates and schedules do not matter.
-      source: of the photos.
-      strategy: to train under.
+      run: to find rates for; its own rates and schedules do not matter.
     """
-    with strategy.scope():
-        built = build_network(config, len(source.class_names))
-        state = RunState()
-    network, photos = built.network, make_loader(config, source, built)
-    plan = make_plan(config, photos.num_train_examples)
-    xla = runtime.resolve_xla(config, strategy.num_replicas_in_sync)
-    loss = make_loss(config, photos)
-    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, loss)
-    batches = _endless(photos, strategy, config.accumulate_steps)
-    with strategy.scope():
-        groups = make_groups(config, network.model, state.step, plan)
-
+    config, network, state, strategy = run.config, run.built.network, run.state, run.team.strategy
+    batches = _endless(run.photos, strategy, config.accumulate_steps)
     sweeps = []
-    for group in groups:
+    for group in run.groups:
         before = [variable.numpy() for variable in network.model.variables]
         rising = Rising(LOWEST_RATE, HIGHEST_RATE, state.current_step, STEPS)
         name = config.head_optimizer if group.name == "head" else config.backbone_optimizer
@@ -66,7 +48,7 @@ def find_learning_rates(
                 config.weight_decay,
                 config.momentum,
             )
-        learner = Learner(strategy, network, (alone,), state, options)
+        learner = Learner(strategy, network, (alone,), state, run.options)
         sweeps.append(_sweep(learner, rising, batches))
         _restore(network.model, before)
     return sweeps
@@ -89,7 +71,7 @@ def _sweep(learner: Learner, rising: Rising, batches: Iterator[Batch]) -> Sweep:
             break
     smoothed = smooth(losses)
     return Sweep(
-        learner.groups[0].name, tuple(rates), smoothed, suggest_rate(rates, smoothed or [0.0])
+        learner.groups[0].title, tuple(rates), smoothed, suggest_rate(rates, smoothed or [0.0])
     )
 
 

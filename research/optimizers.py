@@ -34,6 +34,11 @@ class Group:
     optimizer: keras.optimizers.Optimizer
     schedule: Schedule | InTurn | Rising
 
+    @property
+    def title(self) -> str:
+        """The name as people see it: `backbone stage3`."""
+        return self.name.replace("_", " ", 1)
+
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
         """Updates the variables with gradients that are already summed over the replicas."""
         self.optimizer.apply(list(gradients), list(self.variables))

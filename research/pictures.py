@@ -56,7 +56,7 @@ def learning_rates(sweeps: Sequence[Sweep]) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
     for sweep in sweeps:
-        (line,) = axis.plot(sweep.rates, sweep.losses, label=sweep.group.replace("_", " ", 1))
+        (line,) = axis.plot(sweep.rates, sweep.losses, label=sweep.group)
         if sweep.suggestion:
             loss = sweep.losses[sweep.rates.index(sweep.suggestion)]
             axis.plot(sweep.suggestion, loss, "o", color=line.get_color())

@@ -20,9 +20,9 @@ from research.checkpoint import Checkpoints
 from research.config import TrainConfig, parse_steps
 from research.errors import UserError
 from research.hyperrule import follow_hyperrule
+from research.learner import StepOptions
 from research.loader import DataLoader
 from research.logbook import Logbook, SilentLogbook
-from research.losses import Loss
 from research.optimizers import Group
 from research.plan import Plan, make_plan
 from research.precompute import Feeds, FrozenLayers
@@ -47,8 +47,7 @@ class Run:
       averages: of the weights, None where none are kept.
       frozen: the layers that never change.
       features_until: the epoch until which the head is trained from features.
-      loss: what is minimised.
-      xla: whether steps are compiled.
+      options: how steps are computed.
     """
 
     config: TrainConfig
@@ -61,8 +60,7 @@ class Run:
     averages: WeightAverages | None
     frozen: FrozenLayers
     features_until: int
-    loss: Loss
-    xla: bool
+    options: StepOptions
 
 
 def set_up(config: TrainConfig, team: Team, source: Source) -> Run:
@@ -87,6 +85,7 @@ def set_up(config: TrainConfig, team: Team, source: Source) -> Run:
     features_until = plan.epochs if head_alone else plan.head_epochs
     frozen = FrozenLayers(config, built.network, photos, plan, features_until, replicas)
     loss = make_loss(config, photos)
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, loss)
     return Run(
         config,
         team,
@@ -98,8 +97,7 @@ def set_up(config: TrainConfig, team: Team, source: Source) -> Run:
         averages,
         frozen,
         features_until,
-        loss,
-        xla,
+        options,
     )
 
 

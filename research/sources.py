@@ -21,6 +21,7 @@ from research.errors import UserError
 from research.sketches import Sketches
 
 SPLITS = ("train", "validation", "test")
+BUILT_IN = (Sketches, Digits)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 WAYS_OUT = (
     "give --data_dir=DIR with the data set prepared, --image_folder=DIR with the unzipped photos "
@@ -229,10 +230,10 @@ def standard_splits(own: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    for built_in in (Sketches, Digits):
+    for built_in in BUILT_IN:
         if name == built_in.name:
             return built_in(data_dir=data_dir)
-    known = [*tfds.list_builders(with_community_datasets=False), Sketches.name, Digits.name]
+    known = [*tfds.list_builders(with_community_datasets=False), *(one.name for one in BUILT_IN)]
     root = data_dir or tfds.core.constants.DATA_DIR
     base_name = name.partition(":")[0].partition("/")[0]
     # Asked for another name, TFDS would look for it in the cloud, and wait long without a network.

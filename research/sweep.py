@@ -17,7 +17,7 @@ class Sweep:
     """How a group of variables learned while its learning rate rose.
 
     Attributes:
-      group: its name.
+      group: its name as people see it.
       rates: the learning rates.
       losses: the training loss at each, in nats, smoothed.
       suggestion: where the loss falls fastest; None if it never falls.

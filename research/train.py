@@ -14,7 +14,7 @@ from research.agreement import check_settings
 from research.cluster import find_cluster
 from research.config import TrainConfig, parse_steps
 from research.errors import UserError
-from research.learner import Learner, StepOptions
+from research.learner import Learner
 from research.learning_rate_finder import find_learning_rates
 from research.loader import DataLoader
 from research.logbook import Logbook
@@ -89,16 +89,16 @@ def train_together(
         directory.check_class_names(source.class_names)
     run = set_up(config, team, source)
     print(
-        console.describe_run(config, run.photos, run.built, run.groups, team, run.xla), flush=True
+        console.describe_run(config, run.photos, run.built, run.groups, team, run.options.xla),
+        flush=True,
     )
     logbook, feeds, resumed = begin_or_resume(run, directory, resuming)
-    options = StepOptions(config.accumulate_steps, config.clip_norm, run.xla, run.loss)
     plan, state = run.plan, run.state
 
     @functools.cache
     def learner_of(feed: Feed, trained: int) -> Learner:
         groups = run.groups[:trained]
-        return Learner(team.strategy, feed.network, groups, state, options, run.averages)
+        return Learner(team.strategy, feed.network, groups, state, run.options, run.averages)
 
     if resumed:
         logbook.resume(state.current_step)
@@ -120,7 +120,7 @@ def suggest_learning_rates(
 ) -> None:
     """Finds learning rates, says them, and draws them beside where the run's folder would be."""
     source = source or open_source(config.dataset, config.image_folder, config.data_dir)
-    sweeps = find_learning_rates(config, source, team.strategy)
+    sweeps = find_learning_rates(set_up(config, team, source))
     path = directory.path if directory else Path("run")
     file = path.with_name(f"{path.name}-learning-rates.png")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -28,26 +28,16 @@ from research.run_state import RunState
 from research.sources import FolderSource
 from research.split import split_backbone
 from research.steps import Network
+from tests.learners import CONFIG as SETTINGS
 from tests.learners import mirrored
 
 SIZE = 32
-CONFIG = TrainConfig(
-    backbone="SmallResNet",
-    weights="none",
+CONFIG = dataclasses.replace(
+    SETTINGS,
     image_size=SIZE,
-    batch_size=8,
     epochs=1,
     steps_per_epoch=3,
-    head_epochs=0,
-    warmup="0steps",
-    head_schedule="constant",
-    backbone_schedule="constant",
-    horizontal_flip=False,
-    momentum=0.0,
-    head_optimizer="sgd",
     head_learning_rate=0.1,
-    backbone_optimizer="sgd",
-    backbone_learning_rate=0.01,
     trunk_cache="memory",
 )
 
