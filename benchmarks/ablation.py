@@ -4,22 +4,25 @@ python -m benchmarks.ablation --weights=FILE --data_dir=DIR     # hours; it resu
 
 All photos of a data set are cut in folds, anew for each seed. Each row of `ROWS` is trained on all
 folds but one, a tenth of which it validates on, and evaluated on the photos of the one left out,
-as `run_train.py` and `run_eval.py` do it, in a process of its own. Rows take turns, so that a slow
-hour is shared by all. Each run's figures are kept in `benchmarks/results/ablation.jsonl`.
+as `run_train.py` and `run_eval.py` do it, in a process of its own. Rows take turns, and so do seeds
+and folds, so that whatever is there when it is stopped compares like with like. Each run's figures
+are kept in `benchmarks/results/ablation.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "article": ("--flagfile=recipes/article.flags",),
     "fast": ("--flagfile=recipes/fast.flags",),
     "best": ("--flagfile=recipes/best.flags",),
+    "from layer 54": ("--unfreeze_from=54",),
+    "every layer": ("--unfreeze_from=0",),
+    "trained at 192": ("--image_size=192",),
     "no head-only epochs": ("--head_epochs=0", "--head_learning_rate=1e-4"),
     "20 head-only epochs": ("--head_epochs=20",),
     "5 epochs": ("--epochs=5",),
@@ -67,23 +73,24 @@ ROWS: dict[str, tuple[str, ...]] = {
     "early stopping": ("--early_stopping=3",),
     "balanced class weights": ("--class_weights=balanced",),
 }
-# How else the runs are evaluated: all of them, and the default's.
-OTHER_CHECKPOINT = "least validation loss"
-CHECKPOINTS: dict[str, dict[str, Any]] = {
-    "": {"checkpoint": "latest"},
-    OTHER_CHECKPOINT: {"checkpoint": "best"},
-}
-ALTERNATIVES: dict[str, dict[str, Any]] = {
-    **CHECKPOINTS,
-    "no mirror averaging": {"checkpoint": "latest", "mirror_averaging": "off"},
-    "evaluated at 160": {"checkpoint": "latest", "image_size": 160},
-    "evaluated at 224": {"checkpoint": "latest", "image_size": 224},
+# How the default's runs are evaluated; those of other rows are as the first.
+EVALUATIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    "checkpoint of least validation loss": {"checkpoint": "best"},
+    "no mirror averaging": {"mirror_averaging": "off"},
+    "evaluated at 160": {"image_size": 160},
+    "evaluated at 224": {"image_size": 224},
 }
 
 
 def key_of(alternative: str, figure: str) -> str:
     """Returns what a run's figure is called in its line."""
     return f"{alternative}: {figure}" if alternative else figure
+
+
+def title_of(row: str, evaluation: str) -> str:
+    """Returns what a row that is evaluated in some way is called in the table."""
+    return f"{row}, {evaluation}" if evaluation else row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +116,8 @@ class Fold:
         return "validation" if place // self.folds % 10 == 0 else "train"
 
 
-def run_fold(flags: list[str], fold: Fold, alternatives: bool) -> dict[str, float]:
-    """Trains once in this process, and evaluates, in other ways too if asked; returns figures."""
+def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[str, float]:
+    """Trains once in this process, and evaluates in each of some ways; returns the figures."""
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
     from research.evaluate import evaluate
@@ -134,58 +141,74 @@ def run_fold(flags: list[str], fold: Fold, alternatives: bool) -> dict[str, floa
             yield from self._photos[split]
 
     source = FoldSource(open_source(config.dataset, config.image_folder, config.data_dir))
-    begin = time.perf_counter()
+    begin, begin_on_cores = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, ckpt_dir=f"{folder}/run", seed=fold.seed)
         train(config, source)
-        seconds = time.perf_counter() - begin
-        figures = {"seconds": seconds}
-        for name, asked in (ALTERNATIVES if alternatives else CHECKPOINTS).items():
-            evaluation = evaluate(EvalConfig(ckpt_dir=config.ckpt_dir, **asked), source)
+        figures = {
+            "seconds": time.perf_counter() - begin,
+            "core_seconds": time.process_time() - begin_on_cores,
+        }
+        for name in evaluations:
+            asked = EvalConfig(ckpt_dir=config.ckpt_dir, **EVALUATIONS[name])
+            evaluation = evaluate(asked, source)
             figures[key_of(name, "accuracy")] = evaluation.accuracy
             figures[key_of(name, "log_loss")] = evaluation.loss
     return figures
 
 
 def run_rows(arguments: Any, file: Path) -> None:
-    """Runs what is not in the file yet, each run in a process of its own."""
-    done = {(run["row"], run["seed"], run["fold"]) for run in current_runs(file)}
+    """Runs what is not in the file yet, each run in a process of its own, on its own cores."""
+    done = {(run["row"], run["seed"], run["fold"]) for run in current_runs(file, arguments.folds)}
+    missing = [
+        (row, fold)
+        for turn in range(arguments.folds)
+        for seed in range(arguments.seeds)
+        for fold in [Fold(seed, (seed + turn) % arguments.folds, arguments.folds)]
+        for row in arguments.rows or ROWS
+        if (row, fold.seed, fold.index) not in done
+    ]
     data = [f"--dataset={arguments.dataset}", f"--weights={Path(arguments.weights).absolute()}"]
     data += [f"--data_dir={Path(arguments.data_dir).absolute()}"] if arguments.data_dir else []
     data += [f"--backbone={BACKBONE}"]
-    rows = arguments.rows or list(ROWS)
-    for seed in range(arguments.seeds):
-        for index in range(arguments.folds):
-            for row in rows:
-                if (row, seed, index) in done:
-                    continue
-                fold = Fold(seed, index, arguments.folds)
-                command = [sys.executable, "-m", "benchmarks.ablation", "--run"]
-                command += [json.dumps(dataclasses.asdict(fold))]
-                command += [] if ROWS[row] else ["--alternatives"]
-                command += ["--", *data, *ROWS[row]]
-                process = subprocess.run(
-                    command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True
-                )
-                if process.returncode:
-                    sys.exit(f"row {row!r} failed: {process.stdout[-2000:]}")
-                figures = json.loads(process.stdout.splitlines()[-1])
-                run = {
-                    "row": row,
-                    "settings": settings_of(row),
-                    "seed": seed,
-                    "fold": index,
-                    **figures,
-                }
+    all_cores = sorted(os.sched_getaffinity(0))
+    free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    for job in range(arguments.jobs):
+        free.put(all_cores[job :: arguments.jobs])
+
+    def run(row: str, fold: Fold) -> dict[str, Any]:
+        asked = {
+            "fold": dataclasses.asdict(fold),
+            "evaluations": list(EVALUATIONS)[: None if row == "default" else 1],
+            "cores": (cores := free.get()),
+        }
+        command = [sys.executable, "-m", "benchmarks.ablation", "--run", json.dumps(asked)]
+        process = subprocess.run(
+            [*command, "--", *data, *ROWS[row]], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        free.put(cores)
+        if process.returncode:
+            raise RuntimeError(f"row {row!r} failed: {process.stdout[-2000:]}")
+        figures = json.loads(process.stdout.splitlines()[-1])
+        place = {"seed": fold.seed, "fold": fold.index, "folds": fold.folds}
+        return {"row": row, "settings": settings_of(row), **place, **figures}
+
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        futures = [pool.submit(run, *one) for one in missing]
+        try:
+            for finished in concurrent.futures.as_completed(futures):
+                figures = finished.result()
                 with file.open("a", encoding="utf-8") as appended:
-                    appended.write(json.dumps(run) + "\n")
+                    appended.write(json.dumps(figures) + "\n")
                 print(
-                    f"{row:<40}{seed:>3}{index:>3}{run['accuracy']:>8.4f}"
-                    f"{run['log_loss']:>8.4f}"
-                    f"{run[key_of(OTHER_CHECKPOINT, 'accuracy')]:>8.4f}"
-                    f"{run[key_of(OTHER_CHECKPOINT, 'log_loss')]:>8.4f}{run['seconds']:>8.1f} s",
+                    f"{figures['row']:<30} seed {figures['seed']} fold {figures['fold']} "
+                    f"accuracy {figures['accuracy']:.4f} log loss {figures['log_loss']:.4f} "
+                    f"{figures['core_seconds']:.0f} core seconds",
                     flush=True,
                 )
+        except RuntimeError as error:
+            pool.shutdown(cancel_futures=True)
+            sys.exit(str(error))
 
 
 def settings_of(row: str) -> str:
@@ -194,13 +217,13 @@ def settings_of(row: str) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def current_runs(file: Path) -> list[dict[str, Any]]:
-    """Returns the runs so far of rows as they are now."""
+def current_runs(file: Path, folds: int) -> list[dict[str, Any]]:
+    """Returns the runs so far, on photos cut in so many folds, of rows as they are now."""
     if not file.exists():
         return []
     runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     now = {row: settings_of(row) for row in ROWS}
-    return [run for run in runs if now.get(run["row"]) == run["settings"]]
+    return [run for run in runs if run["folds"] == folds and now.get(run["row"]) == run["settings"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +237,7 @@ class Summary:
       log_loss: the same, in nats.
       accuracy_difference: to `default` on the same folds, mean, and the p-value of a paired test.
       log_loss_difference: the same.
-      seconds: median of a run.
+      core_seconds: of training, median: seconds of all cores together.
     """
 
     row: str
@@ -223,26 +246,28 @@ class Summary:
     log_loss: tuple[float, float]
     accuracy_difference: tuple[float, float]
     log_loss_difference: tuple[float, float]
-    seconds: float
+    core_seconds: float
 
 
 def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
     """Compares each row with `default` on the folds that both have."""
     found: dict[str, dict[tuple[int, int], dict[str, float]]] = {}
     for run in runs:
-        for name in ALTERNATIVES:
+        for name in EVALUATIONS:
             if key_of(name, "accuracy") in run:
                 figures = {key: run[key_of(name, key)] for key in ("accuracy", "log_loss")}
-                figures["seconds"] = run["seconds"]
-                row = ", ".join(part for part in (run["row"], name) if part)
-                found.setdefault(row, {})[run["seed"], run["fold"]] = figures
+                figures["core_seconds"] = run["core_seconds"]
+                found.setdefault(title_of(run["row"], name), {})[run["seed"], run["fold"]] = figures
     default = found["default"]
     summaries = []
-    for row, own in found.items():
+    for row in (title_of(row, name) for row in ROWS for name in EVALUATIONS):
+        if row not in found:
+            continue
+        own = found[row]
         shared = sorted(own.keys() & default.keys())
         values = {
             key: np.array([figures[key] for figures in own.values()])
-            for key in ("accuracy", "log_loss", "seconds")
+            for key in ("accuracy", "log_loss", "core_seconds")
         }
         differences = {
             key: np.array([own[place][key] - default[place][key] for place in shared])
@@ -256,7 +281,7 @@ def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
                 mean_and_error(values["log_loss"]),
                 paired_test(differences["accuracy"], folds),
                 paired_test(differences["log_loss"], folds),
-                float(np.median(values["seconds"])),
+                float(np.median(values["core_seconds"])),
             )
         )
     return summaries
@@ -293,7 +318,7 @@ def table(summaries: list[Summary]) -> str:
         return f"{scale * mean:+.{digits}f} (p {probability:.2f})"
 
     lines = [
-        "| | runs | accuracy, % | against default | log loss | against default | seconds |",
+        "| | runs | accuracy, % | against default | log loss | against default | core seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in summaries:
@@ -301,7 +326,7 @@ def table(summaries: list[Summary]) -> str:
         lines.append(
             f"| {one.row} | {one.runs} | {100 * accuracy:.2f} ± {100 * accuracy_error:.2f} | "
             f"{change(one.accuracy_difference, 100, 2)} | {loss:.4f} ± {loss_error:.4f} | "
-            f"{change(one.log_loss_difference, 1, 4)} | {one.seconds:.0f} |"
+            f"{change(one.log_loss_difference, 1, 4)} | {one.core_seconds:.0f} |"
         )
     return "\n".join(lines)
 
@@ -330,21 +355,23 @@ def main() -> None:
     parser.add_argument("--dataset", default="cats_vs_dogs", help="a TFDS name (%(default)s)")
     parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
     parser.add_argument("--weights", help=f"a Keras weights file of {BACKBONE}")
-    parser.add_argument("--folds", type=int, default=5, help="how many (%(default)s)")
+    parser.add_argument("--folds", type=int, default=3, help="how many (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     parser.add_argument("--rows", nargs="*", help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS / "ablation.jsonl")
     parser.add_argument("--report", action="store_true", help="print the table, draw the plot")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "ablation.png")
-    parser.add_argument("--alternatives", action="store_true", help="with --run")
-    parser.add_argument("--run", help="be one run: a fold as JSON")
+    parser.add_argument("--run", help="be one run: fold, evaluations and cores as JSON")
     parser.add_argument("flags", nargs="*", help="with --run: of run_train.py")
     arguments = parser.parse_args()
     if arguments.run:
-        fold = Fold(**json.loads(arguments.run))
-        print(json.dumps(run_fold(arguments.flags, fold, arguments.alternatives)))
+        asked = json.loads(arguments.run)
+        os.sched_setaffinity(0, asked["cores"])
+        fold = Fold(**asked["fold"])
+        print(json.dumps(run_fold(arguments.flags, fold, asked["evaluations"])))
     elif arguments.report:
-        summaries = summarize(current_runs(arguments.out), arguments.folds)
+        summaries = summarize(current_runs(arguments.out, arguments.folds), arguments.folds)
         plot(summaries, arguments.picture)
         print(table(summaries))
     else:
