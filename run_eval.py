@@ -5,7 +5,7 @@ python run_eval.py --ckpt_dir=DIR --checkpoint=latest --split=validation
 """
 
 from flags.command_line import run
-from research.config import EvalConfig
+from research.commands import EvalConfig
 from research.environment import import_tensorflow
 
 

@@ -32,7 +32,8 @@ from scipy import stats
 
 from benchmarks.record import RESULTS
 from flags.command_line import parse_config
-from research.config import EvalConfig, TrainConfig
+from research.commands import EvalConfig
+from research.config import TrainConfig
 from research.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen, validated when built, and the one place that declares them.
+"""The settings of a training run: frozen, validated when built, declared here and nowhere else.
 
 The command line is generated from these fields (`flags/`), so a default, a help text or a list of
 choices stands here and nowhere else. This module must stay free of TensorFlow: `--help` and flag
@@ -10,48 +10,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from research import settings
 from research.backbones import find_backbone
+from research.durations import count_steps, parse_steps
 from research.errors import UserError
 
 OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw", "lion")
 SCHEDULES = ("constant", "cosine", "one_cycle", "staircase")
 WEIGHTS_BY_NAME = ("imagenet", "none")
-
-
-def parse_steps(text: str | None) -> range:
-    """Returns the steps, counted from 1, that 'A:B' means; none for None.
-
-    Raises:
-      UserError: the text is none such.
-    """
-    if text is None:
-        return range(0)
-    first, _, last = text.partition(":")
-    digits = first.isdecimal() and last.isdecimal() and len(first) < 10 and len(last) < 10
-    if not digits or not 0 < int(first) <= int(last):
-        raise UserError(
-            f"profile_steps is {text!r}; expected two steps as A:B, counted from 1, such as 20:30"
-        )
-    return range(int(first), int(last) + 1)
-
-
-def count_steps(duration: str, steps_per_epoch: int) -> int:
-    """Returns the steps that a duration such as '100steps' or '0.5epochs' means.
-
-    Raises:
-      UserError: the text is none such.
-    """
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(step|epoch)s?", duration)
-    if found is None or (found[2] == "step" and "." in found[1]):
-        raise UserError(
-            f"warmup is {duration!r}; expected a number and its unit, as in 100steps or 0.5epochs"
-        )
-    return round(float(found[1]) * (steps_per_epoch if found[2] == "epoch" else 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,42 +341,3 @@ class TrainConfig(settings.Validated):
             if settings.setting_of(field).changes_result
             and getattr(self, field.name) != getattr(other, field.name)
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig(settings.Validated):
-    """What `run_eval.py` is asked for; everything else comes from the run's config.json."""
-
-    ckpt_dir: str | None = settings.path("folder of the run to evaluate (required)")
-    checkpoint: str = settings.text(
-        "latest",
-        "'latest', 'best' by validation loss, or the path of a checkpoint without its ending",
-    )
-    split: str = settings.text(
-        "test", "train, validation, test, or a TFDS expression such as 'train[:10%]'"
-    )
-    dataset: str | None = settings.text(
-        None, "evaluate on this TFDS data set instead of the run's own"
-    )
-    image_folder: str | None = settings.path(
-        "evaluate on this folder of one subfolder a class instead"
-    )
-    data_dir: str | None = settings.path(
-        "where TFDS keeps prepared data sets, instead of the run's own"
-    )
-    batch_size: int | None = settings.count(None, "photos a step, instead of the run's own", 1)
-    image_size: int | None = settings.count(
-        None, "height and width in pixels to evaluate at, instead of the run's own", 8, maximum=4096
-    )
-    mirror_averaging: str = settings.choice(
-        "as_trained",
-        ("as_trained", "on", "off"),
-        "evaluate the mean of the logits of each photo and of its mirror image, or not",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ckpt_dir is None:
-            raise UserError("ckpt_dir is not given; expected --ckpt_dir=DIR of a training run")
-        if self.dataset and self.image_folder:
-            raise UserError("dataset and image_folder are both given; expected one of them")

@@ -11,7 +11,8 @@ from pathlib import Path
 from research import runtime
 from research.builder import build_network, follow_weights, make_loader
 from research.checkpoint import find_checkpoint, restore_model
-from research.config import EvalConfig, TrainConfig
+from research.commands import EvalConfig
+from research.config import TrainConfig
 from research.console import short_path
 from research.errors import UserError
 from research.learner import Learner

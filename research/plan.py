@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from research.config import TrainConfig, count_steps
+from research.config import TrainConfig
+from research.durations import count_steps
 
 
 @dataclasses.dataclass(frozen=True)

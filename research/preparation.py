@@ -17,7 +17,8 @@ from research.builder import (
     make_loss,
 )
 from research.checkpoint import Checkpoints
-from research.config import TrainConfig, parse_steps
+from research.config import TrainConfig
+from research.durations import parse_steps
 from research.errors import UserError
 from research.hyperrule import follow_hyperrule
 from research.learner import StepOptions

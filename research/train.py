@@ -12,7 +12,8 @@ import tensorflow as tf
 from research import console, pictures, runtime
 from research.agreement import check_settings
 from research.cluster import find_cluster
-from research.config import TrainConfig, parse_steps
+from research.config import TrainConfig
+from research.durations import parse_steps
 from research.errors import UserError
 from research.learner import Learner
 from research.learning_rate_finder import find_learning_rates

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from research.config import EvalConfig, TrainConfig
+from research.commands import EvalConfig
+from research.config import TrainConfig
 from tests.helpers import ROOT, SMALL_RUN, run_script
 
 

@@ -5,7 +5,9 @@ import os
 
 import pytest
 
-from research.config import EvalConfig, TrainConfig, parse_steps
+from research.commands import EvalConfig
+from research.config import TrainConfig
+from research.durations import parse_steps
 from research.errors import UserError
 from research.settings import setting_of
 
