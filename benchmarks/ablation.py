@@ -77,7 +77,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 # How the default's runs are evaluated; those of other rows are as the first.
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "": {},
-    "checkpoint of least validation loss": {"checkpoint": "best"},
+    "checkpoint of least validation loss": {"checkpoint": ("best",)},
     "no mirror averaging": {"mirror_averaging": "off"},
     "evaluated at 160": {"image_size": 160},
     "evaluated at 224": {"image_size": 224},
@@ -151,8 +151,10 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
             "core_seconds": time.process_time() - begin_on_cores,
         }
         for name in evaluations:
-            asked = EvalConfig(ckpt_dir=config.ckpt_dir, **EVALUATIONS[name])
-            evaluation = evaluate(asked, source)
+            asked = EvalConfig(
+                ckpt_dir=(str(config.ckpt_dir),), resamples=0, pictures=False, **EVALUATIONS[name]
+            )
+            (evaluation,) = evaluate(asked, source)
             figures[key_of(name, "accuracy")] = evaluation.accuracy
             figures[key_of(name, "log_loss")] = evaluation.loss
     return figures

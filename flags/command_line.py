@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -50,6 +51,12 @@ def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> 
         setting = setting_of(field)
         kind, _ = value_type(config_class, field.name)
         names.append(field.name)
+        if kind is tuple:
+            default: Any = field.default
+            flags.DEFINE_multi_string(
+                field.name, default, setting.help, values, module_name=sys.argv[0]
+            )
+            continue
         if kind is bool:
             boolean = flags.BooleanFlag(field.name, bool(field.default), setting.help)
             boolean.parser = _Switch()
@@ -76,14 +83,14 @@ def parse_config(config_class: type[Config], arguments: list[str]) -> Config:
     return config_class(**{name: values[name].value for name in names})
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def _parse(arguments: list[str], takes_paths: bool) -> list[str]:
     try:
         remaining = flags.FLAGS(arguments)
     except flags.Error as error:
         fail(str(error))
     except SystemExit:  # only `--help` and its kin end here; asking for help is no error
         sys.exit(0)
-    if remaining[1:]:
+    if remaining[1:] and not takes_paths:
         fail(f"{remaining[1]!r} is no flag; flags are written --name=value, see --help")
     return list(remaining)
 
@@ -97,14 +104,24 @@ def fail(message: str) -> None:
 
 def run(config_class: type[Config], main: Callable[[Config], None]) -> None:
     """Parses the command line into a config and calls `main` with it; does not return."""
+    run_with_paths(config_class, lambda config, _: main(config), takes_paths=False)
 
-    def run_main(_: list[str]) -> None:
+
+def run_with_paths(
+    config_class: type[Config],
+    main: Callable[[Config, list[str]], None],
+    takes_paths: bool = True,
+) -> None:
+    """Like `run`, and gives `main` what stands after the flags."""
+
+    def run_main(arguments: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow tell of every step they take
         try:
-            main(config_class(**{name: flags.FLAGS[name].value for name in names}))
+            config = config_class(**{name: flags.FLAGS[name].value for name in names})
+            main(config, arguments[1:])
         except UserError as error:
             fail(str(error))
 
     names = define_flags(config_class)
-    app.run(run_main, flags_parser=_parse)
+    app.run(run_main, flags_parser=functools.partial(_parse, takes_paths=takes_paths))

@@ -59,6 +59,10 @@ class WeightAverages:
         finally:
             self._exchange()
 
+    def take_place(self) -> None:
+        """Puts the averages in the place of the weights for good, until others are restored."""
+        self._exchange()
+
     @tf.function
     def _exchange(self) -> None:
         def exchange(average: tf.Variable, weight: tf.Variable) -> None:

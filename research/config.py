@@ -228,6 +228,13 @@ class TrainConfig(settings.Validated):
     checkpoint_every: int | None = settings.count(
         None, "also write a checkpoint every so many steps, not only after each epoch", 1, False
     )
+    histogram_every: int | None = settings.count(
+        None,
+        "write histograms of all trained weights and of their gradients for TensorBoard every so "
+        "many steps",
+        1,
+        False,
+    )
     profile_steps: str | None = settings.text(
         None, "A:B writes a trace of the steps from A to B for TensorBoard's profiler", False
     )

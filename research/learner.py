@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from research.averages import WeightAverages
 from research.batches import Batch
+from research.histograms import Histograms
 from research.losses import CROSS_ENTROPY, Loss
 from research.metrics import Metrics, Sums, Tally, mean_metrics
 from research.model import trained_statistics
@@ -71,6 +72,7 @@ class Learner:
       state: the run's clock and sums.
       options: how training steps are computed.
       averages: of the weights, to follow in training and to evaluate; None to evaluate the weights.
+      histograms: to write of weights and gradients; None for none.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Learner:
         state: RunState,
         options: StepOptions = StepOptions(),
         averages: WeightAverages | None = None,
+        histograms: Histograms | None = None,
     ) -> None:
         self.strategy = strategy
         self.network = network
@@ -88,6 +91,7 @@ class Learner:
         self.state = state
         self.options = options
         self.averages = averages
+        self.histograms = histograms
         with strategy.scope():
             self._eval_tally = Tally()
 
@@ -154,6 +158,9 @@ class Learner:
                 apply()
             state.tally.add(sums)
             state.step.assign_add(1)
+            if self.histograms:
+                gradient_means = [self._first(gradient) for gradient in update.gradients]
+                self.histograms.write(self._first(state.step), variables, gradient_means)
             scalars = {
                 f"gradient_norm/{name}": self._first(norm) for name, norm in update.norms.items()
             }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from research import console, pictures
 from research.checkpoint import Checkpoints
 from research.config import TrainConfig
@@ -34,7 +36,9 @@ class Logbook:
         self.directory.keep_metrics_until(0)
         self.summaries.settings(config)
         raw = photos.get_random_raw_images(20)
-        grid = pictures.photo_grid([(photo, photos.get_label_name(label)) for photo, label in raw])
+        grid = pictures.photo_grid(
+            [(photo, f"{photos.get_label_name(label)}\n{photo.shape}") for photo, label in raw]
+        )
         self._picture("photos", pictures.png(grid), 0)
         print(console.EPOCH_HEADER, flush=True)
 
@@ -95,6 +99,9 @@ class Logbook:
             stalled = console.counted(epochs_without_gain, "epoch")
             print(f"\nnote: ended early, as the validation loss did not fall for {stalled}")
         self._picture("history", pictures.png(pictures.history(rows)), step)
+        if rows:
+            self.directory.write_result(result_of(rows))
+            self.summaries.finished()
         if skipped_steps:
             steps = console.counted(skipped_steps, "step")
             print(f"\nnote: {steps} of {step:,} skipped, whose gradients overflowed in float16")
@@ -104,6 +111,17 @@ class Logbook:
         (self.directory.pictures / f"{tag}.png").write_bytes(png)
         self.summaries.picture(tag, png, step)
         self.summaries.flush()
+
+
+def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what a run ends with, from rows of metrics.jsonl: its last and its best epoch."""
+    best = min(rows, key=lambda row: row["validation_loss"])
+    return {
+        **rows[-1],
+        "best_epoch": best["epoch"],
+        "best_validation_loss": best["validation_loss"],
+        "best_validation_accuracy": best["validation_accuracy"],
+    }
 
 
 class SilentLogbook(Logbook):

@@ -15,23 +15,25 @@ from research.sweep import Sweep
 
 
 def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Figure:
-    """Draws photos in a grid, each titled with its label and its shape.
+    """Draws photos in a grid, each below its title.
 
     Args:
-      photos: pairs of uint8 RGB (height, width, 3), of any size, and label name.
+      photos: pairs of uint8 RGB (height, width, 3), of any size, and title, of two or three lines.
       columns: photos a row.
     """
     rows = max(1, math.ceil(len(photos) / columns))
-    width, height = 2.2, 2.6  # inches a photo, its title included
+    lines = max((title.count("\n") + 1 for _, title in photos), default=1)
+    side, of_title = 2.2, 0.1 + 0.16 * lines  # inches of a photo, and of its title above it
+    width, height = side, side + of_title
     figure = Figure(figsize=(width * columns, height * rows))
     # Placed by hand: a layout that fits itself takes a second for twenty photos.
-    for index, (photo, label) in enumerate(photos):
+    for index, (photo, title) in enumerate(photos):
         row, column = divmod(index, columns)
-        left, bottom = (column + 0.04) / columns, 1 - (row + 0.97) / rows
-        axis = figure.add_axes((left, bottom, 0.92 / columns, 0.8 / rows))
+        left, bottom = (column + 0.04) / columns, 1 - (row + 0.99) / rows
+        axis = figure.add_axes((left, bottom, 0.92 / columns, 0.95 * side / height / rows))
         axis.axis("off")
         axis.imshow(photo)
-        axis.set_title(f"{label}\n{photo.shape}", fontsize=9, y=1.0)
+        axis.set_title(title, fontsize=9, y=1.0)
     return figure
 
 

@@ -12,11 +12,24 @@ from research.config import TrainConfig
 from research.errors import UserError
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader finds the old content or the new, never a part."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a file atomically, and the folders that it lies in.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
 MADE_FIRST = (
@@ -40,6 +53,7 @@ class RunDirectory:
         self.labels_file = self.path / "labels.txt"
         self.data_file = self.path / "data.json"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.result_file = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self.events = self.path / "events"
         self.pictures = self.path / "pictures"
@@ -115,6 +129,10 @@ class RunDirectory:
             except ValueError:
                 break
         return rows
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes the figures that a finished run ends with: the file says that it is finished."""
+        write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
 
     def keep_metrics_until(self, step: int) -> None:
         """Drops the rows after a step, which a resumed run is about to write again."""

@@ -84,14 +84,24 @@ def text(default: str | None, help: str, changes_result: bool = True) -> Any:
     return declare(default, Setting(help, changes_result=changes_result))
 
 
+def several(default: tuple[str, ...], help: str, is_path: bool = False) -> Any:
+    """Declares texts, or paths; on the command line the flag is given several times."""
+    return declare(default, Setting(f"{help}; may be repeated", is_path=is_path))
+
+
 def switch(default: bool, help: str, changes_result: bool = True) -> Any:
     """Declares true or false."""
     return declare(default, Setting(help, changes_result=changes_result))
 
 
 def value_type(config_class: type, name: str) -> tuple[type, bool]:
-    """Returns the type of a field's value (int, float, str or bool), and if None is allowed."""
+    """Returns the type of a field's value, and if None is allowed.
+
+    It is int, float, str, bool, or tuple for a tuple of texts.
+    """
     hint = typing.get_type_hints(config_class)[name]
+    if typing.get_origin(hint) is tuple:
+        return tuple, False
     types = typing.get_args(hint) or (hint,)
     return next(t for t in types if t is not type(None)), type(None) in types
 
@@ -101,6 +111,9 @@ def _check_value(config_class: type, field: dataclasses.Field[Any], value: Any) 
     kind, optional = value_type(config_class, field.name)
     if value is None and optional:
         return None
+    if kind is tuple:
+        setting = setting_of(field)
+        return tuple(_check_range(field.name, setting, str, text) for text in value or ())
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:

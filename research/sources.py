@@ -82,7 +82,7 @@ class FolderSource:
             if not root.is_dir():
                 raise UserError(f"image_folder is {folder!r}; expected a folder that exists")
             found = {
-                child.name: _image_files(child)
+                child.name: image_files(child)
                 for child in sorted(root.iterdir())
                 if child.is_dir() and not child.name.startswith(".")
             }
@@ -123,7 +123,8 @@ class FolderSource:
         return self._files[split]
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """Returns the images in a folder and below, by their names' endings, in order."""
     return sorted(
         path
         for path in folder.rglob("*")

@@ -167,16 +167,21 @@ def apply_gradients(groups: Sequence[Group], gradients: Sequence[tf.Tensor]) -> 
 
 
 def eval_step(network: Network, batch: Batch) -> Sums:
-    """Returns the batch's sums over all devices, in inference mode.
+    """Returns the batch's sums over all devices, in inference mode."""
+    sums = weighted_sums(predict_step(network, batch), batch["label"], batch["weight"])
+    return Sums(*_sum_over_devices(list(sums)))
 
-    Where a batch has mirror images too, the mean of both logits decides.
+
+def predict_step(network: Network, batch: Batch) -> tf.Tensor:
+    """Returns the batch's logits, float32 (batch, 1 or classes), in inference mode.
+
+    Where a batch has mirror images too, they are the mean of both.
     """
     logits = network.logits(batch, training=False)
     if "mirrored" in batch:
         mirrored = network.logits({**batch, "image": batch["mirrored"]}, training=False)
         logits = (logits + mirrored) / 2
-    sums = weighted_sums(logits, batch["label"], batch["weight"])
-    return Sums(*_sum_over_devices(list(sums)))
+    return logits
 
 
 def _sum_over_devices(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.pr_curve import summary as pr_curve
 
+from research import dashboard
 from research.config import TrainConfig
 from research.metrics import Metrics
 
@@ -15,6 +19,7 @@ class Summaries:
     """Writes event files for two TensorBoard runs, `train` and `validation`."""
 
     def __init__(self, folder: Path) -> None:
+        self._run = tf.summary.create_file_writer(str(folder))
         self._train = tf.summary.create_file_writer(str(folder / "train"))
         self._validation = tf.summary.create_file_writer(str(folder / "validation"))
 
@@ -31,7 +36,14 @@ class Summaries:
             _write_metrics(metrics)
 
     def settings(self, config: TrainConfig) -> None:
-        """Writes the run's settings as a table."""
+        """Writes the run's settings as a table, and to compare runs by; groups the figures."""
+        values = dashboard.settings_to_compare(dataclasses.asdict(config))
+        with self._run.as_default(0):
+            hparams.hparams_config(
+                [hparams.HParam(name) for name in values], dashboard.figures_to_compare()
+            )
+            hparams.hparams(values)
+            tf.summary.experimental.write_raw_pb(dashboard.layout(), 0)
         rows = [f"| {name} | `{value}` |" for name, value in dataclasses.asdict(config).items()]
         with self._train.as_default(0):
             tf.summary.text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]))
@@ -41,10 +53,55 @@ class Summaries:
         with self._train.as_default(step):
             tf.summary.image(tag, tf.io.decode_png(png, channels=3)[tf.newaxis])
 
+    def finished(self) -> None:
+        """Writes that the run is finished."""
+        with self._run.as_default(0):
+            tf.summary.experimental.write_raw_pb(dashboard.finished(), 0)
+
     def flush(self) -> None:
         """Makes what was written visible to TensorBoard."""
+        self._run.flush()
         self._train.flush()
         self._validation.flush()
+
+
+class EvaluationSummaries:
+    """Writes event files for the TensorBoard run of one evaluation.
+
+    Args:
+      folder: of the event files.
+      step: updates that the evaluated checkpoint had seen.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._writer = tf.summary.create_file_writer(str(folder))
+        self._step = step
+
+    def figures(self, figures: dict[str, float]) -> None:
+        """Writes figures by name; loss and accuracy share their axes with those of training."""
+        with self._writer.as_default(self._step):
+            for tag, value in figures.items():
+                tf.summary.scalar(tag, value)
+
+    def picture(self, tag: str, png: bytes) -> None:
+        """Writes a picture, given as the content of a PNG file."""
+        with self._writer.as_default(self._step):
+            tf.summary.image(tag, tf.io.decode_png(png, channels=3)[tf.newaxis])
+
+    def curve(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        """Writes precision and recall at 127 thresholds, for the dashboard that moves along them.
+
+        Args:
+          labels: (photos,), 0 or 1.
+          probabilities: of class 1, (photos,).
+        """
+        summary = pr_curve.pb("precision_recall", labels, probabilities, num_thresholds=127)
+        with self._writer.as_default(self._step):
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), self._step)
+
+    def close(self) -> None:
+        """Makes what was written visible to TensorBoard."""
+        self._writer.close()
 
 
 def _write_metrics(metrics: Metrics) -> None:

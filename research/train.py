@@ -15,6 +15,7 @@ from research.cluster import find_cluster
 from research.config import TrainConfig
 from research.durations import parse_steps
 from research.errors import UserError
+from research.histograms import Histograms
 from research.learner import Learner
 from research.learning_rate_finder import find_learning_rates
 from research.loader import DataLoader
@@ -96,10 +97,15 @@ def train_together(
     logbook, feeds, resumed = begin_or_resume(run, directory, resuming)
     plan, state = run.plan, run.state
 
+    every = config.histogram_every
+    histograms = Histograms(directory.events / "train", every) if directory and every else None
+
     @functools.cache
     def learner_of(feed: Feed, trained: int) -> Learner:
         groups = run.groups[:trained]
-        return Learner(team.strategy, feed.network, groups, state, run.options, run.averages)
+        return Learner(
+            team.strategy, feed.network, groups, state, run.options, run.averages, histograms
+        )
 
     if resumed:
         logbook.resume(state.current_step)

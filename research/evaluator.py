@@ -1,0 +1,190 @@
+"""Evaluates the checkpoints of one run: predictions, figures and pictures, and writes them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from research import evaluation_pictures as drawn
+from research import pictures
+from research.builder import make_loader
+from research.calibration import decide
+from research.classifier import Classifier
+from research.commands import MIRROR_AVERAGING, EvalConfig
+from research.config import TrainConfig
+from research.console import short_path
+from research.evaluation import Evaluation, predictions_csv
+from research.examples import Examples
+from research.grad_cam import grad_cam
+from research.run_directory import RunDirectory, write_file
+from research.scores import Decisions, Predictions, confusion, of_classes, overall
+from research.sources import Source, open_source
+from research.summaries import EvaluationSummaries
+
+
+class Evaluator:
+    """Evaluates the checkpoints of one run on its photos, or on others.
+
+    Args:
+      config: what to evaluate, and how.
+      ckpt_dir: the run's folder.
+      checkpoint: the first one to restore.
+      source: photos to take instead of those that the config names.
+
+    Raises:
+      UserError: the run or the photos cannot be had, or their classes differ.
+    """
+
+    def __init__(
+        self, config: EvalConfig, ckpt_dir: str, checkpoint: str, source: Source | None
+    ) -> None:
+        self._config = config
+        directory = RunDirectory(ckpt_dir)
+        trained = directory.read_config()
+        self._is_own = source is not None or not (config.dataset or config.image_folder)
+        source = source or open_photos(config, trained)
+        directory.check_class_names(source.class_names)
+        self.classifier = Classifier(
+            ckpt_dir,
+            checkpoint,
+            config.image_size,
+            MIRROR_AVERAGING[config.mirror_averaging],
+            config.batch_size,
+        )
+        self._data = (
+            config.image_folder or config.dataset or trained.image_folder or trained.dataset
+        )
+        self._loader = make_loader(self.classifier.config, source, self.classifier.built)
+
+    def evaluate_splits(self) -> list[Evaluation]:
+        """Evaluates the restored checkpoint; prints and writes the figures of each split."""
+        decisions: Decisions | None = None
+        if any(map(self._is_decided, self._config.split)):
+            decisions = decide(self._predict("validation"))
+        evaluations: list[Evaluation] = []
+        for split in self._config.split:
+            evaluation = self._evaluate(split, decisions if self._is_decided(split) else None)
+            print(f"\n{evaluation}" if evaluations else evaluation)
+            self._write(evaluation)
+            evaluations.append(evaluation)
+        report = self._loader.damage_report()
+        if report:
+            print(report, flush=True)
+        return evaluations
+
+    def _is_decided(self, split: str) -> bool:
+        """Tells whether temperature and threshold mean something: chosen on other photos."""
+        return self._is_own and split in ("train", "test")
+
+    def _predict(self, split: str) -> Predictions:
+        examples = self._loader.examples(split)
+        return Predictions(examples.names, examples.labels, self.classifier.logits(examples))
+
+    def _evaluate(self, split: str, decisions: Decisions | None) -> Evaluation:
+        classifier, config = self.classifier, self._config
+        predictions = self._predict(split)
+        names = classifier.class_names
+        counts = confusion(predictions, len(names)).tolist()
+        return Evaluation(
+            ckpt_dir=str(classifier.directory.path),
+            backbone=classifier.config.backbone,
+            checkpoint=classifier.checkpoint,
+            step=classifier.step,
+            data=self._data,
+            split=split,
+            image_size=classifier.config.image_size,
+            mirror_averaging=classifier.config.mirror_averaging,
+            photos=len(predictions),
+            damaged=len(self._loader.examples(split).damaged),
+            figures=overall(predictions, decisions, config.resamples),
+            classes=of_classes(predictions, names, config.resamples),
+            confusion=tuple(map(tuple, counts)),
+            decisions=decisions,
+            predictions=predictions,
+        )
+
+    def _write(self, evaluation: Evaluation) -> None:
+        """Writes the figures beside the checkpoint, and what else is asked for."""
+        config, directory = self._config, self.classifier.directory
+        name = name_of(config, evaluation.split)
+        file = Path(f"{evaluation.checkpoint}.{name}.json")
+        write_file(file, evaluation.to_json())
+        print(f"\nfigures: {short_path(file)}", flush=True)
+        if config.predictions:
+            lines = predictions_csv(evaluation.predictions, self.classifier.class_names)
+            write_file(Path(config.predictions), lines)
+            print(f"predictions: {short_path(config.predictions)}", flush=True)
+        summaries = EvaluationSummaries(directory.events / f"evaluation_{name}", evaluation.step)
+        summaries.figures({key: one.value for key, one in evaluation.figures.items()})
+        if config.pictures:
+            found = draw(
+                evaluation.predictions,
+                evaluation.decisions,
+                self._loader.examples(evaluation.split),
+                self.classifier,
+            )
+            folder = directory.pictures / name
+            for title, png in found.items():
+                write_file(folder / f"{title}.png", png)
+                summaries.picture(title, png)
+            if evaluation.predictions.logits.shape[1] == 1:
+                predictions = evaluation.predictions
+                summaries.curve(predictions.labels, predictions.probabilities[:, 1])
+            print(f"pictures: {short_path(folder)}", flush=True)
+        summaries.close()
+
+
+def draw(
+    predictions: Predictions,
+    decisions: Decisions | None,
+    examples: Examples,
+    classifier: Classifier,
+) -> dict[str, bytes]:
+    """Returns the pictures of an evaluation by title, as PNG."""
+    names = classifier.class_names
+    tempered = None
+    if decisions:
+        logits = predictions.logits / decisions.temperature
+        tempered = Predictions(predictions.names, predictions.labels, logits)
+    figures = {
+        "confusion_matrix": drawn.confusion_matrix(predictions, names),
+        "reliability": drawn.reliability(predictions, tempered),
+        "roc_curve": drawn.roc_curves(predictions, names),
+        "precision_recall_curve": drawn.precision_recall_curves(predictions, names),
+    }
+    rows = drawn.most_confident_mistakes(predictions)
+    if len(rows):
+        photos = np.asarray(examples.inputs[0])[rows]
+        maps = where_it_looked(classifier, photos, predictions.predicted[rows])
+        figures["mistakes"] = drawn.mistakes(photos, rows, predictions, names)
+        figures["mistakes_grad_cam"] = drawn.mistakes(
+            drawn.overlaid(photos, maps), rows, predictions, names
+        )
+    return {title: pictures.png(figure) for title, figure in figures.items()}
+
+
+def where_it_looked(classifier: Classifier, photos: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Returns Grad-CAM of photos, uint8 (photos, height, width, 3); see `grad_cam`."""
+    images = classifier.built.backbone.preprocessing(tf.cast(photos, tf.float32))
+    return grad_cam(classifier.built.network, images, tf.constant(classes)).numpy()
+
+
+def open_photos(config: EvalConfig, trained: TrainConfig) -> Source:
+    """Opens the run's own photos, or the others that were asked for."""
+    folder = config.image_folder or (None if config.dataset else trained.image_folder)
+    return open_source(
+        config.dataset or trained.dataset, folder, config.data_dir or trained.data_dir
+    )
+
+
+def name_of(config: EvalConfig, split: str) -> str:
+    """Returns a name for what is evaluated, fit for a file: other data, and the split."""
+    other = os.path.basename(config.image_folder or config.dataset or "")
+    return ".".join(
+        "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in part)
+        for part in (other, split)
+        if part
+    )

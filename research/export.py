@@ -1,0 +1,204 @@
+"""Exports a classifier, its preprocessing inside, for use without this project."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from research.batches import Preprocessing
+from research.classifier import Classifier
+from research.commands import MIRROR_AVERAGING, ExportConfig
+from research.console import short_path
+from research.errors import UserError
+
+Writer = Callable[[keras.Model, tuple[str, ...], Path], None]
+
+NAMES = {
+    "saved_model": "saved_model",
+    "keras": "model.keras",
+    "tflite": "model.tflite",
+    "onnx": "model.onnx",
+}
+# What Keras's exporters need that is not installed with this project.
+PACKAGES = {"tflite": "ai_edge_litert", "onnx": "tf2onnx"}
+
+
+def export(config: ExportConfig) -> Path:
+    """Writes the model of a run's checkpoint in a format, and says how it is called.
+
+    Returns:
+      the file or folder written.
+
+    Raises:
+      UserError: there is no such run or checkpoint; the place is taken or cannot be written; the
+        exporter of the format is not installed.
+    """
+    package = PACKAGES.get(config.format)
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"format is {config.format!r}, for which the package {package} is not installed; "
+            "install this project with -e '.[export]'"
+        )
+    place = Path(config.out or Path(str(config.ckpt_dir)) / "export" / NAMES[config.format])
+    ending = Path(NAMES[config.format]).suffix
+    if place.suffix != ending and ending:
+        raise UserError(f"out is {str(place)!r}; expected a name that ends in {ending}")
+    if place.exists():
+        raise UserError(f"out is {str(place)!r}, which exists; expected a new file or folder")
+    classifier = Classifier(
+        str(config.ckpt_dir),
+        config.checkpoint,
+        config.image_size,
+        MIRROR_AVERAGING[config.mirror_averaging],
+        precision="float32",
+    )
+    model = serving_model(classifier)
+    partial = place.with_name(f"partial-{place.name}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+        write = WRITERS[config.format]
+        # Exporters print what signatures they write and which converters they try.
+        with contextlib.redirect_stdout(io.StringIO()):
+            write(model, classifier.class_names, partial)
+        os.replace(partial, place)
+    except OSError as error:
+        remove(partial)
+        raise UserError(f"out {str(place)!r} cannot be written: {error.strerror}") from error
+    size = classifier.config.image_size
+    print(f"model:   {short_path(place)}")
+    if config.format == "saved_model":
+        print("inputs:  signature serving_default: image_bytes, encoded photos (batch,)")
+        print("         signature pixels: pixels, uint8 (batch, height, width, 3)")
+    else:
+        print(f"input:   float32 (batch, {size}, {size}, 3), RGB in [0, 255]")
+    print(
+        f"output:  probabilities (batch, {len(classifier.class_names)}): "
+        f"{', '.join(classifier.class_names[:10])}",
+        flush=True,
+    )
+    return place
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def serving_model(classifier: Classifier) -> keras.Model:
+    """Returns a functional model of Keras's own layers: pixels in, probabilities out.
+
+    From float32 RGB (batch, size, size, 3) in [0, 255] to float32 (batch, classes). It needs no
+    code of this project to be loaded.
+    """
+    wrapper, size = classifier.built.network.model, classifier.config.image_size
+    preprocess = preprocessing_layer(classifier.built.backbone.preprocessing)
+    pooling = keras.layers.GlobalAveragePooling2D(name="pooling")
+    head = keras.layers.Dense(len(classifier.class_names), name="logits")
+    pixels = keras.Input((size, size, 3), name="pixels")
+    views = [pixels]
+    if classifier.config.mirror_averaging:
+        views.append(keras.ops.flip(pixels, axis=2))
+    logits = [head(pooling(wrapper.backbone(preprocess(view), training=False))) for view in views]
+    mean = logits[0] if len(logits) == 1 else keras.layers.Average(name="mean_logits")(logits)
+    probabilities = keras.layers.Softmax(name="probabilities")(mean)
+    kernel, bias = (np.asarray(weight) for weight in wrapper.head.get_weights())
+    if kernel.shape[1] == 1:  # one logit is as good as two of which the first is 0
+        kernel, bias = np.pad(kernel, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
+    head.set_weights([kernel, bias])
+    return keras.Model(pixels, probabilities, name="classifier")
+
+
+def preprocessing_layer(preprocessing: Preprocessing) -> keras.layers.Layer:
+    """Returns a layer that does what a backbone's preprocessing does to each pixel.
+
+    Raises:
+      UserError: it does something else than mixing and shifting the three channels.
+    """
+    # Black and the three primary colours show what is added, and what each channel becomes.
+    colours = np.concatenate([np.zeros((1, 3)), 255 * np.eye(3)]).astype(np.float32)
+    shown = np.asarray(preprocessing(tf.reshape(colours, (1, 2, 2, 3)))).reshape(4, 3)
+    offset, kernel = shown[0], (shown[1:] - shown[0]) / 255
+    sample = np.random.default_rng(0).uniform(0, 255, (1, 8, 8, 3)).astype(np.float32)
+    wanted = np.asarray(preprocessing(tf.constant(sample)))
+    if not np.allclose(sample @ kernel + offset, wanted, rtol=1e-4, atol=1e-4 * np.ptp(wanted)):
+        raise UserError(
+            "the backbone's preprocessing is no linear function of a pixel's colours, so that it "
+            "cannot be exported"
+        )
+    layer = keras.layers.Conv2D(3, 1, name="preprocessing", trainable=False)
+    layer.build((None, None, None, 3))
+    layer.set_weights([kernel[np.newaxis, np.newaxis], offset])
+    return layer
+
+
+def write_saved_model(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
+    """Writes a SavedModel that takes encoded photos, or pixels of any size."""
+    size = model.input_shape[1]
+
+    def of_pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        photos = tf.cast(pixels, tf.float32)
+        if photos.shape[1:3] != (size, size):
+            # As photos are resized in training, to whole numbers.
+            photos = tf.round(tf.image.resize(photos, (size, size), antialias=True))
+            photos = tf.clip_by_value(photos, 0.0, 255.0)
+        probabilities = model(photos, training=False)
+        labels = tf.gather(tf.constant(class_names), tf.argmax(probabilities, axis=1))
+        return {"label": labels, "probabilities": probabilities}
+
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
+        # The way of decoding that Pillow takes; the faster one is further from the photo.
+        photo = tf.cond(
+            is_jpeg,
+            lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+            lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+        )
+        photo = tf.image.resize(tf.cast(photo, tf.float32), (size, size), antialias=True)
+        return tf.clip_by_value(tf.round(photo), 0.0, 255.0)
+
+    def of_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        photos = tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32)
+        return of_pixels(tf.ensure_shape(photos, (None, size, size, 3)))
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serving_default", of_bytes, [tf.TensorSpec((None,), tf.string, "image_bytes")]
+    )
+    archive.add_endpoint(
+        "pixels", of_pixels, [tf.TensorSpec((None, None, None, 3), tf.uint8, "pixels")]
+    )
+    archive.write_out(str(path), verbose=False)
+
+
+def write_file_of(form: str) -> Writer:
+    """Returns what writes one of the formats that are a single file."""
+
+    def write(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
+        if form == "keras":
+            model.save(path)
+        else:
+            model.export(path, format=form, verbose=False)
+
+    return write
+
+
+WRITERS: dict[str, Writer] = {
+    "saved_model": write_saved_model,
+    "keras": write_file_of("keras"),
+    "tflite": write_file_of("litert"),
+    "onnx": write_file_of("onnx"),
+}

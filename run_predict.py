@@ -1,0 +1,24 @@
+"""Says what is on photos, by a trained run: label and probability a file.
+
+python run_predict.py --ckpt_dir=DIR photo.jpg folder/
+python run_predict.py --ckpt_dir=DIR --format=csv folder/ > labels.csv
+"""
+
+import sys
+
+from flags.command_line import run_with_paths
+from research.commands import PredictConfig
+from research.environment import import_tensorflow
+
+
+def main(config: PredictConfig, paths: list[str]) -> None:
+    """Predicts as the config says; TensorFlow is imported here, after the flags proved right."""
+    import_tensorflow()
+    from research.predict import predict
+
+    if predict(config, paths):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_with_paths(PredictConfig, main)
