@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
-from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import summary as hparams_summary
 
-# Where a run is in TensorBoard says nothing about how it was trained.
-NOT_COMPARED = ("ckpt_dir", "data_dir", "cache_dir", "find_learning_rate")
+from research.config import TrainConfig
+from research.settings import setting_of
+
 CHARTS = {
     "Learning": {
         "loss": [r"^loss$"],
@@ -28,23 +28,17 @@ CHARTS = {
 }
 
 
-def settings_to_compare(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns a run's settings as TensorBoard's HParams dashboard takes them."""
-    return {
-        name: "none" if value is None else value
-        for name, value in settings.items()
-        if name not in NOT_COMPARED
+def settings_to_compare(config: TrainConfig) -> dict[str, str | float | bool]:
+    """Returns a run's settings as TensorBoard's HParams dashboard takes them.
+
+    Those that change nothing of what is trained are left out, as are places on this machine.
+    """
+    values = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if setting_of(field).changes_result and field.name != "data_dir"
     }
-
-
-def figures_to_compare() -> list[hparams.Metric]:
-    """Returns the figures by which that dashboard compares runs, below the run's own folder."""
-    places = {"validation": "validation", "test": "evaluation_test"}
-    return [
-        hparams.Metric(figure, group=group, display_name=f"{split} {figure}")
-        for split, group in places.items()
-        for figure in ("accuracy", "loss")
-    ]
+    return {name: "none" if value is None else value for name, value in values.items()}
 
 
 def finished() -> bytes:

@@ -35,14 +35,16 @@ class Summaries:
         with self._validation.as_default(step):
             _write_metrics(metrics)
 
-    def settings(self, config: TrainConfig) -> None:
-        """Writes the run's settings as a table, and to compare runs by; groups the figures."""
-        values = dashboard.settings_to_compare(dataclasses.asdict(config))
+    def settings(self, config: TrainConfig, name: str) -> None:
+        """Writes the run's settings as a table, and to compare runs by; groups the figures.
+
+        Args:
+          config: the settings.
+          name: what the run is called among others.
+        """
         with self._run.as_default(0):
-            hparams.hparams_config(
-                [hparams.HParam(name) for name in values], dashboard.figures_to_compare()
-            )
-            hparams.hparams(values)
+            # Without `hparams_config`, TensorBoard shows first what differs between the runs.
+            hparams.hparams(dashboard.settings_to_compare(config), trial_id=name)
             tf.summary.experimental.write_raw_pb(dashboard.layout(), 0)
         rows = [f"| {name} | `{value}` |" for name, value in dataclasses.asdict(config).items()]
         with self._train.as_default(0):
