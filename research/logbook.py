@@ -34,7 +34,7 @@ class Logbook:
         """Writes the settings and the grid of raw photos."""
         # A run killed between its first row and its first checkpoint begins again.
         self.directory.keep_metrics_until(0)
-        self.summaries.settings(config, console.short_path(self.directory.path))
+        self.summaries.settings(config, self.directory.title)
         raw = photos.get_random_raw_images(20)
         grid = pictures.photo_grid(
             [(photo, f"{photos.get_label_name(label)}\n{photo.shape}") for photo, label in raw]

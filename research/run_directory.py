@@ -58,6 +58,12 @@ class RunDirectory:
         self.events = self.path / "events"
         self.pictures = self.path / "pictures"
 
+    @property
+    def title(self) -> str:
+        """What the run is called among others: its folder, and the one that that lies in."""
+        path = self.path.absolute()
+        return f"{path.name} ({path.parent.name})"
+
     def create(
         self, config: TrainConfig, class_names: tuple[str, ...], data: dict[str, Any]
     ) -> None:
