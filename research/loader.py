@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import tqdm
 
 from research.augmentation import Augmentation
 from research.batches import Preprocessing, Share, epoch_order, make_batches
-from research.decode import DamagedImageError, decode_image
+from research.decode import DamagedImageError, decode_image, oddities_ignored
 from research.errors import UserError
 from research.examples import Examples, load_examples
 from research.sources import Source, TfdsSource
@@ -227,8 +228,6 @@ class DataLoader:
         for index in order:
             if len(drawn) == n:
                 break
-            try:
+            with contextlib.suppress(DamagedImageError), oddities_ignored():
                 drawn.append((decode_image(first[index].encoded), first[index].label))
-            except DamagedImageError:
-                continue
         return drawn
