@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -13,7 +14,11 @@ from PIL import Image, ImageOps
 # Pillow would try all that it knows, among them formats that start another program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "PPM")
 PIXELS_AT_MOST = 120_000_000  # what the largest cameras make; in memory four bytes each
+LARGE_PIXELS = 30_000_000  # decoded one at a time, so that not every thread needs as much memory
 BEHIND_TRANSPARENCY = (255, 255, 255)  # as a page shows it
+
+
+_one_large = threading.Lock()
 
 
 class DamagedImageError(Exception):
@@ -57,13 +62,9 @@ def decode_image(encoded: bytes | None, size: int | None = None) -> np.ndarray:
                 # least half as large again as asked: then it differs from one decoded in full by
                 # 41 dB, no more than two good filters for resizing do.
                 image.draft("RGB", (3 * size // 2, 3 * size // 2))
-            image.load()
-            with contextlib.suppress(Exception):  # EXIF may be damaged where the pixels are not
-                ImageOps.exif_transpose(image, in_place=True)
-            coloured = _in_colours(image)
-            if size is not None:
-                coloured = coloured.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(_opaque(coloured))
+            is_large = image.width * image.height > LARGE_PIXELS
+            with _one_large if is_large else contextlib.nullcontext():
+                return _pixels(image, size)
     except DamagedImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -72,6 +73,16 @@ def decode_image(encoded: bytes | None, size: int | None = None) -> np.ndarray:
         raise DamagedImageError(f"more than {PIXELS_AT_MOST:,} pixels") from None
     except Exception as error:  # Pillow's readers raise nearly every type on malformed bytes
         raise DamagedImageError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _pixels(image: Image.Image, size: int | None) -> np.ndarray:
+    image.load()
+    with contextlib.suppress(Exception):  # EXIF may be damaged where the pixels are not
+        ImageOps.exif_transpose(image, in_place=True)
+    coloured = _in_colours(image)
+    if size is not None:
+        coloured = coloured.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(_opaque(coloured))
 
 
 def _check_size(image: Image.Image) -> None:
