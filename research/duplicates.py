@@ -49,14 +49,13 @@ def similar_pairs(looks: np.ndarray, thumbnails: np.ndarray, distance: int) -> l
     shades = np.where(norms >= least_norm, shades / np.maximum(norms, least_norm), 0)
     pairs: list[Pair] = []
     for start in range(0, len(looks), BLOCK):
-        block = looks[start : start + BLOCK]
-        distances = np.zeros((len(block), len(looks) - start), np.uint16)
-        for word in range(looks.shape[1]):
-            distances += np.bitwise_count(block[:, None, word] ^ looks[None, start:, word])
+        # One product of matrices; the bits are counted for the few pairs that it leaves.
         correlations = shades[start : start + BLOCK] @ shades[start:].T
-        alike = (distances <= distance) & (correlations >= LEAST_CORRELATION)
-        for row, column in np.argwhere(np.triu(alike, 1)):
-            pairs.append(Pair(start + int(row), start + int(column), int(distances[row, column])))
+        rows, columns = np.nonzero(np.triu(correlations >= LEAST_CORRELATION, 1))
+        first, second = start + rows, start + columns
+        differing = np.bitwise_count(looks[first] ^ looks[second]).sum(axis=1, dtype=np.int64)
+        near = differing <= distance
+        pairs += map(Pair._make, np.stack([first, second, differing], axis=1)[near].tolist())
         if len(pairs) >= PAIRS_AT_MOST:
             break
     return pairs[:PAIRS_AT_MOST]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from research.decode import decode_image, oddities_ignored
 from research.inspection import Inspection, Photo
@@ -13,7 +15,7 @@ from research.sources import SPLITS, Source
 
 PHOTOS = 20
 DUPLICATES = 12
-SIDE = 320  # of a duplicate as drawn, in pixels
+SIDE = 320  # of a duplicate as drawn, in pixels, at most
 
 
 def sample_grid(source: Source) -> Figure:
@@ -39,7 +41,9 @@ def duplicate_grid(source: Source, inspection: Inspection) -> Figure | None:
         for place, example in zip(range(last + 1), source.examples(split), strict=False):
             if place in places:
                 with oddities_ignored():
-                    pixels[split, place] = decode_image(example.encoded, SIDE)
+                    photo = Image.fromarray(decode_image(example.encoded))
+                photo.thumbnail((SIDE, SIDE))
+                pixels[split, place] = np.asarray(photo)
 
     def title(photo: Photo) -> str:
         label = inspection.class_names[photo.label]

@@ -35,28 +35,34 @@ def report(inspection: Inspection) -> str:
 
 def summary(inspection: Inspection) -> str:
     """Returns the counts in a line."""
-    return (
-        f"{len(inspection.photos):,} photos, {len(inspection.damaged):,} damaged, "
-        f"{len(inspection.duplicates):,} duplicates, {len(inspection.leaks):,} leaks, "
-        f"{len(inspection.contradictions):,} contradictions"
-    )
+    counts = {
+        "photo": inspection.photos,
+        "duplicate": inspection.duplicates,
+        "leak": inspection.leaks,
+        "contradiction": inspection.contradictions,
+    }
+    counted = [
+        f"{len(found):,} {noun}{'' if len(found) == 1 else 's'}" for noun, found in counts.items()
+    ]
+    return ", ".join([counted[0], f"{len(inspection.damaged):,} damaged", *counted[1:]])
 
 
 def _photos(inspection: Inspection) -> list[str]:
     counts = collections.Counter((photo.label, photo.split) for photo in inspection.usable)
     damaged = collections.Counter(photo.split for photo in inspection.damaged)
-    rows = [
-        (name, *(counts[label, split] for split in SPLITS))
+    rows = {
+        name: [counts[label, split] for split in SPLITS]
         for label, name in enumerate(inspection.class_names)
-    ]
-    rows.append(
-        ("all", *(sum(counts[label, split] for label, _ in enumerate(rows)) for split in SPLITS))
-    )
-    rows.append(("damaged", *(damaged[split] for split in SPLITS)))
+    }
+    everything = [sum(row[index] for row in rows.values()) for index, _ in enumerate(SPLITS)]
     lines = ["Photos", _columns("class", *SPLITS, "all")]
-    return lines + [
-        _columns(name, *(f"{count:,}" for count in (*row, sum(row)))) for name, *row in rows
-    ]
+    for name, row in [
+        *rows.items(),
+        ("all", everything),
+        ("damaged", [damaged[split] for split in SPLITS]),
+    ]:
+        lines.append(_columns(name, *(f"{count:,}" for count in (*row, sum(row)))))
+    return lines
 
 
 def _sizes(inspection: Inspection) -> list[str]:
