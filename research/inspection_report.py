@@ -92,7 +92,7 @@ def _damaged(photos: Sequence[Photo]) -> list[str]:
     ]
     lines += [_and_more(len(reasons), "reasons")] if len(reasons) > MOST_SHOWN else []
     for photo in photos[:MOST_SHOWN]:
-        reason = shorten(str(photo.damage), 36)
+        reason = shorten(str(photo.damage), 46)
         lines.append(f"  {shorten(photo.name, WIDTH - 4 - len(reason))}: {reason}")
     return lines + ([_and_more(len(photos), "photos")] if len(photos) > MOST_SHOWN else [])
 
