@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -221,13 +221,25 @@ class DataLoader:
         They are drawn by the seed from the first `shuffle_size` photos; fewer than `n` come back
         where there are fewer.
         """
-        stored = self.source.examples("train")
-        first = [example for _, example in zip(range(self.shuffle_size), stored, strict=False)]
-        order = np.random.default_rng([self.seed, n]).permutation(len(first))
+        count = min(self.shuffle_size, self.source.count("train"))
+        order = np.random.default_rng([self.seed, n]).permutation(count).tolist()
+        # A thousand photos as cameras store them take gigabytes: few more are read than are shown.
+        tried = 2 * n
+        while True:
+            drawn = self._decode_some(order[:tried], n)
+            if len(drawn) == n or tried >= count:
+                return drawn
+            tried *= 4
+
+    def _decode_some(self, places: Sequence[int], n: int) -> list[tuple[np.ndarray, int]]:
+        """Decodes the first `n` usable ones of the training photos at some places."""
+        wanted, last = set(places), max(places, default=-1)
+        stored = zip(range(last + 1), self.source.examples("train"), strict=False)
+        found = {place: example for place, example in stored if place in wanted}
         drawn: list[tuple[np.ndarray, int]] = []
-        for index in order:
+        for place in places:
             if len(drawn) == n:
                 break
             with contextlib.suppress(DamagedImageError), oddities_ignored():
-                drawn.append((decode_image(first[index].encoded), first[index].label))
+                drawn.append((decode_image(found[place].encoded), found[place].label))
         return drawn
