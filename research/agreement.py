@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.config import TrainConfig
 from research.errors import UserError
 from research.loader import DataLoader
+from research.run_directory import PhotoEntry
+
+SPLITS_OF_A_RUN = ("train", "validation")
 
 
 def check_settings(config: TrainConfig, chief: TrainConfig) -> None:
@@ -46,10 +49,27 @@ def _refuse_others(what: str, differences: Mapping[str, tuple[Any, Any]], remedy
 
 
 def describe_data(photos: DataLoader) -> dict[str, Any]:
-    """Returns what tells a run's photos from others: their number and their names."""
+    """Returns what tells a run's photos from others: their number, names and stored contents."""
     described: dict[str, Any] = {}
-    for split in ("train", "validation"):
-        names = photos.examples(split).names
-        described[f"{split}_photos"] = len(names)
-        described[f"{split}_names_sha256"] = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    for split in SPLITS_OF_A_RUN:
+        examples = photos.examples(split)
+        described[f"{split}_photos"] = len(examples)
+        described[f"{split}_names_sha256"] = _hash_of_lines(examples.names)
+        described[f"{split}_contents_sha256"] = _hash_of_lines(examples.digests)
     return described
+
+
+def list_photos(photos: DataLoader) -> list[PhotoEntry]:
+    """Returns what `describe_data` is about photo by photo, to name one that changed."""
+    listed = []
+    for split in SPLITS_OF_A_RUN:
+        examples = photos.examples(split)
+        listed += [
+            PhotoEntry(split, digest, name)
+            for digest, name in zip(examples.digests, examples.names, strict=True)
+        ]
+    return listed
+
+
+def _hash_of_lines(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the programs that use a trained run are asked for; like `config.py`, free of TensorFlow."""
+"""What the programs besides training are asked for; like `config.py`, free of TensorFlow."""
 
 from __future__ import annotations
 
@@ -116,6 +116,28 @@ class ExportConfig(settings.Validated):
     def __post_init__(self) -> None:
         super().__post_init__()
         _need_ckpt_dir(self.ckpt_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig(settings.Validated):
+    """What `python -m research.inspect_data` is asked for."""
+
+    dataset: str = settings.text("cats_vs_dogs", "the TFDS data set to look through, by name")
+    image_folder: str | None = settings.path(
+        "a folder with one subfolder of images a class, instead of --dataset"
+    )
+    data_dir: str | None = settings.path(
+        "where TFDS keeps prepared data sets; TFDS's own default if not given"
+    )
+    distance: int = settings.count(
+        72,
+        "photos look alike whose perceptual hashes differ in at most so many of 256 bits; 0 finds "
+        "hardly more than copies in another format",
+        maximum=256,
+    )
+    out: str | None = settings.path(
+        "write the report as JSON, some photos and the duplicates as PNG into this folder"
+    )
 
 
 def _need_ckpt_dir(ckpt_dir: str | tuple[str, ...] | None) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import itertools
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from research.decode import DamagedImageError, decode_image
-from research.machine import processors
+from research.decode import DamagedImageError, decode_image, oddities_ignored
+from research.parallel import in_parallel
 from research.rows import rows_of_size
 from research.sources import EncodedExample, Source
 
-CHUNK_BYTES = 2**21  # of pixels that a thread makes at a time: handing over photos one by one costs
+CHUNK_BYTES = 2**21  # of pixels that a thread makes at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +28,8 @@ class Examples:
       names: a name for each example, for people.
       damaged: the names and reasons of those that could not be decoded, and are left out.
       views: how many ways of showing each example the inputs hold, one after another.
+      digests: what tells each photo's content from others, 16 hexadecimal digits; none for
+        activations.
     """
 
     inputs: tuple[np.ndarray, ...]
@@ -37,9 +37,15 @@ class Examples:
     names: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...] = ()
     views: int = 1
+    digests: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+class _Photo(NamedTuple):
+    pixels: np.ndarray
+    digest: str
 
 
 def load_examples(
@@ -57,46 +63,42 @@ def load_examples(
     pixels = rows_of_size((count, size, size, 3), np.uint8)
     labels: list[int] = []
     names: list[str] = []
+    digests: list[str] = []
     damaged: list[tuple[str, str]] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of oddities in photos that it reads well
-        for done, (example, photo) in enumerate(_decoded(source.examples(split), size), start=1):
+    photos_a_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
+
+    def decode(example: EncodedExample) -> _Photo | DamagedImageError:
+        if example.encoded is None:
+            return DamagedImageError(example.problem)
+        try:
+            return _Photo(decode_image(example.encoded, size), digest_of(example.encoded))
+        except DamagedImageError as damage:
+            return damage
+
+    with oddities_ignored():
+        decoded = in_parallel(source.examples(split), decode, photos_a_chunk)
+        for done, (example, photo) in enumerate(decoded, start=1):
             if isinstance(photo, DamagedImageError):
                 damaged.append((example.name, str(photo)))
             else:
-                pixels.append(photo[np.newaxis])
+                pixels.append(photo.pixels[np.newaxis])
                 labels.append(example.label)
                 names.append(example.name)
+                digests.append(photo.digest)
             if on_progress:
                 on_progress(done, count)
-    return Examples((pixels.finish(),), np.array(labels, np.int32), tuple(names), tuple(damaged))
+    return Examples(
+        (pixels.finish(),),
+        np.array(labels, np.int32),
+        tuple(names),
+        tuple(damaged),
+        digests=tuple(digests),
+    )
 
 
-def _decoded(
-    examples: Iterator[EncodedExample], size: int
-) -> Iterator[tuple[EncodedExample, np.ndarray | DamagedImageError]]:
-    """Decodes in parallel and yields in order, holding only a few photos at a time."""
+def digest_of(encoded: bytes) -> str:
+    """Returns the beginning of the SHA-256 of a photo as it is stored.
 
-    def decode(chunk: list[EncodedExample]) -> list[np.ndarray | DamagedImageError]:
-        return [_decode(example.encoded, size) for example in chunk]
-
-    workers = processors()
-    size_of_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
-    waiting: collections.deque[
-        tuple[list[EncodedExample], Future[list[np.ndarray | DamagedImageError]]]
-    ] = collections.deque()
-    with ThreadPoolExecutor(workers) as pool:
-        while chunk := list(itertools.islice(examples, size_of_chunk)):
-            waiting.append((chunk, pool.submit(decode, chunk)))
-            if len(waiting) > 2 * workers:
-                first, photos = waiting.popleft()
-                yield from zip(first, photos.result(), strict=True)
-        for first, photos in waiting:
-            yield from zip(first, photos.result(), strict=True)
-
-
-def _decode(encoded: bytes | None, size: int) -> np.ndarray | DamagedImageError:
-    try:
-        return decode_image(encoded, size)
-    except DamagedImageError as damage:
-        return damage
+    Not of its pixels: they may change a little with the version of the library that decodes them.
+    """
+    return hashlib.sha256(encoded).hexdigest()[:16]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +13,7 @@ import tqdm
 
 from research.augmentation import Augmentation
 from research.batches import Preprocessing, Share, epoch_order, make_batches
-from research.decode import DamagedImageError, decode_image
+from research.decode import DamagedImageError, decode_image, oddities_ignored
 from research.errors import UserError
 from research.examples import Examples, load_examples
 from research.sources import Source, TfdsSource
@@ -220,15 +221,25 @@ class DataLoader:
         They are drawn by the seed from the first `shuffle_size` photos; fewer than `n` come back
         where there are fewer.
         """
-        stored = self.source.examples("train")
-        first = [example for _, example in zip(range(self.shuffle_size), stored, strict=False)]
-        order = np.random.default_rng([self.seed, n]).permutation(len(first))
+        count = min(self.shuffle_size, self.source.count("train"))
+        order = np.random.default_rng([self.seed, n]).permutation(count).tolist()
+        # A thousand photos as cameras store them take gigabytes: few more are read than are shown.
+        tried = 2 * n
+        while True:
+            drawn = self._decode_some(order[:tried], n)
+            if len(drawn) == n or tried >= count:
+                return drawn
+            tried *= 4
+
+    def _decode_some(self, places: Sequence[int], n: int) -> list[tuple[np.ndarray, int]]:
+        """Decodes the first `n` usable ones of the training photos at some places."""
+        wanted, last = set(places), max(places, default=-1)
+        stored = zip(range(last + 1), self.source.examples("train"), strict=False)
+        found = {place: example for place, example in stored if place in wanted}
         drawn: list[tuple[np.ndarray, int]] = []
-        for index in order:
+        for place in places:
             if len(drawn) == n:
                 break
-            try:
-                drawn.append((decode_image(first[index].encoded), first[index].label))
-            except DamagedImageError:
-                continue
+            with contextlib.suppress(DamagedImageError), oddities_ignored():
+                drawn.append((decode_image(found[place].encoded), found[place].label))
         return drawn

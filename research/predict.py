@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import json
@@ -15,8 +14,9 @@ from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, PredictConfig
 from research.errors import UserError
 from research.examples import load_examples
+from research.files import image_files, printable
 from research.scores import Predictions
-from research.sources import EncodedExample, image_files, printable
+from research.sources import EncodedExample, read_example
 
 BATCHES_A_CHUNK = 16
 
@@ -49,23 +49,26 @@ class Files:
 
     def examples(self, split: str) -> Iterator[EncodedExample]:
         for index, file in enumerate(self._files):
-            encoded = None
-            with contextlib.suppress(OSError):
-                encoded = file.read_bytes()
-            yield EncodedExample(encoded, 0, str(index))
+            yield read_example(file, 0, str(index))
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
     """Returns the files named, and the images in the folders named and below, each once.
 
     Raises:
-      UserError: one does not exist, or there is none at all.
+      UserError: one does not exist, a folder cannot be read, or there is none at all.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{str(path)!r} does not exist; expected photos or folders of photos")
-        found.update(dict.fromkeys(image_files(path) if path.is_dir() else [path]))
+        try:
+            found.update(dict.fromkeys(image_files(path) if path.is_dir() else [path]))
+        except OSError as error:
+            raise UserError(
+                f"{str(error.filename)!r} cannot be read: {error.strerror}; make it readable, or "
+                "move it elsewhere"
+            ) from error
     if not found:
         raise UserError(
             f"there is no image in {', '.join(map(repr, paths)) or 'no path'}; expected photos, or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from research import runtime
-from research.agreement import check_data, describe_data
+from research.agreement import check_data, describe_data, list_photos
 from research.averages import WeightAverages
 from research.builder import (
     BuiltNetwork,
@@ -111,13 +111,13 @@ def begin_or_resume(
       Where to write records; what the epochs take; and whether training goes on from a checkpoint.
     """
     model, team = run.built.network.model, run.team
-    data = describe_data(run.photos)
+    data, listed = describe_data(run.photos), list_photos(run.photos)
     checkpoints, resumed, cached = None, False, None
     if directory:
         checkpoint = make_checkpoint(model, run.groups, run.state, run.averages)
         checkpoints = Checkpoints(checkpoint, directory.checkpoints)
         if resuming:
-            directory.check_data(data)
+            directory.check_data(data, listed)
             cached = directory.read_data().get("cached")
             # Restored first: what the trunk computes is to come from the weights that go on.
             resumed = checkpoints.restore_latest()
@@ -132,7 +132,7 @@ def begin_or_resume(
     if directory is None or checkpoints is None:
         return SilentLogbook(run.plan), feeds, chief["resumed"]
     if not resuming:
-        directory.create(run.config, run.photos.class_names, {**data, "cached": kept})
+        directory.create(run.config, run.photos.class_names, {**data, "cached": kept}, listed)
     return Logbook(directory, run.plan, checkpoints), feeds, resumed
 
 

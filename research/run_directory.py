@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from research.config import TrainConfig
 from research.errors import UserError
@@ -40,8 +41,18 @@ MADE_FIRST = (
     "labels.txt.partial",
     "data.json",
     "data.json.partial",
+    "photos.tsv",
+    "photos.tsv.partial",
     "config.json.partial",
 )
+
+
+class PhotoEntry(NamedTuple):
+    """A photo of a run: its split, what tells its content from others, and its name."""
+
+    split: str
+    digest: str
+    name: str
 
 
 class RunDirectory:
@@ -52,6 +63,7 @@ class RunDirectory:
         self.config_file = self.path / "config.json"
         self.labels_file = self.path / "labels.txt"
         self.data_file = self.path / "data.json"
+        self.photos_file = self.path / "photos.tsv"
         self.metrics_file = self.path / "metrics.jsonl"
         self.result_file = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
@@ -65,7 +77,11 @@ class RunDirectory:
         return f"{path.name} ({path.parent.name})"
 
     def create(
-        self, config: TrainConfig, class_names: tuple[str, ...], data: dict[str, Any]
+        self,
+        config: TrainConfig,
+        class_names: tuple[str, ...],
+        data: dict[str, Any],
+        photos: Sequence[PhotoEntry] = (),
     ) -> None:
         """Makes the folder, with the run's settings, its classes and what is known of its data.
 
@@ -77,6 +93,8 @@ class RunDirectory:
                 folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.labels_file, "".join(f"{name}\n" for name in class_names))
             write_atomically(self.data_file, json.dumps(data, indent=2) + "\n")
+            listing = "".join("\t".join(entry) + "\n" for entry in photos)
+            write_atomically(self.photos_file, listing)
             write_atomically(self.config_file, config.to_json())  # last: now it is a run
         except OSError as error:
             raise _not_writable(self.path, error.strerror) from error
@@ -105,19 +123,46 @@ class RunDirectory:
         except ValueError as error:
             raise UserError(f"{str(self.data_file)!r} is not JSON: {error}") from error
 
-    def check_data(self, found: dict[str, Any]) -> None:
-        """Raises `UserError` unless the run was started on the same photos."""
+    def check_data(self, found: dict[str, Any], photos: Sequence[PhotoEntry] = ()) -> None:
+        """Raises `UserError` unless the run was started on the same photos, and names one.
+
+        Args:
+          found: as `create` was given it.
+          photos: the same.
+        """
         started = self.read_data()
-        changed = [
-            f"{name} was {started.get(name)!r} and is now {value!r}"
+        # A run of an earlier version may say less of its photos.
+        changed = {
+            name: f"{name} was {started[name]!r} and is now {value!r}"
             for name, value in found.items()
-            if started.get(name) != value
-        ]
-        if changed:
-            raise UserError(
-                f"the photos changed since the run in {str(self.path)!r} was started: "
-                f"{'; '.join(changed)}; restore them, or give another --ckpt_dir"
-            )
+            if name in started and started[name] != value
+        }
+        if not changed:
+            return
+        telling = [text for name, text in changed.items() if not name.endswith("_sha256")]
+        telling += self._first_change(photos)
+        raise UserError(
+            f"the photos changed since the run in {str(self.path)!r} was started: "
+            f"{'; '.join(telling or changed.values())}; restore them, or give another --ckpt_dir"
+        )
+
+    def _first_change(self, photos: Sequence[PhotoEntry]) -> list[str]:
+        """Says of a photo how it changed; nothing where none is known to have changed."""
+        try:
+            lines = self.photos_file.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError):
+            return []
+        entries = (line.split("\t", 2) for line in lines)
+        before = {(split, name): digest for split, digest, name in filter(_is_entry, entries)}
+        now = {(split, name): digest for split, digest, name in photos}
+        for (split, name), digest in now.items():
+            if before.get((split, name), digest) != digest:
+                return [f"for example, the {split} photo {name!r} has another content"]
+        for known, others, how in ((now, before, "new"), (before, now, "gone")):
+            for split, name in known:
+                if (split, name) not in others:
+                    return [f"for example, the {split} photo {name!r} is {how}"]
+        return []
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
@@ -144,6 +189,10 @@ class RunDirectory:
         """Drops the rows after a step, which a resumed run is about to write again."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _is_entry(columns: Sequence[str]) -> bool:
+    return len(columns) == len(PhotoEntry._fields)
 
 
 def _read(file: Path) -> str:

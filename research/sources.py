@@ -16,13 +16,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
+from research.decode import DamagedImageError
 from research.digits import Digits
 from research.errors import UserError
+from research.files import image_files, printable, read_image_file
 from research.sketches import Sketches
 
 SPLITS = ("train", "validation", "test")
 BUILT_IN = (Sketches, Digits)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 WAYS_OUT = (
     "give --data_dir=DIR with the data set prepared, --image_folder=DIR with the unzipped photos "
     "(one subfolder a class), or --dataset=sketches, which needs no download"
@@ -32,12 +33,21 @@ WAYS_OUT = (
 class EncodedExample(NamedTuple):
     """One photo as it is stored: file content, class index and a name that a person can find.
 
-    The content is None where the file cannot be read.
+    The content is None where the file cannot be read, for the reason in `problem`.
     """
 
     encoded: bytes | None
     label: int
     name: str
+    problem: str = "cannot be read"
+
+
+def read_example(file: Path, label: int, name: str) -> EncodedExample:
+    """Returns what a file contains, or why that cannot be read."""
+    try:
+        return EncodedExample(read_image_file(file), label, name)
+    except DamagedImageError as damage:
+        return EncodedExample(None, label, name, str(damage))
 
 
 class Source(Protocol):
@@ -52,11 +62,6 @@ class Source(Protocol):
     def examples(self, split: str) -> Iterator[EncodedExample]:
         """Yields the photos of a split, always in the same order."""
         ...
-
-
-def printable(name: str) -> str:
-    """Returns a file's name with bytes that are no UTF-8 written as escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def split_fraction(name: str) -> float:
@@ -87,7 +92,10 @@ class FolderSource:
                 if child.is_dir() and not child.name.startswith(".")
             }
         except OSError as error:
-            raise UserError(f"image_folder {folder!r} cannot be read: {error.strerror}") from error
+            raise UserError(
+                f"image_folder {folder!r} has {str(error.filename)!r}, which cannot be read: "
+                f"{error.strerror}; make it readable, or move it elsewhere"
+            ) from error
         classes = {name: files for name, files in found.items() if files}
         if len(classes) < 2:
             images = f"images of {len(classes)} class" if classes else "no image"
@@ -112,24 +120,12 @@ class FolderSource:
 
     def examples(self, split: str) -> Iterator[EncodedExample]:
         for _, path, label in self._listed(split):
-            encoded = None
-            with contextlib.suppress(OSError):
-                encoded = (self._root / path).read_bytes()
-            yield EncodedExample(encoded, label, printable(path))
+            yield read_example(self._root / path, label, printable(path))
 
     def _listed(self, split: str) -> list[tuple[float, str, int]]:
         if split not in SPLITS:
             raise UserError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
         return self._files[split]
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Returns the images in a folder and below, by their names' endings, in order."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
 
 
 class TfdsSource:

@@ -140,3 +140,15 @@ def test_a_split_without_a_usable_photo_is_refused(tmp_path):
         photo.write_bytes(b"")
     with pytest.raises(UserError, match=r"train split has no usable photo \(\d+ damaged\)"):
         DataLoader(16, 8, source=FolderSource(str(folder))).train_batches  # noqa: B018
+
+
+def test_enough_raw_images_are_found_among_many_damaged_ones(tmp_path):
+    folder = draw_photos(tmp_path, 40)
+    source = FolderSource(str(folder))
+    names = [example.name for example in source.examples("train")]
+    for index, name in enumerate(names):
+        if index % 8:
+            (folder / name).write_bytes(b"damaged")
+    usable = len(names[::8])
+    assert len(DataLoader(16, 8, source=source).get_random_raw_images(4)) == 4
+    assert len(DataLoader(16, 8, source=source).get_random_raw_images(20)) == usable

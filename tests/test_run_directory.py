@@ -4,7 +4,7 @@ import pytest
 
 from research.config import TrainConfig
 from research.errors import UserError
-from research.run_directory import RunDirectory, default_path, find_run
+from research.run_directory import PhotoEntry, RunDirectory, default_path, find_run
 
 
 def config(path, **settings) -> TrainConfig:
@@ -45,6 +45,36 @@ def test_files_that_are_no_text_are_refused(tmp_path):
 
 def test_an_empty_folder_is_taken(tmp_path):
     assert find_run(config(tmp_path))[1] is False
+
+
+PHOTOS = (PhotoEntry("train", "aa", "cat/1.jpg"), PhotoEntry("validation", "bb", "dog/2.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ((PHOTOS[0]._replace(digest="cc"), PHOTOS[1]), "'cat/1.jpg' has another content"),
+        ((PHOTOS[0],), "the validation photo 'dog/2.jpg' is gone"),
+        ((*PHOTOS, PHOTOS[0]._replace(name="cat/3.jpg")), "the train photo 'cat/3.jpg' is new"),
+    ],
+)
+def test_a_photo_that_changed_since_the_run_began_is_named(tmp_path, now, expected):
+    directory = RunDirectory(tmp_path)
+    directory.create(config(tmp_path), ("cat", "dog"), {"photos_sha256": "before"}, PHOTOS)
+    directory.check_data({"photos_sha256": "before"}, PHOTOS)
+    with pytest.raises(UserError) as error:
+        directory.check_data({"photos_sha256": "now"}, now)
+    assert expected in str(error.value)
+    assert "sha256" not in str(error.value)
+
+
+def test_a_run_that_does_not_know_its_photos_contents_is_resumed(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.create(config(tmp_path), ("cat", "dog"), {"train_photos": 1})
+    directory.photos_file.unlink()
+    directory.check_data({"train_photos": 1, "train_contents_sha256": "now"}, PHOTOS)
+    with pytest.raises(UserError, match="train_photos was 1 and is now 2; restore"):
+        directory.check_data({"train_photos": 2, "train_contents_sha256": "now"}, PHOTOS)
 
 
 def test_metrics_after_the_step_resumed_from_are_dropped(tmp_path):

@@ -247,6 +247,23 @@ def test_photos_that_changed_are_refused_on_resuming(finished):
     (line,) = process.stderr.splitlines()
     before = json.loads((folder / "a run" / "data.json").read_text())["train_photos"]
     assert f"train_photos was {before} and is now" in line
+    assert "photo 'cat/new" in line
+    assert "is new; restore them" in line
+
+
+def test_a_photo_with_another_content_is_named_on_resuming(finished):
+    folder, flags, _ = finished
+    names = [example.name for example in FolderSource(str(folder / "photos")).examples("train")]
+    changed = folder / "photos" / names[5]
+    before = changed.read_bytes()
+    changed.write_bytes((folder / "photos" / names[6]).read_bytes())
+    try:
+        process = run_script(folder, "run_train.py", *flags)
+    finally:
+        changed.write_bytes(before)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert f"for example, the train photo {names[5]!r} has another content" in line
 
 
 def test_a_second_run_finds_the_features_of_the_first(photo_folder, tmp_path):
