@@ -57,7 +57,7 @@ class Checkpoints:
     @property
     def latest(self) -> str | None:
         """The path of the last complete checkpoint, None before the first."""
-        return tf.train.latest_checkpoint(str(self._latest))
+        return latest_in(self._latest)
 
 
 def _link(source: Path, target: Path, name: str) -> None:
@@ -83,6 +83,18 @@ def _point(folder: Path, names: list[str]) -> None:
                 file.unlink()
 
 
+def latest_in(folder: Path) -> str | None:
+    """Returns the path, without ending, of a folder's last complete checkpoint; None without one.
+
+    A pointer that cannot be read, or that leads out of the folder, counts as none.
+    """
+    try:
+        path = tf.train.latest_checkpoint(str(folder))
+    except (ValueError, tf.errors.OpError):  # not text, or no path
+        return None
+    return path if path and Path(path).parent == folder else None
+
+
 def find_checkpoint(folder: Path, which: str) -> str:
     """Returns the path, without ending, of `best`, `latest`, or of the checkpoint named.
 
@@ -90,7 +102,7 @@ def find_checkpoint(folder: Path, which: str) -> str:
       UserError: there is no such checkpoint.
     """
     if which in ("best", "latest"):
-        path = tf.train.latest_checkpoint(str(folder / which))
+        path = latest_in(folder / which)
         if path is None:
             raise UserError(
                 f"ckpt_dir {str(folder.parent)!r} has no {which} checkpoint yet; expected one of "

@@ -15,8 +15,9 @@ from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, PredictConfig
 from research.errors import UserError
 from research.examples import load_examples
+from research.printable import printable
 from research.scores import Predictions
-from research.sources import EncodedExample, image_files, printable
+from research.sources import EncodedExample, image_files
 
 BATCHES_A_CHUNK = 16
 

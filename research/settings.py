@@ -115,10 +115,17 @@ def _check_value(config_class: type, field: dataclasses.Field[Any], value: Any) 
         setting = setting_of(field)
         return tuple(_check_range(field.name, setting, str, text) for text in value or ())
     if kind is float and type(value) is int:
-        value = float(value)
+        value = _as_float(value)
     if type(value) is not kind:
         raise UserError(f"{field.name} is {value!r}; expected a value of type {kind.__name__}")
     return _check_range(field.name, setting_of(field), kind, value)
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
@@ -127,11 +134,13 @@ def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
     if setting.minimum is not None:
         noun = "a whole number" if kind is int else "a number"
         low = value <= setting.minimum if setting.exclusive else value < setting.minimum
+        # Python refuses to write integers of thousands of digits in decimal.
+        shown = hex(value) if kind is int and abs(value) > 10**400 else value
         if value > setting.maximum:
-            raise UserError(f"{name} is {value}; expected {noun} of at most {setting.maximum}")
+            raise UserError(f"{name} is {shown}; expected {noun} of at most {setting.maximum}")
         if low or math.isnan(value):
             bound = "greater than" if setting.exclusive else "of at least"
-            raise UserError(f"{name} is {value}; expected {noun} {bound} {setting.minimum:g}")
+            raise UserError(f"{name} is {shown}; expected {noun} {bound} {setting.minimum:g}")
     if kind is str and (not value or not value.isprintable()):
         raise UserError(f"{name} is {value!r}; expected text that can be printed")
     return os.path.abspath(os.path.expanduser(value)) if setting.is_path else value
