@@ -379,6 +379,14 @@ def main() -> None:
     for script, counts in trial.counts.items():
         print(f"{script:<16}", dict(counts))
     print(f"{trial.cases} command lines, {PROCESSES} of them as processes too; 0 violations")
+    result = {
+        "command_lines": trial.cases,
+        "flags": number_of_flags,
+        "as_processes_too": PROCESSES,
+        "violations": 0,
+        "outcomes": {script: dict(counts) for script, counts in trial.counts.items()},
+    }
+    print(f"written to {write_result('bad_flags', result)}")
 
 
 if __name__ == "__main__":

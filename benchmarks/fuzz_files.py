@@ -342,12 +342,12 @@ def main() -> None:
         for subject in SUBJECTS:
             counts, wrong, most = fuzz(subject, right, each, arguments.seed, server.ask)
             violations += wrong
-            figures[subject.name] = dict(counts)
+            figures[subject.name] = {**dict(counts), "memory_grew_by_megabytes": most // 2**20}
             print(f"{subject.name:<24}{dict(counts)}, memory grew by {most:,} bytes", flush=True)
         server.stop()
     for violation in violations:
         print(violation, file=sys.stderr)
-    total = sum(sum(counts.values()) for counts in figures.values())
+    total = each * len(SUBJECTS)
     print(f"{total} mutations, {len(violations)} violations")
     result = {"mutations": total, "violations": violations, "outcomes": figures}
     print(f"written to {write_result('fuzz_files', result)}")

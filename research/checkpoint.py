@@ -9,11 +9,21 @@ from pathlib import Path
 import tensorflow as tf
 
 from research.averages import WeightAverages
+from research.checkpoint_index import check_index
 from research.errors import UserError
 from research.model import Wrapper
 
 # What TensorFlow raises for a checkpoint that is damaged, or of another model.
-UNREADABLE = (ValueError, AssertionError, IndexError, KeyError, RuntimeError, tf.errors.OpError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    tf.errors.OpError,
+)
 
 
 class Checkpoints:
@@ -49,6 +59,7 @@ class Checkpoints:
         if path is None:
             return False
         try:
+            check_index(path)
             self._state.read(path).assert_existing_objects_matched().assert_consumed()
         except UNREADABLE as error:
             raise _does_not_fit(path, error) from error
@@ -125,6 +136,7 @@ def restore_model(model: Wrapper, path: str, averages: WeightAverages | None = N
       UserError: the checkpoint cannot be read or is not of this model.
     """
     try:
+        check_index(path)
         step = tf.Variable(0, dtype=tf.int64)
         followed = averages.variables if averages else []
         status = tf.train.Checkpoint(model=model, step=step, averages=followed).read(path)

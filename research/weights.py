@@ -50,6 +50,7 @@ UNREADABLE = (
 # What a small file may grow to in memory, whatever it claims: Keras compresses nothing, and
 # trained weights hardly shrink.
 LEAST_GROWTH, MOST_GROWTH = 2**26, 16
+DEEPEST = 100  # groups in groups; models in models in a saved model are a handful
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,8 @@ def _contents(file: h5py.File, path: str) -> tuple[dict[str, h5py.Group], dict[s
     def visit(name: str | bytes, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> None:
         if isinstance(name, bytes):
             raise ValueError(f"the name {name!r} is damaged")
+        if name.count("/") > DEEPEST:
+            raise ValueError("its groups are nested too deeply")
         if isinstance(item, h5py.Group):
             groups[name] = item
         elif isinstance(item, h5py.Dataset):
