@@ -42,7 +42,7 @@ def take_out(data: bytes, random: np.random.Generator) -> bytes:
 def put_in(data: bytes, random: np.random.Generator) -> bytes:
     """Puts random bytes in."""
     start = random.integers(0, len(data))
-    return data[:start] + random.bytes(random.integers(1, 4097)) + data[start:]
+    return data[:start] + random.bytes(int(random.integers(1, 4097))) + data[start:]
 
 
 def overwrite(data: bytes, random: np.random.Generator) -> bytes:

@@ -154,9 +154,7 @@ class CacheStore:
             arrays = [rows.finish() for rows in make(make_rows)]
             contents = {
                 "made_from": dict(description),
-                "arrays": [
-                    {"shape": array.shape, "dtype": array.dtype.name} for array in arrays
-                ],
+                "arrays": [{"shape": array.shape, "dtype": array.dtype.name} for array in arrays],
             }
             listing = stack.enter_context((folder / "contents.json").open("w", encoding="utf-8"))
             json.dump(contents, listing, indent=2)

@@ -120,7 +120,8 @@ def _number(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _numbers(data: bytes, count: int) -> list[int]:
-    numbers, position = [], 0
+    numbers: list[int] = []
+    position = 0
     while len(numbers) < count:
         number, position = _number(data, position)
         numbers.append(number)

@@ -6,6 +6,7 @@ This module must stay free of TensorFlow: `--help` and flag errors answer at onc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import typing
@@ -94,12 +95,17 @@ def switch(default: bool, help: str, changes_result: bool = True) -> Any:
     return declare(default, Setting(help, changes_result=changes_result))
 
 
+@functools.cache
+def _type_hints(config_class: type) -> dict[str, Any]:
+    return typing.get_type_hints(config_class)
+
+
 def value_type(config_class: type, name: str) -> tuple[type, bool]:
     """Returns the type of a field's value, and if None is allowed.
 
     It is int, float, str, bool, or tuple for a tuple of texts.
     """
-    hint = typing.get_type_hints(config_class)[name]
+    hint = _type_hints(config_class)[name]
     if typing.get_origin(hint) is tuple:
         return tuple, False
     types = typing.get_args(hint) or (hint,)

@@ -239,8 +239,9 @@ def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     # after the version could change anything.
     match = re.fullmatch(r"(\w+)(/[\w+.-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?", name)
     base_name = match[1] if match else ""
+    there = bool(base_name) and os.path.isdir(os.path.join(root, base_name))
     # Asked for another name, TFDS would look for it in the cloud, and wait long without a network.
-    if base_name not in known and not os.path.isdir(os.path.join(root, base_name)):
+    if base_name not in known and not there:
         nearest = difflib.get_close_matches(name, known, n=3)
         hint = f", nearest: {', '.join(nearest)}" if nearest else ""
         raise UserError(

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from benchmarks.bad_flags import PROGRAMS, Program, Trial, ViolationError, check_refusal, meet
+from benchmarks.bad_flags import Trial, ViolationError, check_refusal, meet
+from benchmarks.flag_cases import PROGRAMS, Program
 from flags.command_line import parse_config
 from research.config import TrainConfig
 from research.errors import UserError
@@ -77,6 +78,29 @@ def test_what_the_trial_found_once(flags, expected, tmp_path, monkeypatch):
     assert outcome.kind == "refused"
     assert expected in outcome.line
     assert len(outcome.line) < 2100
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "expected"),
+    [
+        ("run_train.py", "--fixed_crops --random_crop_area=0.5", "one kind of crop"),
+        ("run_train.py", "--gradual_unfreezing=1 --bn_mode=train", "give --bn_mode=frozen"),
+        ("run_train.py", "--hyperrule --steps_per_epoch=3", "leave out --steps_per_epoch"),
+        ("run_train.py", "--trunk_cache=disk --mixup=0.2", "give --trunk_cache=auto"),
+        ("run_train.py", "--epochs=0 --head_epochs=0", "at least one epoch"),
+        ("run_train.py", "--image_size=4096 --evaluation_scale=2", "expected 32 to 4096"),
+        ("run_train.py", "--backbone=InceptionV3 --image_size=32", "takes at least 75"),
+        ("run_eval.py", "--ckpt_dir=a --dataset=b --image_folder=c", "expected one of them"),
+        ("run_eval.py", "--ckpt_dir=a --ckpt_dir=b --watch", "expected one --ckpt_dir"),
+        ("run_eval.py", "--ckpt_dir=a --split=b --split=c --predictions=d", "expected one"),
+        ("run_predict.py", "--checkpoint=best", "expected --ckpt_dir=DIR"),
+    ],
+)
+def test_flags_that_contradict_each_other(script, flags, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (program,) = (one for one in PROGRAMS if one.script == script)
+    for arguments in (flags.split(), flags.split()[::-1]):
+        assert expected in meet(program, arguments).line
 
 
 @pytest.mark.parametrize(

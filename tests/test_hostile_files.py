@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
-from benchmarks.fuzz_files import CACHED, HARMLESS, SUBJECTS, Reader, fuzz, outcome_of, small_backbone
+from benchmarks.fuzz_files import HARMLESS, SUBJECTS, fuzz, outcome_of
+from benchmarks.right_files import CACHED, Reader, small_backbone
 from research.cache_store import CacheStore
 from research.checkpoint import find_checkpoint
 from research.errors import UserError
