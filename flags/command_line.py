@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -12,9 +14,11 @@ from typing import Any, TypeVar
 from absl import app, flags, logging
 
 from research.errors import UserError
+from research.printable import printable
 from research.settings import setting_of, value_type
 
 Config = TypeVar("Config")
+LONGEST_MESSAGE = 2000
 
 
 class _WholeNumber(flags.IntegerParser):
@@ -84,12 +88,18 @@ def parse_config(config_class: type[Config], arguments: list[str]) -> Config:
 
 
 def _parse(arguments: list[str], takes_paths: bool) -> list[str]:
+    warnings = io.StringIO()
     try:
-        remaining = flags.FLAGS(arguments)
-    except flags.Error as error:
+        with contextlib.redirect_stderr(warnings):
+            remaining = flags.FLAGS(arguments)
+    except UnicodeDecodeError as error:
+        fail(f"a flagfile is no text in UTF-8 ({error.reason}); expected one flag a line")
+    except (flags.Error, ValueError) as error:  # absl's own flags raise the latter
         fail(str(error))
     except SystemExit:  # only `--help` and its kin end here; asking for help is no error
         sys.exit(0)
+    if warnings.getvalue():  # of a flagfile that reads itself, which absl would leave out
+        fail(warnings.getvalue())
     if remaining[1:] and not takes_paths:
         fail(f"{remaining[1]!r} is no flag; flags are written --name=value, see --help")
     return list(remaining)
@@ -97,7 +107,10 @@ def _parse(arguments: list[str], takes_paths: bool) -> list[str]:
 
 def fail(message: str) -> None:
     """Ends the process with one line on standard error and exit code 2."""
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
+    if len(line) > LONGEST_MESSAGE:  # the value is at its beginning, the way out at its end
+        half = LONGEST_MESSAGE // 2
+        line = f"{line[:half]} ... {line[-half:]}"
     print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
     sys.exit(2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,20 @@ import numpy as np
 
 from research.errors import UserError
 from research.rows import Rows
+
+# No others: an array of Python objects, mapped from a file, would be pointers to anywhere.
+NUMBER_FORMATS = {
+    np.dtype(kind).name: np.dtype(kind)
+    for kind in (
+        np.uint8,
+        np.int32,
+        np.int64,
+        ml_dtypes.bfloat16,
+        np.float16,
+        np.float32,
+        np.float64,
+    )
+}
 
 MakeRows = Callable[[tuple[int, ...], np.dtype], Rows]
 
@@ -50,8 +65,11 @@ class CacheStore:
             contents = json.loads((entry / "contents.json").read_text(encoding="utf-8"))
             if contents["made_from"] != dict(description):
                 return None
-            return tuple(_open(entry / array["file"], array) for array in contents["arrays"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return tuple(
+                _open(entry / f"{index}.bin", array)
+                for index, array in enumerate(contents["arrays"])
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def find_or_make(
@@ -136,10 +154,7 @@ class CacheStore:
             arrays = [rows.finish() for rows in make(make_rows)]
             contents = {
                 "made_from": dict(description),
-                "arrays": [
-                    {"file": Path(file.name).name, "shape": array.shape, "dtype": array.dtype.name}
-                    for file, array in zip(files, arrays, strict=True)
-                ],
+                "arrays": [{"shape": array.shape, "dtype": array.dtype.name} for array in arrays],
             }
             listing = stack.enter_context((folder / "contents.json").open("w", encoding="utf-8"))
             json.dump(contents, listing, indent=2)
@@ -164,10 +179,12 @@ class CacheStore:
 
 
 def _open(file: Path, array: Mapping[str, Any]) -> np.ndarray:
-    """Maps a file; raises ValueError unless it is as long as its array."""
-    dtype = np.dtype(getattr(ml_dtypes, array["dtype"], array["dtype"]))
+    """Maps a file; raises ValueError or KeyError unless it is as long as its array of numbers."""
+    dtype = NUMBER_FORMATS[array["dtype"]]
     shape = tuple(array["shape"])
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"{shape} is no shape")
+    expected = math.prod(shape) * dtype.itemsize
     if file.stat().st_size != expected:
         raise ValueError(f"{str(file)!r} has not {expected} bytes")
     return np.memmap(file, dtype, "r", shape=shape)

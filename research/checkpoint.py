@@ -9,11 +9,21 @@ from pathlib import Path
 import tensorflow as tf
 
 from research.averages import WeightAverages
+from research.checkpoint_index import check_index
 from research.errors import UserError
 from research.model import Wrapper
 
 # What TensorFlow raises for a checkpoint that is damaged, or of another model.
-UNREADABLE = (ValueError, AssertionError, IndexError, KeyError, RuntimeError, tf.errors.OpError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    tf.errors.OpError,
+)
 
 
 class Checkpoints:
@@ -49,6 +59,7 @@ class Checkpoints:
         if path is None:
             return False
         try:
+            check_index(path)
             self._state.read(path).assert_existing_objects_matched().assert_consumed()
         except UNREADABLE as error:
             raise _does_not_fit(path, error) from error
@@ -57,7 +68,7 @@ class Checkpoints:
     @property
     def latest(self) -> str | None:
         """The path of the last complete checkpoint, None before the first."""
-        return tf.train.latest_checkpoint(str(self._latest))
+        return latest_in(self._latest)
 
 
 def _link(source: Path, target: Path, name: str) -> None:
@@ -83,6 +94,18 @@ def _point(folder: Path, names: list[str]) -> None:
                 file.unlink()
 
 
+def latest_in(folder: Path) -> str | None:
+    """Returns the path, without ending, of a folder's last complete checkpoint; None without one.
+
+    A pointer that cannot be read, or that leads out of the folder, counts as none.
+    """
+    try:
+        path = tf.train.latest_checkpoint(str(folder))
+    except (ValueError, tf.errors.OpError):  # not text, or no path
+        return None
+    return path if path and Path(path).parent == folder else None
+
+
 def find_checkpoint(folder: Path, which: str) -> str:
     """Returns the path, without ending, of `best`, `latest`, or of the checkpoint named.
 
@@ -90,7 +113,7 @@ def find_checkpoint(folder: Path, which: str) -> str:
       UserError: there is no such checkpoint.
     """
     if which in ("best", "latest"):
-        path = tf.train.latest_checkpoint(str(folder / which))
+        path = latest_in(folder / which)
         if path is None:
             raise UserError(
                 f"ckpt_dir {str(folder.parent)!r} has no {which} checkpoint yet; expected one of "
@@ -113,6 +136,7 @@ def restore_model(model: Wrapper, path: str, averages: WeightAverages | None = N
       UserError: the checkpoint cannot be read or is not of this model.
     """
     try:
+        check_index(path)
         step = tf.Variable(0, dtype=tf.int64)
         followed = averages.variables if averages else []
         status = tf.train.Checkpoint(model=model, step=step, averages=followed).read(path)

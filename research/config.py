@@ -330,7 +330,7 @@ class TrainConfig(settings.Validated):
         """Builds the config that `to_json` wrote; raises `UserError` where that is not possible."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"config.json is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise UserError("config.json holds no JSON object of settings")

@@ -22,6 +22,12 @@ def multiplications(layer: keras.layers.Layer) -> int:
     return positions * sum(math.prod(kernel.shape) for kernel in kernels)
 
 
+def largest_output(layers: Iterable[keras.layers.Layer]) -> int:
+    """Returns the most numbers that a layer puts out for one photo."""
+    outputs = (tensor for layer in layers for tensor in keras.tree.flatten(layer.output))
+    return max((math.prod(tensor.shape[1:]) for tensor in outputs), default=0)
+
+
 def forward_cost(layers: Iterable[keras.layers.Layer]) -> float:
     """Estimates what one photo costs on its way through layers, in operations of equal time."""
     cost = 0.0

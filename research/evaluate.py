@@ -6,11 +6,9 @@ import os
 import time
 from collections.abc import Iterator
 
-import tensorflow as tf
-
 from research import evaluation_pictures as drawn
 from research import pictures
-from research.checkpoint import find_checkpoint
+from research.checkpoint import find_checkpoint, latest_in
 from research.commands import EvalConfig
 from research.comparison import comparison_table
 from research.console import short_path
@@ -90,7 +88,7 @@ def new_checkpoints(directory: RunDirectory, timeout: float) -> Iterator[str]:
     seen, since = None, time.monotonic()
     while True:
         finished = directory.result_file.exists()  # before looking: the last one is not missed
-        latest = tf.train.latest_checkpoint(str(directory.checkpoints / "latest"))
+        latest = latest_in(directory.checkpoints / "latest")
         if latest and latest != seen:
             yield latest
             seen, since = latest, time.monotonic()

@@ -12,15 +12,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".avif", ".t
 BYTES_AT_MOST = 2**28
 
 
-def printable(name: str) -> str:
-    """Returns a file's name on one line: bytes that are no UTF-8, and controls, as escapes."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
-
-
 def image_files(folder: Path) -> list[Path]:
     """Returns what is named like an image in a folder and below, in order.
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+if sys.platform != "win32":
+    import resource
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -39,6 +45,25 @@ def free_memory(cgroup: Path = CGROUP) -> int:
 def fits_in_memory(size: int) -> bool:
     """Tells whether so many bytes are at most half of what is free."""
     return size <= free_memory() // 2
+
+
+@contextlib.contextmanager
+def memory_limit(more: int) -> Iterator[None]:
+    """Lets the process take so many bytes more than it has and no others: MemoryError beyond.
+
+    Address space is what is limited, on Linux alone.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    limit = min([psutil.Process().memory_info().vms + more, *limits])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def free_disk(folder: Path) -> int:

@@ -157,7 +157,7 @@ class FrozenLayers:
         for phase in self.phases(step):
             setting = self._config.trunk_cache
             if cached is not None and setting == "auto":
-                setting = "again" if cached[phase.given] else "off"
+                setting = "again" if cached.get(phase.given) else "off"
             described = None
             if setting == "disk" or (setting in ("auto", "again") and self._store.has_entries):
                 described = self._describe(phase)

@@ -14,7 +14,8 @@ from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, PredictConfig
 from research.errors import UserError
 from research.examples import load_examples
-from research.files import image_files, printable
+from research.files import image_files
+from research.printable import printable
 from research.scores import Predictions
 from research.sources import EncodedExample, read_example
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import keras
+import tensorflow as tf
+
 from research import runtime
 from research.agreement import check_data, describe_data, list_photos
 from research.averages import WeightAverages
@@ -18,12 +21,14 @@ from research.builder import (
 )
 from research.checkpoint import Checkpoints
 from research.config import TrainConfig
+from research.cost import largest_output
 from research.durations import parse_steps
 from research.errors import UserError
 from research.hyperrule import follow_hyperrule
 from research.learner import StepOptions
 from research.loader import DataLoader
 from research.logbook import Logbook, SilentLogbook
+from research.machine import free_memory
 from research.optimizers import Group
 from research.plan import Plan, make_plan
 from research.precompute import Feeds, FrozenLayers
@@ -73,6 +78,7 @@ def set_up(config: TrainConfig, team: Team, source: Source) -> Run:
         built = build_network(config, len(source.class_names))
     with team.chief_first():
         source.count("train")  # prepares a data set that is not there yet
+    check_memory(config, built, source)
     photos = make_loader(config, source, built)
     rules = follow_hyperrule(config, photos.num_train_examples)
     photos.augmentation = augmentation_of(rules)
@@ -134,6 +140,25 @@ def begin_or_resume(
     if not resuming:
         directory.create(run.config, run.photos.class_names, {**data, "cached": kept}, listed)
     return Logbook(directory, run.plan, checkpoints), feeds, resumed
+
+
+def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> None:
+    """Raises `UserError` where a batch alone is more than the memory that is free.
+
+    What training takes beyond that is not foreseen. On GPUs it is theirs that counts, of which
+    TensorFlow tells when it is not enough.
+    """
+    if tf.config.list_logical_devices("GPU"):
+        return
+    number = keras.config.dtype_policy().compute_dtype
+    bytes_a_photo = largest_output(built.network.model.backbone.layers) * tf.as_dtype(number).size
+    batch = min(config.batch_size, source.count("train"))
+    if batch * bytes_a_photo > free_memory():
+        raise UserError(
+            f"a layer of {config.backbone} puts out {batch * bytes_a_photo / 1e9:,.1f} GB for "
+            f"{batch:,} photos of {config.image_size} pixels, and {free_memory() / 1e9:,.1f} GB "
+            "are free; give a smaller --batch_size or --image_size"
+        )
 
 
 def check_traced_steps(config: TrainConfig, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -11,12 +12,28 @@ from typing import Any, NamedTuple
 
 from research.config import TrainConfig
 from research.errors import UserError
+from research.printable import printable
+
+LARGEST_FILE = 2**24
+MOST_CLASSES = 2**16
+# What is used of a row of metrics.jsonl.
+FIGURES = (
+    "epoch",
+    "step",
+    "seconds",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader finds the old content or the new, never a part."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.unlink(missing_ok=True)  # a link that lies there must not lead the writing elsewhere
+    with partial.open("xb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
 
 
@@ -105,7 +122,13 @@ class RunDirectory:
 
     def read_class_names(self) -> tuple[str, ...]:
         """Returns the names of the classes by label; raises `UserError` if there are none."""
-        return tuple(_read(self.labels_file).removesuffix("\n").split("\n"))
+        names = _read(self.labels_file).removesuffix("\n").split("\n")
+        if not 2 <= len(names) <= MOST_CLASSES:
+            raise UserError(
+                f"{str(self.labels_file)!r} has {len(names):,} lines; expected the names of 2 to "
+                f"{MOST_CLASSES:,} classes, one a line"
+            )
+        return tuple(map(printable, names))
 
     def check_class_names(self, found: tuple[str, ...]) -> None:
         """Raises `UserError` unless these are the classes that the run was trained on."""
@@ -119,9 +142,16 @@ class RunDirectory:
     def read_data(self) -> dict[str, Any]:
         """Returns what `create` was told of the data; raises `UserError` if there is nothing."""
         try:
-            return json.loads(_read(self.data_file))
-        except ValueError as error:
+            data = json.loads(_read(self.data_file))
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{str(self.data_file)!r} is not JSON: {error}") from error
+        cached = data.get("cached") if isinstance(data, dict) else ""
+        if cached is not None and not isinstance(cached, dict):
+            raise UserError(
+                f"{str(self.data_file)!r} does not say what a run was trained on; restore it, or "
+                "give another --ckpt_dir"
+            )
+        return data
 
     def check_data(self, found: dict[str, Any], photos: Sequence[PhotoEntry] = ()) -> None:
         """Raises `UserError` unless the run was started on the same photos, and names one.
@@ -170,15 +200,15 @@ class RunDirectory:
             file.write(json.dumps(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the rows of metrics.jsonl; a last line cut short by a crash is left out."""
-        if not self.metrics_file.exists():
+        """Returns the rows of metrics.jsonl; a line that is damaged, or cut short, is left out."""
+        if not self.metrics_file.is_file():
             return []
         rows = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and all(_is_number(row.get(name)) for name in FIGURES):
+                    rows.append(row)
         return rows
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -195,15 +225,24 @@ def _is_entry(columns: Sequence[str]) -> bool:
     return len(columns) == len(PhotoEntry._fields)
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        if file.exists() and not file.is_file():
+            reason: str | None = "no file"
+        elif file.stat().st_size > LARGEST_FILE:
+            reason = f"over {LARGEST_FILE:,} bytes"
+        else:
+            return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise UserError(
-            f"ckpt_dir is {str(file.parent)!r}, where {file.name} cannot be read ({reason}); "
-            "expected the folder of a training run"
-        ) from error
+    raise UserError(
+        f"ckpt_dir is {str(file.parent)!r}, where {file.name} cannot be read ({reason}); expected "
+        "the folder of a training run"
+    )
 
 
 def _not_writable(path: Path, reason: str | None) -> UserError:

@@ -6,6 +6,7 @@ This module must stay free of TensorFlow: `--help` and flag errors answer at onc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import typing
@@ -94,12 +95,17 @@ def switch(default: bool, help: str, changes_result: bool = True) -> Any:
     return declare(default, Setting(help, changes_result=changes_result))
 
 
+@functools.cache
+def _type_hints(config_class: type) -> dict[str, Any]:
+    return typing.get_type_hints(config_class)
+
+
 def value_type(config_class: type, name: str) -> tuple[type, bool]:
     """Returns the type of a field's value, and if None is allowed.
 
     It is int, float, str, bool, or tuple for a tuple of texts.
     """
-    hint = typing.get_type_hints(config_class)[name]
+    hint = _type_hints(config_class)[name]
     if typing.get_origin(hint) is tuple:
         return tuple, False
     types = typing.get_args(hint) or (hint,)
@@ -115,10 +121,17 @@ def _check_value(config_class: type, field: dataclasses.Field[Any], value: Any) 
         setting = setting_of(field)
         return tuple(_check_range(field.name, setting, str, text) for text in value or ())
     if kind is float and type(value) is int:
-        value = float(value)
+        value = _as_float(value)
     if type(value) is not kind:
         raise UserError(f"{field.name} is {value!r}; expected a value of type {kind.__name__}")
     return _check_range(field.name, setting_of(field), kind, value)
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
@@ -127,11 +140,13 @@ def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
     if setting.minimum is not None:
         noun = "a whole number" if kind is int else "a number"
         low = value <= setting.minimum if setting.exclusive else value < setting.minimum
+        # Python refuses to write integers of thousands of digits in decimal.
+        shown = hex(value) if kind is int and abs(value) > 10**400 else value
         if value > setting.maximum:
-            raise UserError(f"{name} is {value}; expected {noun} of at most {setting.maximum}")
+            raise UserError(f"{name} is {shown}; expected {noun} of at most {setting.maximum}")
         if low or math.isnan(value):
             bound = "greater than" if setting.exclusive else "of at least"
-            raise UserError(f"{name} is {value}; expected {noun} {bound} {setting.minimum:g}")
+            raise UserError(f"{name} is {shown}; expected {noun} {bound} {setting.minimum:g}")
     if kind is str and (not value or not value.isprintable()):
         raise UserError(f"{name} is {value!r}; expected text that can be printed")
     return os.path.abspath(os.path.expanduser(value)) if setting.is_path else value

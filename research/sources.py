@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -19,7 +21,8 @@ from tensorflow_datasets.core.download import downloader
 from research.decode import DamagedImageError
 from research.digits import Digits
 from research.errors import UserError
-from research.files import image_files, printable, read_image_file
+from research.files import image_files, read_image_file
+from research.printable import printable
 from research.sketches import Sketches
 
 SPLITS = ("train", "validation", "test")
@@ -157,7 +160,7 @@ class TfdsSource:
         self._file_name = next(names, None)
         if not features[self._label].num_classes:
             _prepare(self._builder, name)  # it learns its classes only then
-        self.class_names = tuple(features[self._label].names)
+        self.class_names = tuple(map(printable, features[self._label].names))
 
     def count(self, split: str) -> int:
         expression = self._expression(split)  # it prepares the data set: the splits are known then
@@ -188,7 +191,8 @@ class TfdsSource:
             for encoded, label, name in zip(
                 batch[self._image], batch[self._label], names, strict=True
             ):
-                yield EncodedExample(encoded, int(label), name.decode("utf-8", "replace"))
+                named = printable(name.decode("utf-8", "replace"))
+                yield EncodedExample(encoded, int(label), named)
 
     def _expression(self, split: str) -> str:
         _prepare(self._builder, self._name)
@@ -232,21 +236,51 @@ def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             return built_in(data_dir=data_dir)
     known = [*tfds.list_builders(with_community_datasets=False), *(one.name for one in BUILT_IN)]
     root = data_dir or tfds.core.constants.DATA_DIR
-    base_name = name.partition(":")[0].partition("/")[0]
+    # Not all that TFDS takes: a community's name means code to be downloaded and run, and settings
+    # after the version could change anything.
+    match = re.fullmatch(r"(\w+)(/[\w+.-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?", name)
+    base_name = match[1] if match else ""
+    there = bool(base_name) and os.path.isdir(os.path.join(root, base_name))
     # Asked for another name, TFDS would look for it in the cloud, and wait long without a network.
-    if base_name not in known and not os.path.isdir(os.path.join(root, base_name)):
+    if base_name not in known and not there:
         nearest = difflib.get_close_matches(name, known, n=3)
         hint = f", nearest: {', '.join(nearest)}" if nearest else ""
         raise UserError(
             f"dataset is {name!r}; expected the name of a TFDS data set{hint}; for photos of your "
             "own give --image_folder=DIR"
         )
+    _check_features(Path(root) / base_name)
     try:
         return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # a wrong version, a broken builder: TFDS raises what it likes
         raise UserError(
             f"dataset {name!r} cannot be opened ({_first_line(error)}); {WAYS_OUT}"
         ) from error
+
+
+def _check_features(folder: Path) -> None:
+    """Raises `UserError` for a prepared data set that names code, which TFDS would import."""
+    for file in folder.rglob("features.json"):
+        try:
+            content = file.read_text(encoding="utf-8")
+            json.loads(content, object_pairs_hook=_check_feature)
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"the data set in {str(folder)!r} cannot be used, for its {file.name}: {error}; "
+                "prepare it again, or give --image_folder=DIR"
+            ) from error
+
+
+def _check_feature(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, value in pairs:
+        if not isinstance(value, str):
+            continue
+        names_code = key in ("type", "pythonClassName", "python_class_name")
+        if names_code and not value.startswith("tensorflow_datasets."):
+            raise ValueError(f"{value!r} is no feature of TensorFlow Datasets")
+        if value.lstrip().startswith("{"):  # older versions wrote JSON in JSON
+            json.loads(value, object_pairs_hook=_check_feature)
+    return dict(pairs)
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:

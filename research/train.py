@@ -64,8 +64,15 @@ def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | N
     if config.find_learning_rate:
         suggest_learning_rates(config, team, directory, source)
         return None
-    with team.watching():
-        train_together(config, team, directory, resuming, source)
+    try:
+        with team.watching():
+            train_together(config, team, directory, resuming, source)
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError(
+            f"the device has not enough memory for batches of {config.batch_size:,} photos of "
+            f"{config.image_size} pixels; give a smaller --batch_size or --image_size, or "
+            "--precision=bfloat16"
+        ) from error
     return directory
 
 

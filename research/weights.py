@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import re
 import zipfile
@@ -30,18 +31,26 @@ import ml_dtypes
 import numpy as np
 
 from research.errors import UserError
+from research.machine import memory_limit
 
 ARCHIVE_MEMBER = "model.weights.h5"
-# What zipfile and h5py raise on damaged files, as far as ten thousand files damaged at random show.
+# What zipfile and h5py raise on damaged files, as far as `benchmarks/fuzz_files.py` shows.
 UNREADABLE = (
     OSError,
     RuntimeError,
     EOFError,
     KeyError,
     ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
     zipfile.BadZipFile,
     zlib.error,
 )
+# What a small file may grow to in memory, whatever it claims: Keras compresses nothing, and
+# trained weights hardly shrink.
+LEAST_GROWTH, MOST_GROWTH = 2**26, 16
+DEEPEST = 100  # groups in groups; models in models in a saved model are a handful
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,10 @@ class _Pair:
                 return f"{wants}, the file has {array.shape}"
             if array.dtype.kind not in "fiu" and not _is_bfloat16(array):
                 return f"{wants} of numbers, the file has type {array.dtype}"
+            # HDF5 takes memory for a whole chunk, which may be larger than the array.
+            size = array.dtype.itemsize
+            if size * math.prod(array.chunks or ()) > max(4 * size * array.size, LEAST_GROWTH):
+                return f"{wants}, the file has it in chunks of {array.chunks}"
         return None
 
 
@@ -107,7 +120,7 @@ def load_weights(model: keras.Model, path: str) -> LoadReport:
       UserError: if the file is missing, is none of these, or does not hold every variable in the
         right shape; the model's variables are then unchanged.
     """
-    with _opened(path) as file:
+    with _opened(path, 8 * sum(math.prod(variable.shape) for variable in model.weights)) as file:
         groups, arrays = _contents(file, path)
         prefix = _keras2_prefix(groups)
         if prefix is None:
@@ -116,7 +129,7 @@ def load_weights(model: keras.Model, path: str) -> LoadReport:
             candidates, stored = _keras2_candidates(model, groups, arrays, prefix)
         pairs = _fitting(candidates, path)
         values = [
-            (variable, _value(array))
+            (variable, _value(variable, array))
             for pair in pairs
             for variable, array in zip(pair.variables, pair.arrays or (), strict=True)
         ]
@@ -130,32 +143,58 @@ def load_weights(model: keras.Model, path: str) -> LoadReport:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[h5py.File]:
-    """Opens the HDF5 of a file for reading; raises `UserError` for what cannot be read."""
+def _opened(path: str, wanted: int) -> Iterator[h5py.File]:
+    """Opens the HDF5 of a file for reading so many bytes of numbers.
+
+    Raises:
+      UserError: it cannot be read, or not in several times the memory of the file and the numbers.
+    """
     if not os.path.exists(path):
         raise UserError(
             f"weights is {path!r}, which does not exist; expected imagenet, none or a file"
         )
     if os.path.isdir(path):
         raise UserError(f"weights is {path!r}, a folder; expected a file of Keras weights in it")
+    if not os.path.isfile(path):  # a pipe, which would be waited for, or a device without an end
+        raise UserError(f"weights is {path!r}, which is no regular file; expected Keras weights")
     try:
         source: str | io.BytesIO = path
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if ARCHIVE_MEMBER not in archive.namelist():
-                    raise UserError(
-                        f"weights file {path} is an archive without {ARCHIVE_MEMBER}; expected "
-                        "one that Keras 3 saved"
-                    )
-                source = io.BytesIO(archive.read(ARCHIVE_MEMBER))
-        with h5py.File(source, "r") as file:
-            yield file
+        # In HDF5, thousands of names can be one long text, and attributes can be compressed.
+        with memory_limit(4 * (os.path.getsize(path) + wanted) + LEAST_GROWTH * MOST_GROWTH):
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    source = io.BytesIO(_member(archive, path))
+            with h5py.File(source, "r") as file:
+                yield file
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"weights file {path} cannot be read ({reason}); expected Keras weights in HDF5 or a "
             ".keras archive: it may be cut off, or be something else"
         ) from error
+
+
+def _member(archive: zipfile.ZipFile, path: str) -> bytes:
+    """Returns the weights in an archive of Keras 3; raises `UserError` if they are no such."""
+    if ARCHIVE_MEMBER not in archive.namelist():
+        raise UserError(
+            f"weights file {path} is an archive without {ARCHIVE_MEMBER}; expected one that Keras "
+            "3 saved"
+        )
+    member = archive.getinfo(ARCHIVE_MEMBER)
+    # Other compressions are expanded without a bound.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(
+            f"weights file {path} is compressed in a way that Keras does not use; expected an "
+            "archive that Keras 3 saved"
+        )
+    if member.file_size > max(MOST_GROWTH * os.path.getsize(path), LEAST_GROWTH):
+        raise UserError(
+            f"weights file {path} would grow from {os.path.getsize(path):,} to "
+            f"{member.file_size:,} bytes when unpacked, which no trained weights do; expected an "
+            "archive that Keras 3 saved"
+        )
+    return archive.read(member)
 
 
 def _contents(file: h5py.File, path: str) -> tuple[dict[str, h5py.Group], dict[str, h5py.Dataset]]:
@@ -166,6 +205,8 @@ def _contents(file: h5py.File, path: str) -> tuple[dict[str, h5py.Group], dict[s
     def visit(name: str | bytes, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> None:
         if isinstance(name, bytes):
             raise ValueError(f"the name {name!r} is damaged")
+        if name.count("/") > DEEPEST:
+            raise ValueError("its groups are nested too deeply")
         if isinstance(item, h5py.Group):
             groups[name] = item
         elif isinstance(item, h5py.Dataset):
@@ -196,14 +237,21 @@ def _fitting(candidates: Iterable[list[_Pair]], path: str) -> list[_Pair]:
     )
 
 
-def _value(array: h5py.Dataset) -> np.ndarray:
-    value = np.asarray(array[()])
-    return value.view(ml_dtypes.bfloat16) if _is_bfloat16(array) else value
+def _value(variable: keras.Variable, array: h5py.Dataset) -> np.ndarray:
+    """Returns what is stored, as the variable takes it; raises ValueError if it is not finite."""
+    stored = np.asarray(array[()])
+    if _is_bfloat16(array):
+        stored = stored.view(ml_dtypes.bfloat16)
+    with np.errstate(over="ignore"):
+        value = stored.astype(variable.dtype)
+    if not np.isfinite(value.astype(np.float64)).all():
+        raise ValueError(f"{array.name} holds a value that is no finite {variable.dtype}")
+    return value
 
 
 def _is_bfloat16(array: h5py.Dataset) -> bool:
     # HDF5 has no such type: Keras writes two opaque bytes and says what they are.
-    return bool(array.attrs.get("dtype") == "bfloat16" and array.dtype.itemsize == 2)
+    return array.dtype.itemsize == 2 and bool(array.attrs.get("dtype") == "bfloat16")
 
 
 def _leaves(model: keras.Model, path: str = "") -> Iterator[tuple[str, keras.Layer]]:

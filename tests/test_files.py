@@ -11,7 +11,8 @@ import pytest
 
 from research.errors import UserError
 from research.examples import load_examples
-from research.files import BYTES_AT_MOST, printable
+from research.files import BYTES_AT_MOST
+from research.printable import printable
 from research.sources import SPLITS, FolderSource
 from tests.helpers import draw_photos
 

@@ -4,7 +4,7 @@ import pytest
 
 from research.config import TrainConfig
 from research.errors import UserError
-from research.run_directory import PhotoEntry, RunDirectory, default_path, find_run
+from research.run_directory import FIGURES, PhotoEntry, RunDirectory, default_path, find_run
 
 
 def config(path, **settings) -> TrainConfig:
@@ -80,12 +80,13 @@ def test_a_run_that_does_not_know_its_photos_contents_is_resumed(tmp_path):
 def test_metrics_after_the_step_resumed_from_are_dropped(tmp_path):
     directory = RunDirectory(tmp_path)
     assert directory.read_metrics() == []
-    for step in (10, 20, 30):
-        directory.append_metrics({"step": step})
+    rows = [{**dict.fromkeys(FIGURES, 0.5), "step": step} for step in (10, 20, 30)]
+    for row in rows:
+        directory.append_metrics(row)
     with directory.metrics_file.open("a") as file:
         file.write('{"step": 4')  # cut short by a crash
     directory.keep_metrics_until(20)
-    assert directory.read_metrics() == [{"step": 10}, {"step": 20}]
+    assert directory.read_metrics() == rows[:2]
 
 
 def test_the_default_folder_is_named_by_backbone_and_data():

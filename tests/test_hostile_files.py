@@ -1,0 +1,302 @@
+"""What a stranger could hand over: files damaged by chance and files made to do harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from benchmarks.fuzz_files import HARMLESS, SUBJECTS, fuzz, outcome_of
+from benchmarks.right_files import CACHED, Reader, small_backbone
+from research.cache_store import CacheStore
+from research.checkpoint import find_checkpoint
+from research.errors import UserError
+from research.run_directory import RunDirectory, write_atomically
+from research.sources import open_source
+from research.weights import load_weights
+
+KERNEL = "layers/conv2d/vars/0"
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture(scope="module")
+def right(reader, tmp_path_factory) -> Path:
+    """A folder with a right file of each kind."""
+    folder = tmp_path_factory.mktemp("right")
+    reader.write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_files_damaged_by_chance(subject, reader, right, tmp_path):
+    (file,) = right.glob(subject.file)
+    correct = None if subject.name == "SavedModel" else reader.read(subject.reader, right, file)
+
+    def read(kind, folder, damaged):
+        return outcome_of(reader, kind, folder, damaged, correct or []), 0
+
+    counts, violations, _ = fuzz(subject, right, 7, 1, read)
+    assert violations == []
+    assert set(counts) <= set(HARMLESS)
+
+
+def refused(path: Path) -> str:
+    """Returns the one line with which weights are refused."""
+    with pytest.raises(UserError) as caught:
+        load_weights(small_backbone(), str(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def altered(right: Path, folder: Path) -> Path:
+    """Returns a copy of right weights, to be changed."""
+    path = folder / "altered.weights.h5"
+    path.write_bytes((right / "weights" / "small.weights.h5").read_bytes())
+    return path
+
+
+def replace_kernel(path: Path, shape: tuple[int, ...], **settings: object) -> None:
+    with h5py.File(path, "a") as file:
+        del file[KERNEL]
+        file.create_dataset(KERNEL, shape, "f4", **settings)
+
+
+def test_arrays_that_claim_terabytes_are_not_read(right, tmp_path):
+    path = altered(right, tmp_path)
+    replace_kernel(path, (2**20, 2**20), chunks=(1024, 1024))
+    assert "the file has (1048576, 1048576)" in refused(path)
+
+
+def test_chunks_far_larger_than_their_array_are_not_read(right, tmp_path):
+    path = altered(right, tmp_path)
+    settings = {"maxshape": (None,) * 4, "chunks": (512, 512, 512, 7), "compression": "gzip"}
+    replace_kernel(path, (3, 3, 3, 8), **settings)
+    assert "in chunks of (512, 512, 512, 7)" in refused(path)
+
+
+def test_groups_without_end_are_not_followed(right, tmp_path):
+    path = altered(right, tmp_path)
+    with h5py.File(path, "a") as file:
+        group = file["layers"]
+        for _ in range(200):
+            group = group.create_group("g")
+    assert "nested too deeply" in refused(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_finite_numbers(value, right, tmp_path):
+    path = altered(right, tmp_path)
+    with h5py.File(path, "a") as file:
+        file[KERNEL][0, 0, 0, 0] = value
+    assert f"/{KERNEL} holds a value that is no finite float32" in refused(path)
+
+
+def test_one_long_text_named_a_thousand_times_takes_no_memory_without_a_bound(right, tmp_path):
+    path = altered(right, tmp_path)
+    with h5py.File(path, "a") as file:
+        names = np.array([b"x"] * 3000, dtype=object)
+        file.attrs.create("layer_names", names, dtype=h5py.special_dtype(vlen=bytes))
+        text = b"y" * 2**20
+        file.attrs.create("long", text, dtype=h5py.special_dtype(vlen=bytes))
+    content = path.read_bytes()
+    # Each name is a length and a reference to the heap: give each that of the long text.
+    short = content.index(b"\x01\x00\x00\x00", content.index(b"layer_names"))
+    long = content.index((2**20).to_bytes(4, "little"), content.index(b"long\0"))
+    reference = content[long : long + 16]
+    path.write_bytes(content[:short] + reference * 3000 + content[short + 16 * 3000 :])
+    assert "cannot be read" in refused(path)
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_is_not_unpickled(tmp_path):
+    harm = tmp_path / "harm"
+    content = pickle.dumps(Payload(harm))
+    for name in ("pickle.h5", "pickle.weights.h5", "pickle.keras"):
+        (tmp_path / name).write_bytes(content)
+        assert "cannot be read" in refused(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "archive.keras", "w") as archive:
+        archive.writestr("model.weights.h5", content)
+    assert "cannot be read" in refused(tmp_path / "archive.keras")
+    assert not harm.exists()
+    pickle.loads(content)  # it would have done harm
+    assert harm.exists()
+
+
+def test_an_archives_config_is_not_built_and_its_other_files_are_not_unpacked(right, tmp_path):
+    harm = tmp_path / "harm"
+    layer = {
+        "module": "os",
+        "class_name": "mkdir",
+        "registered_name": None,
+        "config": {"path": str(harm)},
+    }
+    lambda_layer = {"module": "keras.layers", "class_name": "Lambda", "config": {"function": layer}}
+    path = tmp_path / "classifier.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(right / "weights" / "small.weights.h5", "model.weights.h5")
+        archive.writestr("config.json", json.dumps({"layers": [layer, lambda_layer]}))
+        for name in ("../../harm", f"{harm}", "assets/../../harm"):
+            archive.writestr(name, "harm")
+    before = sorted(tmp_path.rglob("*"))
+    assert load_weights(small_backbone(), str(path)).loaded == 9
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("compression", "expected"),
+    [
+        (zipfile.ZIP_DEFLATED, "would grow from"),
+        (zipfile.ZIP_BZIP2, "compressed in a way that Keras does not use"),
+    ],
+)
+def test_archives_that_would_grow_without_a_bound(compression, expected, tmp_path):
+    path = tmp_path / "bomb.keras"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("model.weights.h5", bytes(2**27))
+    assert path.stat().st_size < 2**20
+    assert expected in refused(path)
+
+
+def test_an_archive_that_lies_about_a_size(right, tmp_path):
+    path = tmp_path / "lie.keras"
+    weights = (right / "weights" / "small.weights.h5").read_bytes()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", weights)
+    size = len(weights).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(size, (1000).to_bytes(4, "little")))
+    assert "cannot be read" in refused(path)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    assert "no regular file" in refused(tmp_path / "pipe.h5")
+
+
+@pytest.fixture
+def run(right, tmp_path) -> RunDirectory:
+    """A stranger's run."""
+    shutil.copytree(right / "run", tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[" * 100_000, "not JSON"),
+        ('{"head_learning_rate": 1' + "0" * 400 + "}", "head_learning_rate is inf"),
+        ('{"backbone": ["os.system"]}', "backbone is"),
+        ('{"dataset": "\\u001b[31m"}', "expected text that can be printed"),
+        ('{"module": "os"}', "does not know"),
+    ],
+)
+def test_settings_that_are_none(content, expected, run):
+    run.config_file.write_text(content)
+    with pytest.raises(UserError, match=expected) as caught:
+        run.read_config()
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_too_large_or_without_an_end(run):
+    with run.config_file.open("wb") as file:
+        file.truncate(2**34)
+    with pytest.raises(UserError, match="over 16,777,216 bytes"):
+        run.read_config()
+    run.labels_file.unlink()
+    run.labels_file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="no file"):
+        run.read_class_names()
+
+
+def test_names_of_classes_do_not_reach_the_terminal_as_they_are(run):
+    run.labels_file.write_text("\x1b]0;title\x07cat\ndog\n")
+    assert run.read_class_names() == ("\\x1b]0;title\\x07cat", "dog")
+    run.labels_file.write_text("\n" * 100_000)
+    with pytest.raises(UserError, match="expected the names of 2 to 65,536 classes"):
+        run.read_class_names()
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '{"cached": 5}', "[" * 100_000])
+def test_data_json_of_another_kind(content, run):
+    run.data_file.write_text(content)
+    with pytest.raises(UserError):
+        run.check_data({"train_photos": 64})
+
+
+def test_a_damaged_line_of_metrics_costs_no_other(run):
+    lines = run.metrics_file.read_bytes().splitlines(keepends=True)
+    lines[2] = b"\xff" + lines[2]
+    lines[3] = b'{"step": "seven"}\n'
+    run.metrics_file.write_bytes(b"".join(lines))
+    assert [row["step"] for row in run.read_metrics()] == [1, 2, 5, 6, 7]
+
+
+@pytest.mark.parametrize("target", ["../../../elsewhere/step-7", "{elsewhere}/step-7"])
+def test_a_pointer_that_leads_elsewhere_is_not_followed(target, run, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for file in (run.checkpoints / "latest").glob("step-7*"):
+        (elsewhere / file.name).write_bytes(file.read_bytes())
+    pointer = run.checkpoints / "latest" / "checkpoint"
+    pointer.write_text(f'model_checkpoint_path: "{target.format(elsewhere=elsewhere)}"\n')
+    with pytest.raises(UserError, match="has no latest checkpoint"):
+        find_checkpoint(run.checkpoints, "latest")
+
+
+def test_a_link_laid_in_wait_does_not_lead_writing_elsewhere(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "figures.json.partial").symlink_to(mine)
+    write_atomically(tmp_path / "figures.json", "{}")
+    assert mine.read_text() == "mine"
+    assert (tmp_path / "figures.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        {"shape": [8, 64], "dtype": "O"},
+        {"shape": [8, 64], "dtype": "object"},
+        {"shape": [8, 64], "dtype": "finfo"},
+        {"shape": [-8, -64], "dtype": "float32"},
+        {"shape": [2**40, 2**40], "dtype": "float32"},
+        {"shape": "ab", "dtype": "float32"},
+    ],
+)
+def test_a_cached_entry_of_anything_but_numbers_is_not_used(array, right, tmp_path):
+    shutil.copytree(right / "cache", tmp_path / "cache")
+    (listing,) = (tmp_path / "cache").glob("*/contents.json")
+    contents = json.loads(listing.read_text())
+    assert CacheStore(tmp_path / "cache").find(CACHED) is not None
+    listing.write_text(json.dumps({**contents, "arrays": [array]}))
+    assert CacheStore(tmp_path / "cache").find(CACHED) is None
+
+
+def test_a_prepared_data_set_names_no_code(tmp_path):
+    """TFDS would import the module that a feature is said to come from."""
+    folder = tmp_path / "pets" / "1.0.0"
+    folder.mkdir(parents=True)
+    inner = json.dumps({"type": "antigravity.Feature", "content": {}})
+    for feature in ({"pythonClassName": "antigravity.Feature"}, {"content": inner}):
+        (folder / "features.json").write_text(json.dumps({"featuresDict": {"a": feature}}))
+        with pytest.raises(UserError, match=r"'antigravity.Feature' is no feature of TensorFlow"):
+            open_source("pets", None, str(tmp_path))
