@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from research.errors import first_line
+from research.durable_files import reason_of
 
 # A writer of a compiled step writes nothing by itself, so that no error comes up within a step.
 NEVER = 2**31 - 1
@@ -78,7 +78,7 @@ class EventFiles:
             self._writers = dict.fromkeys(self._writers, tf.summary.create_noop_writer())
             print(
                 f"note: events for TensorBoard cannot be written to {str(self._folder)!r} "
-                f"({first_line(error)}); the rest goes on without them",
+                f"({reason_of(error)}); the rest goes on without them",
                 file=sys.stderr,
                 flush=True,
             )

@@ -101,9 +101,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
-    trained, run, flags, tmp_path
-):
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(trained, run, flags, tmp_path):
     """By a limit on the size of a file, which the system reports in the same way."""
     first, last = (row["step"] for row in read_metrics(trained))
     damage(run, last).unlink()
@@ -321,7 +319,7 @@ def test_where_none_is_whole_the_ways_out_are_said(folder):
     state = tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000)))
     with pytest.raises(UserError, match="no whole checkpoint .* remove the folder to begin anew"):
         Checkpoints(state, folder).restore_latest()
-    with pytest.raises(UserError, match="no whole checkpoint .* give --checkpoint=latest"):
+    with pytest.raises(UserError, match=r"no whole checkpoint .* give --checkpoint=latest"):
         find_checkpoint(folder, "best")
 
 
