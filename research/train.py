@@ -23,7 +23,7 @@ from research.plan import Plan
 from research.precompute import Feed
 from research.preparation import begin_or_resume, set_up
 from research.profiler import StepProfiler
-from research.run_directory import RunDirectory, find_run
+from research.run_directory import RunDirectory, find_run, write_file
 from research.run_state import RunState
 from research.sources import Source, open_source
 from research.team import Team
@@ -135,8 +135,7 @@ def suggest_learning_rates(
     sweeps = find_learning_rates(set_up(config, team, source))
     path = directory.path if directory else Path("run")
     file = path.with_name(f"{path.name}-learning-rates.png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(pictures.png(pictures.learning_rates(sweeps)))
+    write_file(file, pictures.png(pictures.learning_rates(sweeps)))
     print(console.suggestions(sweeps, file), flush=True)
 
 

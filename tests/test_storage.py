@@ -281,7 +281,7 @@ def test_every_kind_of_damage_is_found(folder, capfd, name, change):
     (line,) = capfd.readouterr().err.splitlines()  # told once
     assert "step-10' is not whole: " in line
     assert line.endswith("; step-9 is used")
-    with pytest.raises(UserError, match="is not whole|there is no"):
+    with pytest.raises(UserError, match=r"is not whole|there is no"):
         find_checkpoint(folder, str(folder / "latest" / "step-10"))
 
 
@@ -317,7 +317,7 @@ def test_where_none_is_whole_the_ways_out_are_said(folder):
         for file in (folder / name).glob("step-*.data-*"):
             truncate(file)
     state = tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000)))
-    with pytest.raises(UserError, match="no whole checkpoint .* remove the folder to begin anew"):
+    with pytest.raises(UserError, match=r"no whole checkpoint .* remove the folder to begin anew"):
         Checkpoints(state, folder).restore_latest()
     with pytest.raises(UserError, match=r"no whole checkpoint .* give --checkpoint=latest"):
         find_checkpoint(folder, "best")
