@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from research import evaluation_pictures as drawn
 from research import pictures
-from research.checkpoint import find_checkpoint, latest_in
+from research.checkpoint import find_checkpoint
+from research.checkpoint_files import pointed
 from research.commands import EvalConfig
 from research.comparison import comparison_table
 from research.console import short_path
@@ -88,7 +89,8 @@ def new_checkpoints(directory: RunDirectory, timeout: float) -> Iterator[str]:
     seen, since = None, time.monotonic()
     while True:
         finished = directory.result_file.exists()  # before looking: the last one is not missed
-        latest = latest_in(directory.checkpoints / "latest")
+        folder = directory.checkpoints / "latest"
+        latest = next((str(folder / name) for name in reversed(pointed(folder))), None)
         if latest and latest != seen:
             yield latest
             seen, since = latest, time.monotonic()

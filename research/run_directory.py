@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.config import TrainConfig
+from research.durable_files import append_line, stored, write_atomically
 from research.errors import UserError
 from research.printable import printable
+from research.run_lock import LOCK, RunLock
 
 LARGEST_FILE = 2**24
 MOST_CLASSES = 2**16
@@ -28,29 +30,19 @@ FIGURES = (
 )
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader finds the old content or the new, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)  # a link that lies there must not lead the writing elsewhere
-    with partial.open("xb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
-
-
 def write_file(path: Path, content: str | bytes) -> None:
     """Writes a file atomically, and the folders that it lies in.
 
     Raises:
       UserError: it cannot be written.
     """
-    try:
+    with stored(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
 MADE_FIRST = (
+    LOCK,
     "checkpoints",
     "events",
     "pictures",
@@ -73,7 +65,11 @@ class PhotoEntry(NamedTuple):
 
 
 class RunDirectory:
-    """Names the files of a run. Building one touches nothing on disk."""
+    """Names the files of a run. Building one touches nothing on disk.
+
+    Attributes:
+      lock: held by the process that trains.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -86,6 +82,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.events = self.path / "events"
         self.pictures = self.path / "pictures"
+        self.lock = RunLock(self.path)
 
     @property
     def title(self) -> str:
@@ -103,10 +100,16 @@ class RunDirectory:
         """Makes the folder, with the run's settings, its classes and what is known of its data.
 
         Raises:
-          UserError: the folder cannot be made or written.
+          UserError: the folder cannot be made or written, or another run is in it meanwhile.
         """
+        self.lock.acquire()
+        if self.config_file.exists():
+            raise UserError(
+                f"ckpt_dir {str(self.path)!r} got another run while this one was set up; give "
+                "another --ckpt_dir"
+            )
         try:
-            for folder in (self.path, self.checkpoints, self.events, self.pictures):
+            for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.labels_file, "".join(f"{name}\n" for name in class_names))
             write_atomically(self.data_file, json.dumps(data, indent=2) + "\n")
@@ -195,9 +198,9 @@ class RunDirectory:
         return []
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Adds one line to metrics.jsonl; raises `UserError` where it cannot be written."""
+        with stored(self.metrics_file):
+            append_line(self.metrics_file, json.dumps(row))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl; a line that is damaged, or cut short, is left out."""
@@ -213,12 +216,17 @@ class RunDirectory:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes the figures that a finished run ends with: the file says that it is finished."""
-        write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+        write_file(self.result_file, json.dumps(result, indent=2) + "\n")
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drops the rows after a step, which a resumed run is about to write again."""
+    def keep_metrics_until(self, step: int) -> list[dict[str, Any]]:
+        """Drops the rows after a step, which a resumed run is about to write again.
+
+        Returns:
+          Those that stay.
+        """
         rows = [row for row in self.read_metrics() if row["step"] <= step]
-        write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        write_file(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
 
 
 def _is_entry(columns: Sequence[str]) -> bool:
@@ -294,5 +302,5 @@ def _check_free(path: Path) -> None:
     except OSError as error:
         raise _not_writable(path, error.strerror) from error
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        reason = "no permission" if nearest.is_dir() else f"{str(nearest)!r} is no folder"
+        reason = "no right to write" if nearest.is_dir() else f"{str(nearest)!r} is no folder"
         raise _not_writable(path, reason)
