@@ -34,6 +34,7 @@ class Logbook:
         """Writes the settings and the grid of raw photos."""
         # A run killed between its first row and its first checkpoint begins again.
         self.directory.keep_metrics_until(0)
+        self.directory.forget_result()
         self.summaries.settings(config)
         raw = photos.get_random_raw_images(20)
         grid = pictures.photo_grid(
@@ -45,6 +46,7 @@ class Logbook:
     def resume(self, step: int) -> None:
         """Takes up the records after a step; later rows will be written again."""
         self.directory.keep_metrics_until(step)
+        self.directory.forget_result()
         print(f"resuming after step {step} of {self.plan.steps}", flush=True)
         print(console.EPOCH_HEADER, flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -14,9 +15,14 @@ from research.errors import UserError
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader finds the old content or the new, never a part."""
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
+
+
+def partial_of(path: Path) -> Path:
+    """Returns where a file is written before it gets its name."""
+    return path.with_name(path.name + ".partial")
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -29,6 +35,8 @@ def write_file(path: Path, content: str | bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial_of(path).unlink(missing_ok=True)
         raise UserError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
@@ -133,6 +141,10 @@ class RunDirectory:
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes the figures that a finished run ends with: the file says that it is finished."""
         write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+
+    def forget_result(self) -> None:
+        """Removes the file that says that the run is finished, if it is there: it goes on."""
+        self.result_file.unlink(missing_ok=True)
 
     def keep_metrics_until(self, step: int) -> None:
         """Drops the rows after a step, which a resumed run is about to write again."""
