@@ -51,7 +51,7 @@ def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Fi
     axis.set(xlabel="predicted class", ylabel="true class")
     axis.tick_params(axis="x", rotation=90 if classes > MOST_CLASSES_IN_WORDS else 0)
     if classes > MOST_CLASSES_IN_NUMBERS:
-        axis.tick_params(labelsize=max(2.0, 400 / classes))
+        axis.tick_params(labelsize=max(2.0, 700 / classes))
         return figure
     for row, column in np.argwhere((counts > 0) | (classes <= MOST_CLASSES_IN_WORDS)):
         text = f"{counts[row, column]:,}"

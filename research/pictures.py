@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,5 +128,7 @@ def learning_rates(sweeps: Sequence[Sweep]) -> Figure:
 def png(figure: Figure) -> bytes:
     """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, pil_kwargs={"compress_level": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font lacks: a box stands for each
+        figure.savefig(buffer, format="png", dpi=100, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()

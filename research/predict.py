@@ -6,6 +6,7 @@ import contextlib
 import csv
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from research.commands import MIRROR_AVERAGING, PredictConfig
 from research.errors import UserError
 from research.examples import load_examples
 from research.scores import Predictions
-from research.sources import EncodedExample, image_files, printable
+from research.sources import EncodedExample, image_files, in_one_line, printable
 
 BATCHES_A_CHUNK = 16
 
@@ -104,13 +105,14 @@ class TableWriter:
 
     def __init__(self, out: TextIO, files: Sequence[Path], class_names: Sequence[str]) -> None:
         self._out = out
-        self._width = min(max(len(printable(str(file))) for file in files), 50)
+        self._width = min(max(len(in_one_line(str(file))) for file in files), 50)
         self._label_width = max(map(len, (*class_names, "label")))
         self._line("file", "label", "probability")
 
     def write(self, prediction: Prediction) -> None:
         """Writes a photo's line."""
-        self._line(prediction.file, prediction.label, f"{prediction.probability:11.4f}")
+        file, label = in_one_line(prediction.file), prediction.label
+        self._line(file, label, f"{prediction.probability:11.4f}")
 
     def _line(self, file: str, label: str, probability: str) -> None:
         columns = f"{file:<{self._width}}  {label:<{self._label_width}}  {probability}"
@@ -121,6 +123,7 @@ class CsvWriter:
     """Writes a line of comma-separated values a photo: label, probability, that of each class."""
 
     def __init__(self, out: TextIO, class_names: Sequence[str]) -> None:
+        self._out = out
         self._writer = csv.writer(out, lineterminator="\n")
         named = [f"probability {name}" for name in class_names]
         self._writer.writerow(["file", "label", "probability", *named])
@@ -129,6 +132,7 @@ class CsvWriter:
         """Writes a photo's line."""
         file, label, probability, probabilities = prediction
         self._writer.writerow([file, label, probability, *probabilities.values()])
+        self._out.flush()
 
 
 class JsonLinesWriter:
@@ -174,12 +178,16 @@ def predict(config: PredictConfig, paths: Sequence[str]) -> int:
         MIRROR_AVERAGING[config.mirror_averaging],
         config.batch_size,
     )
-    writer = make_writer(config.format, files, classifier.class_names)
     damaged = 0
-    for said in predict_files(classifier, files):
-        if isinstance(said, DamagedFile):
-            damaged += 1
-            print(f"{said.file}: {said.reason}", file=sys.stderr, flush=True)
-        else:
-            writer.write(said)
+    try:
+        writer = make_writer(config.format, files, classifier.class_names)
+        for said in predict_files(classifier, files):
+            if isinstance(said, DamagedFile):
+                damaged += 1
+                print(f"{in_one_line(said.file)}: {said.reason}", file=sys.stderr, flush=True)
+            else:
+                writer.write(said)
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        # Python writes what is left when it ends, and would say that it cannot.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return damaged

@@ -59,6 +59,14 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def in_one_line(name: str) -> str:
+    """Returns a file's name with what cannot be printed, line breaks above all, as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in printable(name)
+    )
+
+
 def split_fraction(name: str) -> float:
     """Returns a number in [0, 1) that depends on nothing but the name."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
