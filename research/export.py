@@ -75,7 +75,8 @@ def export(config: ExportConfig) -> Path:
     except OSError as error:
         raise UserError(f"out {str(place)!r} cannot be written: {error.strerror}") from error
     finally:
-        remove(partial)
+        with contextlib.suppress(OSError):
+            remove(partial)
     size = classifier.config.image_size
     print(f"model:   {short_path(place)}")
     if config.format == "saved_model":
