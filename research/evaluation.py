@@ -9,7 +9,8 @@ import json
 from typing import Any
 
 from research.console import short_path
-from research.scores import ClassFigures, Decisions, Figure, Interval, Predictions
+from research.intervals import Interval
+from research.scores import ClassFigures, Decisions, Figure, Predictions
 
 RULE = "-" * 40
 TITLES = {

@@ -3,52 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
-from sklearn.preprocessing import label_binarize
 
-from research.pictures import photo_grid
-from research.scores import (
-    CalibrationTable,
-    Predictions,
-    calibration_table,
-    confusion,
-    wilson_interval,
-)
+from research.intervals import wilson_interval
+from research.pictures import no_formula, photo_grid, plain
+from research.scores import CalibrationTable, Predictions, calibration_table, confusion
 
 MOST_CURVES = 10
 MOST_MISTAKES = 20
+MOST_CLASSES_IN_WORDS = 4  # whose cells have room for an interval
+MOST_CLASSES_IN_NUMBERS = 50
+LONGEST_NAME = 26  # letters above a photo
+
+
+class Curve(NamedTuple):
+    """What tells one class from the rest: bool and float (photos,), of the class's own name."""
+
+    name: str
+    of_class: np.ndarray
+    probabilities: np.ndarray
 
 
 def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     """Draws how many photos of each class (rows) are predicted as which (columns).
 
     Colours show shares of the row; of a few classes, each share stands there with its 95 % Wilson
-    interval.
+    interval; of very many, colours alone.
     """
-    counts = confusion(predictions, len(class_names))
+    counts, classes = confusion(predictions, len(class_names)), len(class_names)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    side = max(4.5, 1.5 + 0.45 * len(class_names))
+    side = min(max(4.5, 1.5 + 0.45 * classes), 24.0)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
-    shown = ConfusionMatrixDisplay(shares, display_labels=class_names)
+    names = [no_formula(plain(name, LONGEST_NAME)) for name in class_names]
+    shown = ConfusionMatrixDisplay(shares, display_labels=names)
     shown.plot(ax=axis, cmap="Blues", include_values=False, im_kw={"vmin": 0, "vmax": 1})
-    axis.set(xlabel="predicted", ylabel="class")
-    axis.tick_params(axis="x", rotation=90 if len(class_names) > 4 else 0)
-    for row, column in np.ndindex(counts.shape):
+    shown.im_.colorbar.set_label("share of the class's photos")
+    axis.set(xlabel="predicted class", ylabel="true class")
+    axis.tick_params(axis="x", rotation=90 if classes > MOST_CLASSES_IN_WORDS else 0)
+    if classes > MOST_CLASSES_IN_NUMBERS:
+        axis.tick_params(labelsize=max(2.0, 700 / classes))
+        return figure
+    for row, column in np.argwhere((counts > 0) | (classes <= MOST_CLASSES_IN_WORDS)):
         text = f"{counts[row, column]:,}"
         interval = wilson_interval(counts[row, column], totals[row, 0])
-        if len(class_names) <= 4 and interval:
+        if classes <= MOST_CLASSES_IN_WORDS and interval:
             text += f"\n{shares[row, column]:.1%}\n{interval[0]:.1%} to {interval[1]:.1%}"
-        if counts[row, column] or len(class_names) <= 4:
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return figure
 
 
@@ -59,28 +70,35 @@ def reliability(predictions: Predictions, after: Predictions | None = None) -> F
       predictions: of a split.
       after: the same with logits divided by a temperature, to draw both.
     """
-    figure = Figure(figsize=(5.5, 6), layout="constrained")
+    figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    above.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="well founded")
-    for title, drawn in (("as it is", predictions), ("at temperature", after)):
-        if drawn is not None:
-            table = calibration_table(drawn.labels, drawn.probabilities)
-            above.errorbar(
-                table.confidence,
-                table.accuracy,
-                yerr=_distances_to_intervals(table),
-                marker="o",
-                markersize=4,
-                elinewidth=0.8,
-                label=title,
-            )
+    above.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="perfect calibration")
     lowest = 1 / predictions.probabilities.shape[1]
-    above.set(ylabel="accuracy", xlim=(lowest - 0.02, 1.02), ylim=(-0.02, 1.02))
+    bins = np.linspace(lowest, 1, 16).tolist()
+    given = (("as trained", "C0", predictions), ("after temperature scaling", "C1", after))
+    for title, colour, drawn in given:
+        if drawn is None:
+            continue
+        table = calibration_table(drawn.confidence, drawn.correct)
+        above.errorbar(
+            table.confidence,
+            table.accuracy,
+            yerr=_distances_to_intervals(table),
+            fmt="none",
+            ecolor=colour,
+            elinewidth=0.8,
+            alpha=0.6,
+        )
+        # What rests on a few photos is small; lines from point to point would hide that.
+        sizes = 15 + 120 * np.sqrt(table.photos / table.photos.sum())
+        above.scatter(table.confidence, table.accuracy, sizes, color=colour, label=title, zorder=3)
+        below.hist(drawn.confidence, bins=bins, histtype="step", color=colour, linewidth=1.5)
+    above.set(ylabel="accuracy", xlim=(lowest - 0.02, 1.02), ylim=(-0.03, 1.03))
     above.grid(alpha=0.3)
-    above.legend()
-    below.hist(predictions.probabilities.max(axis=1), bins=np.linspace(lowest, 1, 16).tolist())
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     below.set(xlabel="confidence: probability of the predicted class", ylabel="photos")
     below.set_yscale("symlog", linthresh=1)
+    below.yaxis.set_major_formatter(ScalarFormatter())
     below.grid(alpha=0.3)
     return figure
 
@@ -97,51 +115,59 @@ def _distances_to_intervals(table: CalibrationTable) -> np.ndarray:
 
 def roc_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     """Draws true over false positive rates, a curve a class against the rest."""
-    figure, axis = _square()
-    for name, labels, scores in _one_against_rest(predictions, class_names):
-        RocCurveDisplay.from_predictions(labels, scores, name=name, ax=axis)
+    figure, axis = _square(len(class_names))
+    for curve in one_against_rest(predictions, class_names):
+        RocCurveDisplay.from_predictions(
+            curve.of_class, curve.probabilities, name=no_formula(plain(curve.name)), ax=axis
+        )
     axis.set(xlabel="false positive rate", ylabel="true positive rate")
+    axis.legend(loc="lower right", fontsize=9)
     return figure
 
 
 def precision_recall_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     """Draws precision over recall, a curve a class against the rest."""
-    figure, axis = _square()
-    for name, labels, scores in _one_against_rest(predictions, class_names):
-        PrecisionRecallDisplay.from_predictions(labels, scores, name=name, ax=axis)
+    figure, axis = _square(len(class_names))
+    for curve in one_against_rest(predictions, class_names):
+        PrecisionRecallDisplay.from_predictions(
+            curve.of_class, curve.probabilities, name=no_formula(plain(curve.name)), ax=axis
+        )
     axis.set(xlabel="recall", ylabel="precision")
+    axis.legend(loc="lower left", fontsize=9)
     return figure
 
 
-def _square() -> tuple[Figure, Axes]:
+def _square(classes: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     axis = figure.subplots()
     axis.grid(alpha=0.3)
+    if classes > MOST_CURVES:
+        axis.set_title(f"the {MOST_CURVES} of {classes} classes that are recognised worst")
     return figure, axis
 
 
-def _one_against_rest(
-    predictions: Predictions, class_names: Sequence[str]
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Returns name, labels (1 for the class) and scores: of two classes, the second one alone.
+def one_against_rest(predictions: Predictions, class_names: Sequence[str]) -> list[Curve]:
+    """Returns each class against the rest: of two, the second alone; of many, the ten worst.
 
-    Of many classes the ten that are worst recognised; none of which there are no photos.
+    The worst is the one whose own photos get the least probability of it. Classes without photos,
+    or with all of them, have no curve.
     """
-    if predictions.logits.shape[1] == 1:
-        of_class = [(class_names[1], predictions.labels, predictions.logits[:, 0])]
-    else:
-        labels = label_binarize(predictions.labels, classes=range(len(class_names)))
-        scores = predictions.probabilities
-        columns = np.argsort((scores * labels).sum(axis=0) / np.maximum(labels.sum(axis=0), 1))
-        of_class = [(class_names[k], labels[:, k], scores[:, k]) for k in columns]
-    return [one for one in of_class if 0 < one[1].sum() < len(one[1])][:MOST_CURVES]
+    probabilities, labels = predictions.probabilities, predictions.labels
+    of_class = labels[:, np.newaxis] == np.arange(len(class_names))
+    photos = of_class.sum(axis=0)
+    given = (probabilities * of_class).sum(axis=0) / np.maximum(photos, 1)
+    classes = [1] if len(class_names) == 2 else np.argsort(given, kind="stable")
+    return [
+        Curve(class_names[k], of_class[:, k], probabilities[:, k])
+        for k in classes
+        if 0 < photos[k] < len(labels)
+    ][:MOST_CURVES]
 
 
 def most_confident_mistakes(predictions: Predictions, most: int = MOST_MISTAKES) -> np.ndarray:
     """Returns the rows of the photos that are classified wrongly, the most confident first."""
-    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
-    confidence = predictions.probabilities.max(axis=1)[wrong]
-    return wrong[np.argsort(-confidence, kind="stable")][:most]
+    wrong = np.flatnonzero(~predictions.correct)
+    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:most]
 
 
 def mistakes(
@@ -155,48 +181,33 @@ def mistakes(
       predictions: of all photos.
       class_names: by label.
     """
-    titled = []
-    for photo, row in zip(photos, rows, strict=True):
-        predicted = predictions.predicted[row]
-        probability = predictions.probabilities[row, predicted]
-        label = class_names[predictions.labels[row]]
-        name = predictions.names[row]
-        name = name if len(name) <= 30 else f"...{name[-27:]}"
-        titled.append(
-            (photo, f"{name}\n{label}, taken for\n{class_names[predicted]} {probability:.3f}")
+    names = [plain(name, LONGEST_NAME - 6) for name in class_names]
+    titled = [
+        (
+            photo,
+            f"{plain(predictions.names[row], LONGEST_NAME)}\n"
+            f"{names[predictions.labels[row]]}, taken for\n"
+            f"{names[predictions.predicted[row]]} {predictions.confidence[row]:.3f}",
         )
+        for photo, row in zip(photos, rows, strict=True)
+    ]
     return photo_grid(titled)
 
 
 def overlaid(photos: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Returns photos, uint8 (photos, height, width, 3), with maps in [0, 1] laid over in colour."""
+    """Returns photos, uint8 (photos, height, width, 3), with maps in [0, 1] laid over in colour.
+
+    The photo shows through, and is in shades of grey where the map is 0.
+    """
     height, width = photos.shape[1:3]
     colours = colormaps["turbo"]
     laid = []
     for photo, values in zip(photos, maps, strict=True):
-        resized = Image.fromarray(np.float32(values)).resize(
-            (width, height), Image.Resampling.BILINEAR
+        whole = Image.fromarray(np.float32(values)).resize(
+            (width, height), Image.Resampling.BICUBIC
         )
-        colour = 255 * colours(np.asarray(resized))[..., :3]
-        laid.append((0.55 * photo + 0.45 * colour).astype(np.uint8))
+        shares = np.clip(np.asarray(whole), 0, 1)
+        grey = np.asarray(Image.fromarray(photo).convert("L").convert("RGB"))
+        opacity = 0.6 * shares[..., np.newaxis] ** 0.5
+        laid.append(((1 - opacity) * grey + opacity * 255 * colours(shares)[..., :3]).astype("u1"))
     return np.stack(laid)
-
-
-def learning_curves(runs: Sequence[tuple[str, Sequence[dict[str, float]]]]) -> Figure:
-    """Draws validation loss and accuracy of several runs by epoch, from rows of metrics.jsonl."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axis, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for name, rows in runs:
-            epochs = [row["epoch"] for row in rows]
-            (line,) = axis.plot(epochs, [row[f"validation_{metric}"] for row in rows], label=name)
-            axis.plot(
-                epochs,
-                [row[f"train_{metric}"] for row in rows],
-                color=line.get_color(),
-                linestyle=":",
-            )
-        axis.set_title(f"{metric} (nats)" if metric == "loss" else metric)
-        axis.set_xlabel("epoch; dotted: training")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    return figure

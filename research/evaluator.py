@@ -14,7 +14,6 @@ from research.builder import make_loader
 from research.calibration import decide
 from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, EvalConfig
-from research.config import TrainConfig
 from research.console import short_path
 from research.evaluation import Evaluation, predictions_csv
 from research.examples import Examples
@@ -32,21 +31,16 @@ class Evaluator:
       config: what to evaluate, and how.
       ckpt_dir: the run's folder.
       checkpoint: the first one to restore.
-      source: photos to take instead of those that the config names.
+      source: the photos, see `open_photos`.
 
     Raises:
-      UserError: the run or the photos cannot be had, or their classes differ.
+      UserError: the run or the checkpoint cannot be had.
     """
 
-    def __init__(
-        self, config: EvalConfig, ckpt_dir: str, checkpoint: str, source: Source | None
-    ) -> None:
+    def __init__(self, config: EvalConfig, ckpt_dir: str, checkpoint: str, source: Source) -> None:
         self._config = config
-        directory = RunDirectory(ckpt_dir)
-        trained = directory.read_config()
-        self._is_own = source is not None or not (config.dataset or config.image_folder)
-        source = source or open_photos(config, trained)
-        directory.check_class_names(source.class_names)
+        trained = RunDirectory(ckpt_dir).read_config()
+        self._is_own = not (config.dataset or config.image_folder)
         self.classifier = Classifier(
             ckpt_dir,
             checkpoint,
@@ -109,32 +103,38 @@ class Evaluator:
     def _write(self, evaluation: Evaluation) -> None:
         """Writes the figures beside the checkpoint, and what else is asked for."""
         config, directory = self._config, self.classifier.directory
-        name = name_of(config, evaluation.split)
-        file = Path(f"{evaluation.checkpoint}.{name}.json")
-        write_file(file, evaluation.to_json())
-        print(f"\nfigures: {short_path(file)}", flush=True)
         if config.predictions:
             lines = predictions_csv(evaluation.predictions, self.classifier.class_names)
             write_file(Path(config.predictions), lines)
+        file = Path(f"{evaluation.checkpoint}.{name_of(config, evaluation.split)}.json")
+        write_file(file, evaluation.to_json())
+        print(f"\nfigures: {short_path(file)}", flush=True)
+        if config.predictions:
             print(f"predictions: {short_path(config.predictions)}", flush=True)
+        is_best = Path(evaluation.checkpoint).parent.name == "best"
+        name = name_of(config, evaluation.split, "best" if is_best else "")
         summaries = EvaluationSummaries(directory.events / f"evaluation_{name}", evaluation.step)
         summaries.figures({key: one.value for key, one in evaluation.figures.items()})
         if config.pictures:
-            found = draw(
-                evaluation.predictions,
-                evaluation.decisions,
-                self._loader.examples(evaluation.split),
-                self.classifier,
-            )
-            folder = directory.pictures / name
-            for title, png in found.items():
-                write_file(folder / f"{title}.png", png)
-                summaries.picture(title, png)
-            if evaluation.predictions.logits.shape[1] == 1:
-                predictions = evaluation.predictions
-                summaries.curve(predictions.labels, predictions.probabilities[:, 1])
-            print(f"pictures: {short_path(folder)}", flush=True)
+            self._draw(evaluation, directory.pictures / name, summaries)
+            print(f"pictures: {short_path(directory.pictures / name)}", flush=True)
         summaries.close()
+
+    def _draw(self, evaluation: Evaluation, folder: Path, summaries: EvaluationSummaries) -> None:
+        """Writes an evaluation's pictures, and removes those of an earlier one."""
+        predictions, names = evaluation.predictions, self.classifier.class_names
+        examples = self._loader.examples(evaluation.split)
+        found = draw(predictions, evaluation.decisions, examples, self.classifier)
+        for title, png in found.items():
+            write_file(folder / f"{title}.png", png)
+            summaries.picture(title, png)
+        for file in folder.glob("*.png"):
+            if file.stem not in found:  # of a checkpoint that made mistakes
+                file.unlink()
+        curves = drawn.one_against_rest(predictions, names)
+        for curve in curves:
+            tag = "precision_recall" if len(names) == 2 else f"precision_recall/{curve.name}"
+            summaries.curve(tag, curve.of_class, curve.probabilities)
 
 
 def draw(
@@ -152,12 +152,13 @@ def draw(
     figures = {
         "confusion_matrix": drawn.confusion_matrix(predictions, names),
         "reliability": drawn.reliability(predictions, tempered),
-        "roc_curve": drawn.roc_curves(predictions, names),
-        "precision_recall_curve": drawn.precision_recall_curves(predictions, names),
     }
+    if drawn.one_against_rest(predictions, names):
+        figures["roc_curve"] = drawn.roc_curves(predictions, names)
+        figures["precision_recall_curve"] = drawn.precision_recall_curves(predictions, names)
     rows = drawn.most_confident_mistakes(predictions)
     if len(rows):
-        photos = np.asarray(examples.inputs[0])[rows]
+        photos = examples.inputs[0][rows]
         maps = where_it_looked(classifier, photos, predictions.predicted[rows])
         figures["mistakes"] = drawn.mistakes(photos, rows, predictions, names)
         figures["mistakes_grad_cam"] = drawn.mistakes(
@@ -167,24 +168,39 @@ def draw(
 
 
 def where_it_looked(classifier: Classifier, photos: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns Grad-CAM of photos, uint8 (photos, height, width, 3); see `grad_cam`."""
+    """Returns Grad-CAM of photos, uint8 (photos, height, width, 3), for classes; see `grad_cam`."""
     images = classifier.built.backbone.preprocessing(tf.cast(photos, tf.float32))
     return grad_cam(classifier.built.network, images, tf.constant(classes)).numpy()
 
 
-def open_photos(config: EvalConfig, trained: TrainConfig) -> Source:
-    """Opens the run's own photos, or the others that were asked for."""
+def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | None) -> Source:
+    """Opens a run's own photos, or the others that were asked for.
+
+    Args:
+      config: what to evaluate.
+      directory: of the run.
+      source: photos to take instead of those that the config names.
+
+    Raises:
+      UserError: there is no such run; the photos cannot be had, have no such split, or are of other
+        classes.
+    """
+    trained = directory.read_config()
     folder = config.image_folder or (None if config.dataset else trained.image_folder)
-    return open_source(
+    source = source or open_source(
         config.dataset or trained.dataset, folder, config.data_dir or trained.data_dir
     )
+    directory.check_class_names(source.class_names)
+    for split in config.split:
+        source.count(split)
+    return source
 
 
-def name_of(config: EvalConfig, split: str) -> str:
-    """Returns a name for what is evaluated, fit for a file: other data, and the split."""
+def name_of(config: EvalConfig, split: str, checkpoint: str = "") -> str:
+    """Returns a name for what is evaluated, fit for a file: other data, checkpoint, split."""
     other = os.path.basename(config.image_folder or config.dataset or "")
     return ".".join(
         "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in part)
-        for part in (other, split)
+        for part in (other, checkpoint, split)
         if part
     )

@@ -1,4 +1,10 @@
-"""Exports a classifier, its preprocessing inside, for use without this project."""
+"""Exports a classifier, its preprocessing inside, for use without this project.
+
+Of the same pixels, each format gives the checkpoint's probabilities to 1e-4 (measured: 3e-6). Of
+JPEG bytes, which the SavedModel decodes and resizes with TensorFlow and training with Pillow, to
+0.05 for single photos and 0.002 in the mean (measured on small drawings: 0.03 and 0.002; on 200
+photos: 0.007 and 0.0001). It does not turn photos by what their EXIF data say.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,8 @@ import importlib.util
 import io
 import os
 import shutil
+import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +26,7 @@ from research.batches import Preprocessing
 from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, ExportConfig
 from research.console import short_path
-from research.durable_files import cannot_be_written, reason_of
+from research.durable_files import cannot_be_written, reason_of, write_atomically
 from research.errors import UserError
 
 Writer = Callable[[keras.Model, tuple[str, ...], Path], None]
@@ -29,19 +37,66 @@ NAMES = {
     "tflite": "model.tflite",
     "onnx": "model.onnx",
 }
-# What Keras's exporters need that is not installed with this project.
-PACKAGES = {"tflite": "ai_edge_litert", "onnx": "tf2onnx"}
+# What an exporter needs that is not installed with this project.
+PACKAGES = {"onnx": "tf2onnx"}
 
 
 def export(config: ExportConfig) -> Path:
     """Writes the model of a run's checkpoint in a format, and says how it is called.
 
     Returns:
-      the file or folder written.
+      the file or folder written; the names of the classes are in another file, see `labels_file`.
 
     Raises:
       UserError: there is no such run or checkpoint; the place is taken or cannot be written; the
         exporter of the format is not installed.
+    """
+    place = find_place(config)
+    classifier = Classifier(
+        str(config.ckpt_dir),
+        config.checkpoint,
+        config.image_size,
+        MIRROR_AVERAGING[config.mirror_averaging],
+        precision="float32",
+    )
+    model, names = serving_model(classifier), classifier.class_names
+    partial = place.with_name(f"partial-{place.name}")
+    labels = labels_file(place, config.format)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+        # Exporters print what signatures they write, and warn of their own future.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            WRITERS[config.format](model, names, partial)
+        os.replace(partial, place)
+        labels.parent.mkdir(exist_ok=True)
+        write_atomically(labels, "".join(f"{name}\n" for name in names))
+    except (OSError, tf.errors.OpError) as error:
+        raise cannot_be_written(place, reason_of(error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            remove(partial)
+    size = classifier.config.image_size
+    print(f"model:   {short_path(place)}")
+    if config.format == "saved_model":
+        print("inputs:  signature serving_default: image_bytes, encoded photos (batch,)")
+        print("         signature pixels: pixels, uint8 (batch, height, width, 3)")
+        print(f"output:  label (batch,) and probabilities (batch, {len(names)})")
+    else:
+        print(f"input:   float32 (batch, {size}, {size}, 3), RGB in [0, 255]")
+        print(f"output:  probabilities (batch, {len(names)})")
+    shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    print(f"classes: {short_path(labels)}: {shown}", flush=True)
+    return place
+
+
+def find_place(config: ExportConfig) -> Path:
+    """Returns where to write to.
+
+    Raises:
+      UserError: something is there, its name does not fit the format, or the exporter of the format
+        is not installed.
     """
     package = PACKAGES.get(config.format)
     if package and importlib.util.find_spec(package) is None:
@@ -55,42 +110,14 @@ def export(config: ExportConfig) -> Path:
         raise UserError(f"out is {str(place)!r}; expected a name that ends in {ending}")
     if place.exists():
         raise UserError(f"out is {str(place)!r}, which exists; expected a new file or folder")
-    classifier = Classifier(
-        str(config.ckpt_dir),
-        config.checkpoint,
-        config.image_size,
-        MIRROR_AVERAGING[config.mirror_averaging],
-        precision="float32",
-    )
-    model = serving_model(classifier)
-    partial = place.with_name(f"partial-{place.name}")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
-        write = WRITERS[config.format]
-        # Exporters print what signatures they write and which converters they try.
-        with contextlib.redirect_stdout(io.StringIO()):
-            write(model, classifier.class_names, partial)
-        os.replace(partial, place)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            remove(partial)
-        if isinstance(error, (OSError, tf.errors.OpError)):
-            raise cannot_be_written(place, reason_of(error)) from error
-        raise
-    size = classifier.config.image_size
-    print(f"model:   {short_path(place)}")
-    if config.format == "saved_model":
-        print("inputs:  signature serving_default: image_bytes, encoded photos (batch,)")
-        print("         signature pixels: pixels, uint8 (batch, height, width, 3)")
-    else:
-        print(f"input:   float32 (batch, {size}, {size}, 3), RGB in [0, 255]")
-    print(
-        f"output:  probabilities (batch, {len(classifier.class_names)}): "
-        f"{', '.join(classifier.class_names[:10])}",
-        flush=True,
-    )
     return place
+
+
+def labels_file(place: Path, form: str) -> Path:
+    """Returns where the names of the classes are written, one a line, in their order."""
+    if form == "saved_model":  # its format has a folder for what is not the model's own
+        return place / "assets.extra" / "labels.txt"
+    return place.with_name(f"{place.name}.labels.txt")
 
 
 def remove(path: Path) -> None:
@@ -122,7 +149,9 @@ def serving_model(classifier: Classifier) -> keras.Model:
     if kernel.shape[1] == 1:  # one logit is as good as two of which the first is 0
         kernel, bias = np.pad(kernel, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
     head.set_weights([kernel, bias])
-    return keras.Model(pixels, probabilities, name="classifier")
+    model = keras.Model(pixels, probabilities, name="classifier")
+    model(np.zeros((1, size, size, 3), np.float32))  # Keras exports what was called before
+    return model
 
 
 def preprocessing_layer(preprocessing: Preprocessing) -> keras.layers.Layer:
@@ -188,21 +217,34 @@ def write_saved_model(model: keras.Model, class_names: tuple[str, ...], path: Pa
     archive.write_out(str(path), verbose=False)
 
 
-def write_file_of(form: str) -> Writer:
-    """Returns what writes one of the formats that are a single file."""
+def write_keras(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
+    """Writes what `keras.saving.load_model` loads."""
+    model.save(path)
 
-    def write(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
-        if form == "keras":
-            model.save(path)
-        else:
-            model.export(path, format=form, verbose=False)
 
-    return write
+def write_tflite(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
+    """Writes a flat buffer of built-in operations alone, which each runtime has."""
+    # By TensorFlow's own converter: Keras's way to it asks for Keras 3.13, and leaves operations in
+    # that not every runtime has. From a SavedModel, as variables become constants only then.
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, "pixels")
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serving_default", lambda pixels: {"probabilities": model(pixels, training=False)}, [spec]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        archive.write_out(folder, verbose=False)
+        path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+
+
+def write_onnx(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
+    """Writes what ONNX's runtimes load."""
+    model.export(path, format="onnx", verbose=False)
 
 
 WRITERS: dict[str, Writer] = {
     "saved_model": write_saved_model,
-    "keras": write_file_of("keras"),
-    "tflite": write_file_of("litert"),
-    "onnx": write_file_of("onnx"),
+    "keras": write_keras,
+    "tflite": write_tflite,
+    "onnx": write_onnx,
 }

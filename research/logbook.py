@@ -38,6 +38,7 @@ class Logbook:
         """Writes the settings and the grid of raw photos."""
         # A run killed between its first row and its first checkpoint begins again.
         self.directory.keep_metrics_until(0)
+        self.directory.forget_result()
         self.summaries.settings(config, self.directory.title)
         raw = photos.get_random_raw_images(20)
         grid = pictures.photo_grid(
@@ -53,6 +54,7 @@ class Logbook:
         """
         rows = self.directory.keep_metrics_until(step if validated else step - 1)
         self._photos = rows[-1].get("photos", 0) if rows else 0
+        self.directory.forget_result()
         print(f"resuming after step {step} of {self.plan.steps}", flush=True)
         print(console.EPOCH_HEADER, flush=True)
 

@@ -1,9 +1,10 @@
-"""Pictures of a run: the grid of raw photos and the training history."""
+"""Pictures of runs: the grid of raw photos, and what training did by epoch."""
 
 from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from research.sweep import Sweep
+
+
+def plain(text: str, longest: int | None = None) -> str:
+    """Returns a name as pictures can show it: no formula, in one line, its end if it is long."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return shown if longest is None or len(shown) <= longest else f"...{shown[3 - longest :]}"
+
+
+def no_formula(text: str) -> str:
+    """Returns what matplotlib shows as this text: dollars begin formulas, lines would be hidden."""
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Figure:
@@ -33,7 +46,8 @@ def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Fi
         axis = figure.add_axes((left, bottom, 0.92 / columns, 0.95 * side / height / rows))
         axis.axis("off")
         axis.imshow(photo)
-        axis.set_title(title, fontsize=9, y=1.0)
+        # File names may hold dollar signs, which are no formulas.
+        axis.set_title(title, fontsize=9, y=1.0, parse_math=False)
     return figure
 
 
@@ -50,6 +64,40 @@ def history(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
+    return figure
+
+
+def learning_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Figure:
+    """Draws loss and accuracy of several runs by epoch, from rows of metrics.jsonl."""
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        for name, rows in runs:
+            epochs = [row["epoch"] for row in rows]
+            values = {
+                split: [row[f"{split}_{metric}"] for row in rows]
+                for split in ("validation", "train")
+            }
+            (line,) = axis.plot(
+                epochs,
+                values["validation"],
+                marker="o",
+                markersize=3,
+                label=no_formula(plain(name, 60)),
+            )
+            colour = line.get_color()
+            axis.plot(epochs, values["train"], color=colour, linestyle=":", alpha=0.8)
+        axis.set_title(f"{metric} (nats)" if metric == "loss" else metric)
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    figure.legend(
+        handles=axes[0].lines[::2],
+        title="validation; training dotted",
+        loc="outside lower center",
+        ncols=1 if len(runs) < 4 else 2,
+        fontsize=9,
+    )
     return figure
 
 
@@ -80,5 +128,7 @@ def learning_rates(sweeps: Sequence[Sweep]) -> Figure:
 def png(figure: Figure) -> bytes:
     """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, pil_kwargs={"compress_level": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font lacks: a box stands for each
+        figure.savefig(buffer, format="png", dpi=100, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()

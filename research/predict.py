@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,6 +79,11 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+def as_text(file: Path) -> str:
+    """Returns a file's path, with bytes that are no UTF-8 written as escapes."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
 def predict_files(
     classifier: Classifier, files: Sequence[Path]
 ) -> Iterator[Prediction | DamagedFile]:
@@ -86,7 +92,7 @@ def predict_files(
     size = BATCHES_A_CHUNK * classifier.config.batch_size
     while chunk := list(itertools.islice(remaining, size)):
         examples = load_examples(Files(chunk), "", classifier.config.image_size)
-        names = [printable(str(file)) for file in chunk]
+        names = [as_text(file) for file in chunk]
         found: dict[int, Prediction | DamagedFile] = {
             int(index): DamagedFile(names[int(index)], reason) for index, reason in examples.damaged
         }
@@ -108,13 +114,14 @@ class TableWriter:
 
     def __init__(self, out: TextIO, files: Sequence[Path], class_names: Sequence[str]) -> None:
         self._out = out
-        self._width = min(max(len(printable(str(file))) for file in files), 50)
+        self._width = min(max(len(printable(as_text(file))) for file in files), 50)
         self._label_width = max(map(len, (*class_names, "label")))
         self._line("file", "label", "probability")
 
     def write(self, prediction: Prediction) -> None:
         """Writes a photo's line."""
-        self._line(prediction.file, prediction.label, f"{prediction.probability:11.4f}")
+        file, label = printable(prediction.file), prediction.label
+        self._line(file, label, f"{prediction.probability:11.4f}")
 
     def _line(self, file: str, label: str, probability: str) -> None:
         columns = f"{file:<{self._width}}  {label:<{self._label_width}}  {probability}"
@@ -125,6 +132,7 @@ class CsvWriter:
     """Writes a line of comma-separated values a photo: label, probability, that of each class."""
 
     def __init__(self, out: TextIO, class_names: Sequence[str]) -> None:
+        self._out = out
         self._writer = csv.writer(out, lineterminator="\n")
         named = [f"probability {name}" for name in class_names]
         self._writer.writerow(["file", "label", "probability", *named])
@@ -133,6 +141,7 @@ class CsvWriter:
         """Writes a photo's line."""
         file, label, probability, probabilities = prediction
         self._writer.writerow([file, label, probability, *probabilities.values()])
+        self._out.flush()
 
 
 class JsonLinesWriter:
@@ -178,12 +187,16 @@ def predict(config: PredictConfig, paths: Sequence[str]) -> int:
         MIRROR_AVERAGING[config.mirror_averaging],
         config.batch_size,
     )
-    writer = make_writer(config.format, files, classifier.class_names)
     damaged = 0
-    for said in predict_files(classifier, files):
-        if isinstance(said, DamagedFile):
-            damaged += 1
-            print(f"{said.file}: {said.reason}", file=sys.stderr, flush=True)
-        else:
-            writer.write(said)
+    try:
+        writer = make_writer(config.format, files, classifier.class_names)
+        for said in predict_files(classifier, files):
+            if isinstance(said, DamagedFile):
+                damaged += 1
+                print(f"{printable(said.file)}: {said.reason}", file=sys.stderr, flush=True)
+            else:
+                writer.write(said)
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        # Python writes what is left when it ends, and would say that it cannot.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return damaged

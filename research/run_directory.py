@@ -218,6 +218,10 @@ class RunDirectory:
         """Writes the figures that a finished run ends with: the file says that it is finished."""
         write_file(self.result_file, json.dumps(result, indent=2) + "\n")
 
+    def forget_result(self) -> None:
+        """Removes the file that says that the run is finished, if it is there: it goes on."""
+        self.result_file.unlink(missing_ok=True)
+
     def keep_metrics_until(self, step: int) -> list[dict[str, Any]]:
         """Drops the rows after a step, which a resumed run is about to write again.
 

@@ -13,7 +13,8 @@ import numpy as np
 from scipy import special
 from sklearn import metrics
 
-Interval = tuple[float, float]
+from research.intervals import Interval, percentiles, resampled_rows, wilson_interval
+from research.ranking import areas, resampled_areas
 
 RESAMPLES = 500
 CALIBRATION_BINS = 15
@@ -52,6 +53,16 @@ class Predictions:
     def predicted(self) -> np.ndarray:
         """Int (photos,), the most probable class; the first of two that are equally probable."""
         return self.log_probabilities().argmax(axis=1)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Float64 (photos,), the probability of the predicted class."""
+        return self.probabilities.max(axis=1)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Bool (photos,), whether the predicted class is the photo's."""
+        return self.predicted == self.labels
 
     def losses(self, temperature: float = 1.0) -> np.ndarray:
         """Returns float64 (photos,), the cross-entropy in nats of each photo."""
@@ -109,29 +120,30 @@ def overall(
     mean over each against the rest), `calibration_error` (15 bins of confidence, of equal width);
     with decisions, `loss_at_temperature` and `accuracy_at_threshold`.
     """
-    correct = predictions.predicted == predictions.labels
-    shares = {"accuracy": correct}
-    if decisions and decisions.threshold is not None:
-        above = predictions.probabilities[:, 1] >= decisions.threshold
-        shares["accuracy_at_threshold"] = above == predictions.labels
+    shares = {"accuracy": predictions.correct}
     losses = {"loss": predictions.losses()}
     if decisions:
         losses["loss_at_temperature"] = predictions.losses(decisions.temperature)
-    labels, probabilities, logits = (
-        predictions.labels,
-        predictions.probabilities,
-        predictions.logits,
-    )
-
-    def of(rows: np.ndarray) -> dict[str, float]:
-        own = {name: values[rows] for name, values in losses.items()}
-        return _without_interval(labels[rows], probabilities[rows], logits[rows], own)
-
-    drawn = [of(rows) for rows in resampled_rows(len(predictions), resamples)]
+        if decisions.threshold is not None:
+            above = predictions.probabilities[:, 1] >= decisions.threshold
+            shares["accuracy_at_threshold"] = above == predictions.labels
+    resampled = resampled_rows(len(predictions), resamples)
     found = {}
-    for name, value in of(np.arange(len(predictions))).items():
+    for name, values in losses.items():
+        drawn = [float(values[rows].mean()) for rows in resampled]
+        found[name] = Figure(float(values.mean()), percentiles(drawn))
+    confidence, correct = predictions.confidence, predictions.correct
+    drawn = [calibration_error(confidence[rows], correct[rows]) for rows in resampled]
+    error = calibration_error(confidence, correct)
+    found["calibration_error"] = Figure(error, percentiles(drawn))
+    labels, scores = predictions.labels, predictions.logits
+    if scores.shape[1] > 1:  # the logit of a class alone does not order photos
+        scores = predictions.probabilities
+    names = ("roc_auc", "average_precision")
+    of_resamples = resampled_areas(labels, scores, resampled)
+    for name, value, drawn in zip(names, areas(labels, scores), of_resamples, strict=True):
         if not math.isnan(value):
-            found[name] = Figure(value, percentiles([one[name] for one in drawn]))
+            found[name] = Figure(value, percentiles(drawn))
     for name, share in shares.items():
         found[name] = Figure(float(share.mean()), wilson_interval(share.sum(), len(share)))
     return found
@@ -184,28 +196,16 @@ def _f1(counts: np.ndarray) -> np.ndarray:
     return np.divide(2 * hits, both, out=np.zeros(len(counts)), where=both > 0)
 
 
-def _without_interval(
-    labels: np.ndarray, probabilities: np.ndarray, logits: np.ndarray, losses: dict[str, np.ndarray]
-) -> dict[str, float]:
-    """Returns the figures whose intervals come from resamples; NaN where a class is missing."""
-    found = {"roc_auc": math.nan, "average_precision": math.nan}
-    found["calibration_error"] = calibration_error(labels, probabilities)
-    for name, values in losses.items():
-        found[name] = float(values.mean())
-    if len(np.unique(labels)) == probabilities.shape[1]:
-        # The logits order photos that are all but certain, where probabilities are equal.
-        order = logits[:, 0] if logits.shape[1] == 1 else probabilities
-        found["roc_auc"] = float(metrics.roc_auc_score(labels, order, multi_class="ovr"))
-        found["average_precision"] = float(metrics.average_precision_score(labels, order))
-    return found
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Returns the expected calibration error (Guo et al. 2017, arXiv 1706.04599), 0 to 1.
 
+    That is how far confidence is from accuracy within a bin, in the mean over photos.
 
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Returns how far confidence is from accuracy, in the mean over photos (arXiv 1706.04599).
-
-    Confidence is the probability of the predicted class.
+    Args:
+      confidence: (photos,), the probability of the predicted class.
+      correct: bool (photos,), whether it is the photo's class.
     """
-    table = calibration_table(labels, probabilities)
+    table = calibration_table(confidence, correct)
     return float(
         np.sum(table.photos * np.abs(table.accuracy - table.confidence)) / table.photos.sum()
     )
@@ -221,11 +221,9 @@ class CalibrationTable:
 
 
 def calibration_table(
-    labels: np.ndarray, probabilities: np.ndarray, bins: int = CALIBRATION_BINS
+    confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS
 ) -> CalibrationTable:
     """Sorts photos into bins of confidence, equally wide between 0 and 1."""
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     photos = np.bincount(place, minlength=bins)
     kept = photos > 0
@@ -234,36 +232,3 @@ def calibration_table(
         np.bincount(place, correct, bins)[kept] / photos[kept],
         photos[kept],
     )
-
-
-def resampled_rows(count: int, resamples: int) -> list[np.ndarray]:
-    """Returns rows drawn with replacement, the same ones each time: what is compared is paired."""
-    generator = np.random.default_rng(0)
-    return [generator.integers(count, size=count) for _ in range(resamples)]
-
-
-def percentiles(drawn: list[float]) -> Interval | None:
-    """Returns the middle 95 % of what resamples gave; None if none gave anything."""
-    finite = [value for value in drawn if not math.isnan(value)]
-    if not finite:
-        return None
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> Interval | None:
-    """Returns the Wilson score interval of a proportion (Wilson 1927); 95 % by default.
-
-    Args:
-      successes: 0 to `trials`.
-      trials: how many; None is returned for none.
-      z: standard normal quantile of the interval's upper end.
-    """
-    if not trials:
-        return None
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    margin = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    low, high = (centre - margin) / scale, (centre + margin) / scale
-    return max(0.0, float(low)), min(1.0, float(high))

@@ -83,14 +83,15 @@ class EvaluationSummaries:
         with self._files.at(self._step):
             tf.summary.image(tag, tf.io.decode_png(png, channels=3)[tf.newaxis])
 
-    def curve(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    def curve(self, tag: str, labels: np.ndarray, probabilities: np.ndarray) -> None:
         """Writes precision and recall at 127 thresholds, for the dashboard that moves along them.
 
         Args:
+          tag: of the curve.
           labels: (photos,), 0 or 1.
           probabilities: of class 1, (photos,).
         """
-        summary = pr_curve.pb("precision_recall", labels, probabilities, num_thresholds=127)
+        summary = pr_curve.pb(tag, labels, probabilities, num_thresholds=127)
         with self._files.at(self._step):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), self._step)
 

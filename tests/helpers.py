@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from research.builder import build_network
+from research.checkpoint import Checkpoints
+from research.config import TrainConfig
+from research.examples import load_examples
+from research.run_directory import RunDirectory
 from research.sketches import sketch_jpeg
+from research.sources import FolderSource
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +34,46 @@ SMALL_RUN = (
     "--batch_size=8",
     "--precision=float32",  # whatever the machine is fast in
 )
+
+SMALL_CONFIG = TrainConfig(
+    backbone="SmallResNet",
+    weights="none",
+    unfreeze_from="stage3",
+    image_size=32,
+    batch_size=8,
+    precision="float32",
+    weight_averaging=0.0,
+    mirror_averaging=False,
+    evaluation_scale=1.0,
+)
+
+
+def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings: Any) -> Path:
+    """Makes a run of random weights without training it, with a checkpoint for each of its steps.
+
+    Each checkpoint has other weights in its head, which tell photos apart; the first one is the
+    best. The classes are those of a folder of photos.
+    """
+    config = dataclasses.replace(SMALL_CONFIG, image_folder=str(photos), ckpt_dir=str(folder))
+    config = dataclasses.replace(config, **settings)
+    class_names = tuple(sorted(child.name for child in photos.iterdir()))
+    directory = RunDirectory(folder)
+    directory.create(config, class_names, {})
+    built = build_network(config, len(class_names))
+    model, source = built.network.model, FolderSource(str(photos))
+    pixels = load_examples(source, "train", config.image_size).inputs[0][:16].astype(np.float32)
+    features = model.pooling(model.backbone(built.backbone.preprocessing(tf.constant(pixels))))
+    step = tf.Variable(0, dtype=tf.int64)
+    saved = tf.train.Checkpoint(model=model, step=step, averages=[])
+    checkpoints = Checkpoints(saved, directory.checkpoints)
+    for seed, number in enumerate(steps):
+        kernel = np.random.default_rng(seed).normal(size=model.head.kernel.shape)
+        logits = features.numpy() @ kernel
+        scale = 2 / logits.std(axis=0)
+        model.head.set_weights([kernel * scale, -logits.mean(axis=0) * scale])
+        step.assign(number)
+        checkpoints.save(number, best=number == steps[0])
+    return folder
 
 
 def draw_photos(folder: Path, count: int) -> Path:

@@ -1,10 +1,9 @@
-"""`run_eval.py` as its user meets it, and the statistics that it prints."""
+"""`run_eval.py` as its user meets it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import tensorflow as tf
 from research.builder import build_network
 from research.checkpoint import restore_model
 from research.config import TrainConfig
-from research.evaluate import wilson_interval
 from research.loader import DataLoader
 from research.sources import FolderSource
 from tests.helpers import SMALL_RUN, draw_photos, read_metrics, run_script
@@ -40,13 +38,19 @@ def test_it_prints_the_articles_block_and_writes_the_figures(trained, photo_fold
     assert lines[1] == lines[4] == "-" * len(lines[1])
     (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.test.json")
     figures = json.loads(file.read_text())
-    assert lines[2] == f"Loss: {figures['loss']:.2f}"
-    assert lines[3] == f"Accuracy: {figures['accuracy']:.2f}"
+    assert lines[2] == f"Loss: {figures['loss']['value']:.2f}"
+    assert lines[3] == f"Accuracy: {figures['accuracy']['value']:.2f}"
+    assert max(map(len, lines)) <= 80
     assert figures["photos"] == FolderSource(str(photo_folder)).count("test")
     assert figures["split"] == "test"
     assert figures["checkpoint"] == str(file).removesuffix(".test.json")
-    low, high = figures["accuracy_interval"]
-    assert low < figures["accuracy"] <= high
+    for name in ("loss", "accuracy", "roc_auc", "average_precision", "calibration_error"):
+        low, high = figures[name]["interval"]
+        assert low <= figures[name]["value"] <= high
+    low, high = figures["accuracy"]["interval"]
+    assert low < figures["accuracy"]["value"] <= high
+    assert [one["name"] for one in figures["classes"]] == ["cat", "dog"]
+    assert sum(map(sum, figures["confusion"])) == figures["photos"]
 
 
 def test_the_figures_are_those_of_the_model_called_by_hand(trained, photo_folder):
@@ -62,8 +66,8 @@ def test_the_figures_are_those_of_the_model_called_by_hand(trained, photo_folder
     logits = built.network.model(images).numpy()[:, 0].astype(float)
     losses = np.log1p(np.exp(-logits)) + (1 - labels) * logits
     assert figures["photos"] == len(labels)
-    assert figures["accuracy"] == pytest.approx(np.mean((logits > 0) == labels))
-    assert figures["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert figures["accuracy"]["value"] == pytest.approx(np.mean((logits > 0) == labels))
+    assert figures["loss"]["value"] == pytest.approx(losses.mean(), rel=1e-4)
 
 
 def test_another_size_and_mirror_images(trained, photo_folder):
@@ -86,7 +90,7 @@ def test_another_size_and_mirror_images(trained, photo_folder):
     both = [built.network.model(view).numpy()[:, 0] for view in (images, images[:, :, ::-1])]
     logits = np.mean(both, axis=0).astype(float)
     losses = np.log1p(np.exp(-logits)) + (1 - labels) * logits
-    assert figures["loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert figures["loss"]["value"] == pytest.approx(losses.mean(), rel=1e-4)
     file.unlink()
 
 
@@ -103,7 +107,9 @@ def test_averaged_weights_are_what_is_evaluated(photo_folder, tmp_path):
     assert run_script(tmp_path, "run_eval.py", *same).returncode == 0
     (file,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.json")
     last = read_metrics(tmp_path / "run")[-1]
-    assert json.loads(file.read_text())["loss"] == pytest.approx(last["validation_loss"], rel=1e-4)
+    assert json.loads(file.read_text())["loss"]["value"] == pytest.approx(
+        last["validation_loss"], rel=1e-4
+    )
 
 
 def test_a_batch_size_changes_no_figure(trained):
@@ -112,7 +118,7 @@ def test_a_batch_size_changes_no_figure(trained):
         run_script(trained, "run_eval.py", "--ckpt_dir=run", f"--batch_size={size}")
         (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.test.json")
         found.append(json.loads(file.read_text()))
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    assert found[0]["loss"]["value"] == pytest.approx(found[1]["loss"]["value"], rel=1e-5)
     assert found[0]["accuracy"] == found[1]["accuracy"]
 
 
@@ -140,11 +146,16 @@ def files(folder: Path) -> set[Path]:
     ("flags", "expected"),
     [
         ((), "ckpt_dir is not given"),
-        (("--ckpt_dir=nowhere",), "expected the folder of a training run"),
+        (("--ckpt_dir=run", "--ckpt_dir=nowhere"), "expected the folder of a training run"),
         (("--ckpt_dir=run", "--checkpoint=worst"), "expected best, latest, or the path"),
-        (("--ckpt_dir=run", "--split=tests"), "split is 'tests'; expected one of train"),
         (("--ckpt_dir=run", "--image_folder=gone"), "expected a folder that exists"),
         (("--ckpt_dir=run", "--batch_size=0"), "batch_size is 0"),
+        (
+            ("--ckpt_dir=run", "--split=test", "--split=tests"),
+            "split is 'tests'; expected one of train",
+        ),
+        (("--ckpt_dir=run", "--predictions=."), "cannot be written"),
+        (("--ckpt_dir=gone", "--watch", "--watch_timeout=1"), "no run began in"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_file(trained, flags, expected):
@@ -199,13 +210,3 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
     process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
     assert process.returncode == 2
     assert len(process.stderr.splitlines()) == 1
-
-
-def test_wilson_interval_matches_published_values():
-    """Newcombe (1998), table I: 81 of 263 and 0 of 20, score method without correction."""
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    low, high = wilson_interval(20, 20)
-    assert high == 1.0
-    assert low == pytest.approx(1 - 0.1611, abs=5e-5)
-    assert math.isfinite(low)

@@ -1,0 +1,286 @@
+"""Several evaluations in one call: figures, comparison, predictions, pictures and events."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from research import evaluate as evaluating
+from research.builder import build_network
+from research.checkpoint import restore_model
+from research.commands import EvalConfig
+from research.comparison import comparison_table, difference
+from research.errors import UserError
+from research.evaluate import evaluate, new_checkpoints
+from research.loader import DataLoader
+from research.run_directory import RunDirectory
+from research.scores import Predictions
+from research.sketches import sketch_jpeg
+from research.sources import FolderSource
+from tests.helpers import make_run
+
+
+@pytest.fixture(scope="module")
+def runs(photo_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, seed in (("one", 0), ("two", 1)):
+        make_run(folder / name, photo_folder, (4, 8), seed=seed)
+        for epoch in (1, 2):
+            row = {f"{split}_{metric}": 0.5 for split in ("train", "validation")
+                   for metric in ("loss", "accuracy")}  # fmt: skip
+            RunDirectory(folder / name).append_metrics({"epoch": epoch, "step": 4 * epoch, **row})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs):
+    """Two runs, two checkpoints of each."""
+    config = EvalConfig(
+        ckpt_dir=(str(runs / "one"), str(runs / "two")),
+        checkpoint=("latest", "best"),
+        resamples=100,
+    )
+    return evaluate(config)
+
+
+def test_each_checkpoint_of_each_run_is_evaluated(runs, evaluated):
+    found = [
+        (Path(one.ckpt_dir).name, Path(one.checkpoint).parent.name, one.step) for one in evaluated
+    ]
+    assert found == [
+        ("one", "latest", 8),
+        ("one", "best", 4),
+        ("two", "latest", 8),
+        ("two", "best", 4),
+    ]
+    assert len({round(one.loss, 6) for one in evaluated}) == 4  # other weights, other figures
+    for one in evaluated:
+        written = json.loads(Path(f"{one.checkpoint}.{one.split}.json").read_text())
+        assert written["accuracy"]["value"] == one.accuracy
+        assert written["decisions"]["temperature"] == one.decisions.temperature
+
+
+def test_the_table_compares_with_the_first_of_the_split_within_80_columns(evaluated):
+    lines = comparison_table(evaluated, 50).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("accuracy against the first" in line for line in lines) == 3
+    at = next(i for i, line in enumerate(lines) if "best/step-4, test" in line)
+    gain = evaluated[1].accuracy - evaluated[0].accuracy
+    assert lines[at + 1].startswith(f"  accuracy against the first: {gain:+.4f} (95 % interval")
+
+
+def test_learning_curves_of_the_runs_are_drawn_on_shared_axes(runs, evaluated):
+    with Image.open(runs / "one" / "pictures" / "learning_curves.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_pictures_and_events_of_an_evaluation(runs, evaluated):
+    expected = {"confusion_matrix", "reliability", "roc_curve", "precision_recall_curve",
+                "mistakes", "mistakes_grad_cam"}  # fmt: skip
+    for name, one in (("test", evaluated[0]), ("best.test", evaluated[1])):
+        files = list((runs / "one" / "pictures" / name).iterdir())
+        assert {file.stem for file in files} == expected
+        events = EventAccumulator(str(runs / "one" / "events" / f"evaluation_{name}"))
+        events.Reload()
+        tags = set(events.Tags()["tensors"])
+        assert expected | {"loss", "accuracy", "roc_auc", "precision_recall/pr_curves"} <= tags
+        (event,) = events.Tensors("accuracy")
+        assert event.step == one.step
+        assert float(tensor_util.make_ndarray(event.tensor_proto)) == pytest.approx(one.accuracy)
+
+
+def test_the_precision_recall_plugin_gets_the_counts(runs, evaluated):
+    events = EventAccumulator(str(runs / "one" / "events" / "evaluation_test"))
+    events.Reload()
+    assert (
+        events.SummaryMetadata("precision_recall/pr_curves").plugin_data.plugin_name == "pr_curves"
+    )
+    (event,) = events.Tensors("precision_recall/pr_curves")
+    true_positives, false_positives = tensor_util.make_ndarray(event.tensor_proto)[:2]
+    counts = np.array(evaluated[0].confusion)
+    assert true_positives[0] == counts[1].sum()
+    assert false_positives[0] == counts[0].sum()
+
+
+def test_pictures_of_an_earlier_checkpoint_do_not_stay(runs, photo_folder):
+    folder = runs / "two" / "pictures" / f"{photo_folder.name}.test"
+    folder.mkdir()
+    (folder / "mistakes_of_yore.png").write_bytes(b"")
+    config = EvalConfig(ckpt_dir=(str(runs / "two"),), image_folder=str(photo_folder), resamples=0)
+    (evaluation,) = evaluate(config)
+    assert (folder / "reliability.png").exists()
+    assert not (folder / "mistakes_of_yore.png").exists()
+    assert evaluation.decisions is None  # chosen on photos that the run was not given
+    assert evaluation.figures["loss"].interval is None
+
+
+def test_predictions_have_each_photo_once_and_the_figures_of_the_model(
+    runs, photo_folder, tmp_path
+):
+    file = tmp_path / "new" / "predictions.csv"
+    config = EvalConfig(
+        ckpt_dir=(str(runs / "one"),), predictions=str(file), pictures=False, resamples=0
+    )
+    (evaluation,) = evaluate(config)
+    rows = list(csv.DictReader(file.open()))
+    assert list(rows[0]) == ["file", "label", "predicted", "probability", "logit"]
+    source = FolderSource(str(photo_folder))
+    assert [row["file"] for row in rows] == [one.name for one in source.examples("test")]
+    trained = RunDirectory(runs / "one").read_config()
+    model = build_network(trained, 2, with_weights=False).network.model
+    restore_model(model, evaluation.checkpoint)
+    examples = DataLoader(32, 8, source=source).examples("test")
+    logits = model(examples.inputs[0].astype("f4") / 127.5 - 1).numpy()[:, 0]
+    assert [float(row["logit"]) for row in rows] == pytest.approx(list(logits), rel=1e-4, abs=1e-5)
+    for row, logit, label in zip(rows, logits, examples.labels, strict=True):
+        assert row["label"] == ("cat", "dog")[label]
+        assert row["predicted"] == ("cat", "dog")[int(logit > 0)]
+        assert float(row["probability"]) == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-4)
+
+
+def test_predictions_of_many_classes(tmp_path):
+    for label, name in enumerate(("ant", "bee", "$c_")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(12):
+            photo = sketch_jpeg(label % 2, index)
+            (tmp_path / "photos" / name / f"{name}{index}.jpg").write_bytes(photo)
+    make_run(tmp_path / "run", tmp_path / "photos")
+    config = EvalConfig(
+        ckpt_dir=(str(tmp_path / "run"),),
+        split=("train",),
+        predictions=str(tmp_path / "p.csv"),
+        resamples=20,
+    )
+    (evaluation,) = evaluate(config)
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert len(rows) == evaluation.photos
+    for row in rows:
+        shares = {name: float(row[f"probability {name}"]) for name in ("ant", "bee", "$c_")}
+        assert sum(shares.values()) == pytest.approx(1)
+        assert row["predicted"] == max(shares, key=shares.get)
+    correct = np.mean([row["predicted"] == row["label"] for row in rows])
+    assert evaluation.accuracy == pytest.approx(correct)
+    events = EventAccumulator(str(tmp_path / "run" / "events" / "evaluation_train"))
+    events.Reload()
+    assert {"precision_recall/ant/pr_curves", "precision_recall/$c_/pr_curves"} <= set(
+        events.Tags()["tensors"]
+    )
+
+
+def test_a_run_of_other_classes_is_refused_before_any_is_evaluated(
+    runs, photo_folder, tmp_path, capsys
+):
+    (tmp_path / "photos" / "wolf").mkdir(parents=True)
+    (tmp_path / "photos" / "cat").mkdir()
+    for name in ("wolf", "cat"):
+        (tmp_path / "photos" / name / "1.jpg").write_bytes(sketch_jpeg(0, 1))
+    make_run(tmp_path / "run", tmp_path / "photos")
+    dirs = (str(runs / "one"), str(tmp_path / "run"))
+    config = EvalConfig(ckpt_dir=dirs, image_folder=str(photo_folder))
+    with pytest.raises(UserError, match="the photos have the classes cat, dog"):
+        evaluate(config)
+    assert capsys.readouterr().out == ""
+
+
+def predictions(names, labels, logits) -> Predictions:
+    return Predictions(tuple(names), np.array(labels), np.array(logits, float)[:, np.newaxis])
+
+
+def test_differences_are_paired_and_do_not_depend_on_the_order_of_photos():
+    generator = np.random.default_rng(0)
+    names = [f"{index}.jpg" for index in range(300)]
+    labels = generator.integers(2, size=300)
+    hard = 6 * generator.normal(size=300)  # what is hard is so for both
+    one, other = hard + 0.3 * (2 * labels - 1), hard
+    found = difference(predictions(names, labels, one), predictions(names, labels, other), 400)
+    gains = (one > 0).astype(float) - (other > 0)
+    assert found.accuracy.value == pytest.approx(np.mean(gains * (2 * labels - 1)))
+    low, high = found.loss.interval
+    assert low < found.loss.value < high < 0  # certain, though both losses vary far more
+    losses = predictions(names, labels, other).losses()
+    assert high - low < 0.3 * 2 * 1.96 * losses.std() / 300**0.5
+    order = generator.permutation(300)
+    shuffled = predictions([names[k] for k in order], labels[order], other[order])
+    assert difference(predictions(names, labels, one), shuffled, 400) == found
+    with_others = predictions([*names[1:], "new.jpg"], labels, other)
+    assert difference(predictions(names, labels, one), with_others, 10) is None
+
+
+def test_two_equal_models_do_not_differ():
+    same = predictions("abc", [0, 1, 1], [-1, 2, -3])
+    found = difference(same, same, 20)
+    assert (found.loss.value, found.loss.interval) == (0.0, (0.0, 0.0))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(evaluating, "SECONDS_BETWEEN_LOOKS", 0.0)
+
+
+def point(directory: RunDirectory, *names: str) -> None:
+    folder = directory.checkpoints / "latest"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.index").touch()
+    tf.compat.v1.train.update_checkpoint_state(str(folder), names[-1], list(names))
+
+
+def test_new_checkpoints_come_once_each_until_training_has_ended(tmp_path, quick):
+    directory = RunDirectory(tmp_path)
+    point(directory, "step-1", "step-2")
+    new = new_checkpoints(directory, 60)
+    assert Path(next(new)).name == "step-2"  # what lies before is no news
+    point(directory, "step-3", "step-4")  # two came while one was evaluated
+    assert [Path(next(new)).name for _ in range(2)] == ["step-3", "step-4"]
+    # A run that was killed resumes from its last checkpoint and goes on.
+    point(directory, "step-4", "step-5")
+    directory.write_result({})
+    assert [Path(path).name for path in new] == ["step-5"]
+
+
+def test_a_run_that_had_finished_before_is_evaluated_once(runs, quick, capsys):
+    RunDirectory(runs / "one").write_result({})
+    config = EvalConfig(
+        ckpt_dir=(str(runs / "one"),),
+        split=("validation", "test"),
+        watch=True,
+        pictures=False,
+        resamples=0,
+    )
+    found = [(evaluation.step, evaluation.split) for evaluation in evaluate(config)]
+    assert found == [(8, "validation"), (8, "test")]
+    RunDirectory(runs / "one").forget_result()
+    capsys.readouterr()
+
+
+def test_watching_ends_with_an_error_when_nothing_comes(tmp_path, quick):
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(UserError, match=r"no new checkpoint came to .* longer --watch_timeout"):
+        list(new_checkpoints(directory, 0.01))
+    point(directory, "step-2")
+    new = new_checkpoints(directory, 0.01)
+    assert Path(next(new)).name == "step-2"
+    with pytest.raises(UserError, match="its training has not ended"):
+        next(new)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"split": ("test", "train"), "predictions": "p.csv"}, "2 evaluations are asked for"),
+        ({"watch": True, "checkpoint": ("best",)}, "expected one --ckpt_dir"),
+        ({"watch": True, "predictions": "p.csv"}, "again and again"),
+        ({"dataset": "digits", "image_folder": "photos"}, "expected one of them"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings, expected):
+    with pytest.raises(UserError, match=expected):
+        EvalConfig(ckpt_dir=("run",), **settings)

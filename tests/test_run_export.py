@@ -1,0 +1,200 @@
+"""What is exported gives the checkpoint's answers in a process that has nothing of this project."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from research.builder import build_network
+from research.classifier import Classifier
+from research.commands import ExportConfig
+from research.errors import UserError
+from research.examples import load_examples
+from research.export import export, preprocessing_layer, serving_model
+from research.scores import Predictions
+from research.sources import FolderSource
+from tests.helpers import SMALL_CONFIG, make_run, run_script
+
+# Reads photos, asks one exported model, and prints what it says.
+ASKING = """
+import json, sys
+import numpy as np
+form, path, photos = sys.argv[1:]
+photos = np.load(photos)
+pixels, encoded = photos["pixels"], [bytes(one) for one in photos["encoded"]]
+answers = {}
+if form == "saved_model":
+    import tensorflow as tf
+    ask = tf.saved_model.load(path).signatures
+    answers["pixels"] = ask["pixels"](pixels=tf.constant(pixels))["probabilities"]
+    answers["bytes"] = ask["serving_default"](image_bytes=tf.constant(encoded))["probabilities"]
+elif form == "keras":
+    import keras
+    for one in path.split(","):
+        answers[one] = keras.saving.load_model(one)(pixels.astype("f4"))
+elif form == "tflite":
+    from ai_edge_litert.interpreter import Interpreter
+    runner = Interpreter(path).get_signature_runner("serving_default")
+    answers["tflite"] = runner(pixels=pixels.astype("f4"))["probabilities"]
+else:
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path)
+    (asked,) = session.get_inputs()
+    answers["onnx"] = session.run(None, {asked.name: pixels.astype("f4")})[0]
+assert not any(name.split(".")[0] in ("research", "flags") for name in sys.modules)
+print(json.dumps({name: np.asarray(values).tolist() for name, values in answers.items()}))
+"""
+PACKAGES = {"tflite": "ai_edge_litert", "onnx": "onnxruntime"}
+PIXELS, BYTES = 1e-4, 0.05  # how far probabilities may be from the checkpoint's
+
+
+@pytest.fixture(scope="module")
+def run(photo_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exporting") / "run"
+    return make_run(folder, photo_folder, mirror_averaging=True, image_size=64)
+
+
+@pytest.fixture(scope="module")
+def photos(run, photo_folder):
+    """Encoded photos, their pixels at the run's size, and what the checkpoint says of them."""
+    source = FolderSource(str(photo_folder))
+    examples = load_examples(source, "test", 64)
+    said = Predictions(examples.names, examples.labels, Classifier(str(run)).logits(examples))
+    encoded = [one.encoded for one in source.examples("test")]
+    file = run.parent / "photos.npz"
+    np.savez(file, pixels=examples.inputs[0], encoded=np.array(encoded))
+    return SimpleNamespace(file=file, encoded=encoded, said=said.probabilities)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    """The SavedModel, for several tests."""
+    return export(ExportConfig(ckpt_dir=str(run)))
+
+
+def ask(form: str, path, photos) -> dict[str, np.ndarray]:
+    process = subprocess.run(
+        [sys.executable, "-c", ASKING, form, str(path), str(photos)],
+        cwd=photos.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert process.returncode == 0, process.stderr
+    return {name: np.array(values) for name, values in json.loads(process.stdout).items()}
+
+
+def test_a_saved_model_takes_bytes_and_pixels(exported, photos):
+    assert exported.name == "saved_model"
+    answers = ask("saved_model", exported, photos.file)
+    assert photos.said.std() > 0.1  # photos are told apart
+    assert answers["pixels"] == pytest.approx(photos.said, abs=PIXELS)
+    deviations = np.abs(answers["bytes"] - photos.said)
+    assert deviations.max() < BYTES
+    assert deviations.mean() < BYTES / 5
+    assert (exported / "assets.extra" / "labels.txt").read_text() == "cat\ndog\n"
+
+
+@pytest.mark.parametrize("form", ["keras", "tflite", "onnx"])
+def test_each_file_format_gives_the_same_probabilities(run, photos, form):
+    if form in PACKAGES:
+        pytest.importorskip(PACKAGES[form])
+    if form == "onnx":
+        pytest.importorskip("tf2onnx")
+    path = export(ExportConfig(ckpt_dir=str(run), format=form))
+    (answer,) = ask(form, path, photos.file).values()
+    assert answer == pytest.approx(photos.said, abs=PIXELS)
+    assert path.with_name(f"{path.name}.labels.txt").read_text() == "cat\ndog\n"
+    assert not list(path.parent.glob("partial-*"))
+
+
+def test_the_request_of_the_readme_fits_the_signature(exported, photos):
+    """TensorFlow Serving decodes {"b64": ...} and gives the list to the signature's only input."""
+    body = {"instances": [{"b64": base64.b64encode(one).decode()} for one in photos.encoded]}
+    instances = json.loads(json.dumps(body))["instances"]
+    signature = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    ((name, spec),) = signature.structured_input_signature[1].items()
+    assert name.endswith("_bytes")
+    assert (spec.dtype, spec.shape.rank) == (tf.string, 1)
+    decoded = tf.constant([base64.b64decode(one["b64"]) for one in instances])
+    answer = signature(**{name: decoded})
+    # A row a photo in each output: that is how it becomes a list of predictions.
+    assert set(answer) == {"label", "probabilities"}
+    labels = [label.decode() for label in answer["label"].numpy()]
+    wanted = answer["probabilities"].numpy().argmax(axis=1)
+    assert labels == [("cat", "dog")[k] for k in wanted]
+    assert np.abs(answer["probabilities"].numpy() - photos.said).max() < BYTES
+
+
+def test_a_saved_model_takes_other_sizes_and_formats(exported, photos, tmp_path):
+    signatures = tf.saved_model.load(str(exported)).signatures
+    photo = tf.io.decode_jpeg(photos.encoded[0], dct_method="INTEGER_ACCURATE")
+    large = signatures["pixels"](pixels=photo[tf.newaxis])["probabilities"].numpy()
+    assert large == pytest.approx(photos.said[:1], abs=BYTES)
+    png = tf.io.encode_png(photo)[tf.newaxis]
+    assert signatures["serving_default"](image_bytes=png)["probabilities"].numpy() == (
+        pytest.approx(large, abs=1e-5)
+    )
+
+
+def test_each_kind_of_preprocessing_is_inside(tmp_path):
+    """Scaling, scaling in the backbone, BGR with means taken off, and deviations."""
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
+    np.savez(tmp_path / "photos.npz", pixels=pixels, encoded=np.array([b"-"] * 3))
+    wanted = {}
+    for backbone in ("MobileNetV2", "EfficientNetV2B0", "VGG16", "ConvNeXtTiny"):
+        config = dataclasses.replace(SMALL_CONFIG, backbone=backbone, unfreeze_from="none")
+        built = build_network(config, 3)
+        names = ("a", "b", "c")
+        classifier = SimpleNamespace(built=built, config=config, class_names=names)
+        logits = built.network.model(built.backbone.preprocessing(tf.constant(pixels)))
+        model, path = serving_model(classifier), tmp_path / f"{backbone}.keras"
+        wanted[str(path)] = tf.nn.softmax(logits).numpy()
+        assert model(pixels).numpy() == pytest.approx(wanted[str(path)], abs=PIXELS)
+        model.save(path)
+    answers = ask("keras", ",".join(wanted), tmp_path / "photos.npz")
+    for path, answer in answers.items():
+        assert answer == pytest.approx(wanted[path], abs=PIXELS), path
+    assert len(answers) == 4
+
+
+def test_a_preprocessing_that_is_not_linear_is_refused():
+    with pytest.raises(UserError, match="no linear function"):
+        preprocessing_layer(lambda images: images**2)
+
+
+def test_what_is_there_is_kept_and_mistakes_are_one_line(run, exported):
+    process = run_script(run.parent, "run_export.py", "--ckpt_dir=run")
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert line.endswith("saved_model', which exists; expected a new file or folder")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"format": "onnx", "out": "model.tflite"}, "expected a name that ends in .onnx"),
+        ({"checkpoint": "gone", "out": "new"}, "expected best, latest, or the path"),
+        ({"out": "run/labels.txt/new"}, "cannot be written"),
+    ],
+)
+def test_bad_input_leaves_nothing(run, monkeypatch, settings, expected):
+    monkeypatch.chdir(run.parent)
+    before = set(run.parent.rglob("*"))
+    with pytest.raises(UserError, match=expected):
+        export(ExportConfig(ckpt_dir="run", **settings))
+    assert set(run.parent.rglob("*")) == before
+
+
+def test_a_missing_exporter_is_named(run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tf2onnx is not installed; .*\[export\]"):
+        export(ExportConfig(ckpt_dir=str(run), format="onnx"))

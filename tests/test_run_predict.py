@@ -1,0 +1,172 @@
+"""`run_predict.py` as its user meets it: files in, a line each out, whatever the files are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from research import predict as predicting
+from research.classifier import Classifier
+from research.commands import EvalConfig, PredictConfig
+from research.errors import UserError
+from research.evaluate import evaluate
+from research.predict import DamagedFile, find_files, predict, predict_files
+from research.sketches import sketch_jpeg
+from research.sources import FolderSource
+from tests.helpers import ROOT, make_run, run_script, script_environment
+
+ODD = b"not\xffutf8\n, \"and\".jpg"  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(photo_folder, tmp_path_factory):
+    return make_run(
+        tmp_path_factory.mktemp("predicting") / "run", photo_folder, mirror_averaging=True
+    )
+
+
+@pytest.fixture(scope="module")
+def odd_folder(tmp_path_factory):
+    """Photos with odd names in folders below, one damaged, one empty, and a file that is none."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "deep" / "deeper").mkdir(parents=True)
+    (folder / "deep" / "deeper" / "a.JPG").write_bytes(sketch_jpeg(0, 1))
+    (folder / "deep" / "$b,c.jpg").write_bytes(sketch_jpeg(1, 2))
+    Path(os.fsdecode(os.fsencode(folder) + b"/" + ODD)).write_bytes(sketch_jpeg(0, 3))
+    (folder / "broken\n.png").write_bytes(b"no photo")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("none of them")
+    return folder
+
+
+def shown(capsys):
+    captured = capsys.readouterr()
+    return captured.out, captured.err.splitlines()
+
+
+def test_the_same_probabilities_as_run_eval(run, photo_folder, tmp_path, capsys):
+    file = tmp_path / "predictions.csv"
+    evaluate(EvalConfig(ckpt_dir=(str(run),), predictions=str(file), pictures=False, resamples=0))
+    evaluated = {row["file"]: row for row in csv.DictReader(file.open())}
+    names = [one.name for one in FolderSource(str(photo_folder)).examples("test")]
+    shown(capsys)
+    config = PredictConfig(ckpt_dir=str(run), format="csv")
+    assert predict(config, [str(photo_folder / name) for name in names]) == 0
+    out, errors = shown(capsys)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert errors == []
+    assert [row["file"] for row in rows] == [str(photo_folder / name) for name in names]
+    for name, row in zip(names, rows, strict=True):
+        assert row["label"] == evaluated[name]["predicted"]
+        dog = float(evaluated[name]["probability"])
+        assert float(row["probability dog"]) == pytest.approx(dog, abs=1e-6)
+        assert float(row["probability"]) == pytest.approx(max(dog, 1 - dog), abs=1e-6)
+
+
+def test_a_process_goes_on_after_damaged_files_and_ends_with_1(run, odd_folder):
+    process = run_script(
+        odd_folder, "run_predict.py", f"--ckpt_dir={run}", "--format=jsonl", "deep/$b,c.jpg", "."
+    )
+    assert process.returncode == 1, process.stderr
+    rows = [json.loads(line) for line in process.stdout.splitlines()]
+    printed = ODD.decode("utf-8", "backslashreplace")
+    assert [row["file"] for row in rows] == ["deep/$b,c.jpg", "deep/deeper/a.JPG", printed]
+    for row in rows:
+        assert set(row["probabilities"]) == {"cat", "dog"}
+        assert row["probability"] == max(row["probabilities"].values())
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+    assert process.stderr.splitlines() == [
+        "broken\\n.png: not an image",
+        "empty.jpg: empty file",
+    ]
+
+
+def test_csv_and_table_hold_odd_names_too(run, odd_folder, capsys):
+    assert predict(PredictConfig(ckpt_dir=str(run), format="csv"), [str(odd_folder)]) == 2
+    out, errors = shown(capsys)
+    rows = list(csv.reader(io.StringIO(out)))
+    assert rows[0] == ["file", "label", "probability", "probability cat", "probability dog"]
+    assert rows[3][0] == f"{odd_folder}/" + ODD.decode("utf-8", "backslashreplace")
+    assert len(errors) == 2
+    assert predict(PredictConfig(ckpt_dir=str(run)), [str(odd_folder)]) == 2
+    out, errors = shown(capsys)
+    lines = out.splitlines()
+    assert lines[0].split() == ["file", "label", "probability"]
+    assert len(lines) == 4  # a line each, whatever is in the name
+    assert "not\\xffutf8\\n, " in lines[3]
+    shares = [float(line.split()[-1]) for line in lines[1:]]
+    assert shares == pytest.approx([float(row[2]) for row in rows[1:]], abs=5e-5)
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(run, photo_folder):
+    command = [sys.executable, str(ROOT / "run_predict.py"), f"--ckpt_dir={run}", "--batch_size=1"]
+    with subprocess.Popen(
+        [*command, "--format=csv", str(photo_folder)],
+        env=script_environment(run.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline().startswith(b"file,label")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+def test_many_files_stream_through_in_order_and_bounded_memory(run, photo_folder, monkeypatch):
+    files = find_files([str(photo_folder)])
+    missing = photo_folder / "gone.jpg"
+    files.insert(3, missing)  # removed after it was found
+    chunks = []
+    load = predicting.load_examples
+
+    def counted(source, *arguments):
+        chunks.append(source.count(""))
+        return load(source, *arguments)
+
+    monkeypatch.setattr(predicting, "load_examples", counted)
+    monkeypatch.setattr(predicting, "BATCHES_A_CHUNK", 2)
+    classifier = Classifier(str(run))
+    said = predict_files(classifier, files)
+    first = next(said)
+    assert chunks == [16]  # two batches: no more is read before what was read is said
+    assert first.file == str(files[0])
+    rest = list(said)
+    assert [one.file for one in [first, *rest]] == [str(file) for file in files]
+    assert chunks == [16] * 5 + [1]
+    assert rest[2] == DamagedFile(str(missing), "cannot be read")
+    shares = [one.probability for one in rest if not isinstance(one, DamagedFile)]
+    assert len(set(np.round(shares, 6))) > 40  # of each photo its own
+
+
+def test_what_is_named_twice_is_said_once(photo_folder):
+    some = photo_folder / "cat" / "cat001.jpg"
+    files = find_files([str(some), str(photo_folder / "cat"), str(some)])
+    assert files[0] == some
+    assert len(files) == len(set(files)) == 40
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [([], "no image in no path"), (["gone.jpg"], "'gone.jpg' does not exist"), (["."], "no image")],
+)
+def test_paths_without_photos_are_refused(tmp_path, monkeypatch, paths, expected):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=expected):
+        find_files(paths)
+
+
+def test_bad_input_is_one_line(tmp_path):
+    process = run_script(tmp_path, "run_predict.py", "photo.jpg")
+    assert process.returncode == 2
+    assert process.stderr == (
+        "run_predict.py: ckpt_dir is not given; expected --ckpt_dir=DIR of a training run\n"
+    )
+    assert process.stdout == ""
