@@ -10,7 +10,6 @@ import argparse
 import collections
 import dataclasses
 import functools
-import os
 import random
 import shutil
 import signal
@@ -20,25 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from research.environment import import_tensorflow
+import numpy as np
 
-import_tensorflow()
-
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-
-from benchmarks.consistency import Witness, event_bytes, unfinished  # noqa: E402
-from benchmarks.processes import (  # noqa: E402
-    ROOT,
-    Phases,
-    Program,
-    fresh_python,
-    script,
-    start,
-)
-from benchmarks.record import write_result  # noqa: E402
-from tests.helpers import SMALL_RUN, draw_photos, script_environment  # noqa: E402
+from benchmarks.consistency import Witness, event_bytes, unfinished
+from benchmarks.processes import ROOT, Phases, Program, fresh_python, script, start
+from benchmarks.record import write_result
+from tests.helpers import SMALL_RUN, draw_photos, script_environment
 
 PHOTOS_A_CLASS = 40
 COMMON = (
@@ -79,8 +65,13 @@ ANY = "any moment"
 # What a kill is aimed at, and how often.
 AIMS = {
     "run_train.py": {
-        **{ANY: 6, "checkpoint": 5, "trunk cache": 4, "training": 2, "validation": 2},
-        **{"records": 2, IMPORTS: 1},
+        ANY: 6,
+        "checkpoint": 5,
+        "trunk cache": 4,
+        "training": 2,
+        "validation": 2,
+        "records": 2,
+        IMPORTS: 1,
     },
     "run_eval.py": {ANY: 2, "evaluation files": 3},
     "run_export.py": {ANY: 2, "export files": 3},
@@ -274,6 +265,8 @@ class Faults:
 
 def predict(export: Path, photo: Path) -> None:
     """Writes what a SavedModel makes of a photo to predicted.npy."""
+    import tensorflow as tf  # in a process of its own: here it makes a runtime
+
     serve = tf.saved_model.load(str(export)).signatures["serving_default"]
     made = serve(image_bytes=tf.constant([photo.read_bytes()]))
     np.save("predicted.npy", made["probabilities"].numpy())
