@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
+from research import interruption
 from research.errors import UserError
 from research.settings import setting_of, value_type
 
@@ -118,10 +120,18 @@ def run_with_paths(
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow tell of every step they take
         try:
-            config = config_class(**{name: flags.FLAGS[name].value for name in names})
-            main(config, arguments[1:])
+            with interruption.raised():
+                config = config_class(**{name: flags.FLAGS[name].value for name in names})
+                main(config, arguments[1:])
+                sys.stdout.flush()
         except UserError as error:
             fail(str(error))
+        except interruption.Interrupted as interrupted:
+            print(interrupted.line, file=sys.stderr)
+            sys.exit(interrupted.exit_code)
+        except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
 
     names = define_flags(config_class)
     app.run(run_main, flags_parser=functools.partial(_parse, takes_paths=takes_paths))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
 from research.averages import WeightAverages
-from research.errors import UserError
+from research.checkpoint_files import damage_of, link, move, point, seal, whole_checkpoints
+from research.durable_files import cannot_be_written
+from research.errors import UserError, first_line
 from research.model import Wrapper
 
 # What TensorFlow raises for a checkpoint that is damaged, or of another model.
@@ -19,32 +24,73 @@ UNREADABLE = (ValueError, AssertionError, IndexError, KeyError, RuntimeError, tf
 class Checkpoints:
     """Writes the state into the folder `latest`, and keeps the best one in the folder `best`.
 
-    The pointer file `checkpoint` in each is replaced only after a checkpoint is complete, so that a
-    run killed while writing resumes from the one before; that of `latest` last, so that such a run
-    finds the best one again.
+    A checkpoint is written aside, with its checksums, and gets its place when the disk has it. The
+    pointer file `checkpoint` in each folder is replaced after that; that of `latest` last, so that
+    a run killed while writing resumes from the one before and finds the best one again.
+
+    Args:
+      state: what to write.
+      folder: of `latest` and `best`.
+      keep: how many of the last ones stay.
     """
 
-    def __init__(self, state: tf.train.Checkpoint, folder: Path) -> None:
+    def __init__(self, state: tf.train.Checkpoint, folder: Path, keep: int = 2) -> None:
         self._state = state
         self._latest, self._best = folder / "latest", folder / "best"
+        self._keep = keep
+        self._names: list[str] = []
 
-    def save(self, step: int, best: bool = False) -> None:
-        """Writes the state, and keeps it as the best one too if it is."""
-        name, before = f"step-{step}", self.latest
-        self._latest.mkdir(parents=True, exist_ok=True)
-        self._state.write(str(self._latest / name))
-        if best:
-            _link(self._latest, self._best, name)
-            _point(self._best, [name])
-        kept = [Path(before).name] if before and Path(before).name != name else []
-        _point(self._latest, [*kept, name])
+    def save(self, step: int, best: bool = False, validated: bool = True) -> None:
+        """Writes the state, and keeps it as the best one too if it is.
 
-    def restore_latest(self) -> bool:
-        """Restores every value of the state from the last checkpoint; False if there is none.
+        Args:
+          step: updates made.
+          best: whether it is the best one so far.
+          validated: False where an epoch's validation is still to come. The checkpoint after it has
+            another name, as a file that is in use is never written over.
 
         Raises:
-          UserError: the checkpoint cannot be read, or is not of this model and its optimizers.
+          UserError: it cannot be written; those of before stay.
         """
+        name = f"step-{step}" if validated else f"step-{step}-unvalidated"
+        aside = self._latest / "partial"
+        names = [*(kept for kept in self._names if kept != name), name][-self._keep :]
+        with self._writing(name, aside):
+            self._state.write(str(aside / name))
+            seal(aside / name)
+            if best:
+                link(aside / name, self._best)
+                point(self._best, [name])
+            move(aside / name, self._latest)
+            point(self._latest, names)
+        self._names = names
+
+    @contextlib.contextmanager
+    def _writing(self, name: str, aside: Path) -> Iterator[None]:
+        """Makes the folder `aside` for a while; tells what cannot be written in one line."""
+        try:
+            shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
+            aside.mkdir(parents=True)
+            yield
+            aside.rmdir()
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
+            run = str(self._latest.parent.parent)
+            then = f"goes on after {self._names[-1]}" if self._names else "begins anew"
+            afterwards = f"repeat the command with --ckpt_dir={shlex.quote(run)}, which {then}"
+            raise cannot_be_written(self._latest / name, reason, afterwards) from error
+
+    def restore_latest(self) -> bool:
+        """Restores every value of the state from the last whole checkpoint; False if there is none.
+
+        Raises:
+          UserError: there are some but none is whole; or it is not of this model and its
+            optimizers.
+        """
+        self._names = whole_checkpoints(
+            self._latest, "restore it from a copy, or remove the folder to begin anew"
+        )
         path = self.latest
         if path is None:
             return False
@@ -56,52 +102,38 @@ class Checkpoints:
 
     @property
     def latest(self) -> str | None:
-        """The path of the last complete checkpoint, None before the first."""
-        return tf.train.latest_checkpoint(str(self._latest))
-
-
-def _link(source: Path, target: Path, name: str) -> None:
-    """Makes the files of a checkpoint known in another folder too, without writing them again."""
-    target.mkdir(exist_ok=True)
-    for file in [*source.glob(f"{name}.index"), *source.glob(f"{name}.data-*")]:
-        partial = target / f"{file.name}.partial"
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(file, partial)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(file, partial)
-        os.replace(partial, target / file.name)
-
-
-def _point(folder: Path, names: list[str]) -> None:
-    """Names a folder's complete checkpoints, the last one last; removes the files of others."""
-    # By their names alone, so that a run can be moved.
-    tf.compat.v1.train.update_checkpoint_state(str(folder.absolute()), names[-1], names)
-    for pattern in ("step-*.index", "step-*.data-*", "*.partial"):
-        for file in folder.glob(pattern):
-            if file.name.partition(".")[0] not in names or file.suffix == ".partial":
-                file.unlink()
+        """The path of the last checkpoint written or restored, None before the first."""
+        return str(self._latest / self._names[-1]) if self._names else None
 
 
 def find_checkpoint(folder: Path, which: str) -> str:
     """Returns the path, without ending, of `best`, `latest`, or of the checkpoint named.
 
+    A last one that is damaged is passed over for the one before, with a line on standard error.
+
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no such checkpoint, or none that is whole.
     """
     if which in ("best", "latest"):
-        path = tf.train.latest_checkpoint(str(folder / which))
-        if path is None:
+        other = "latest" if which == "best" else "best"
+        names = whole_checkpoints(folder / which, f"give --checkpoint={other} or a path")
+        if not names:
             raise UserError(
                 f"ckpt_dir {str(folder.parent)!r} has no {which} checkpoint yet; expected one of "
                 "a run that has finished at least an epoch"
             )
-        return path
+        return str(folder / which / names[-1])
     prefix = os.path.abspath(os.path.expanduser(which.removesuffix(".index")))
     if not os.path.exists(prefix + ".index"):
         raise UserError(
             f"checkpoint is {which!r}, and there is no {prefix}.index; expected best, latest, or "
             "the path of a checkpoint without its ending"
+        )
+    damage = damage_of(Path(prefix))
+    if damage:
+        raise UserError(
+            f"checkpoint is {which!r}, which is not whole: {damage}; expected best, latest, or the "
+            "path of another checkpoint"
         )
     return prefix
 
@@ -123,5 +155,6 @@ def restore_model(model: Wrapper, path: str, averages: WeightAverages | None = N
 
 
 def _does_not_fit(path: str, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return UserError(f"checkpoint {path!r} does not fit the model of config.json: {reason}")
+    return UserError(
+        f"checkpoint {path!r} does not fit the model of config.json: {first_line(error)}"
+    )

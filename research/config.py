@@ -228,6 +228,13 @@ class TrainConfig(settings.Validated):
     checkpoint_every: int | None = settings.count(
         None, "also write a checkpoint every so many steps, not only after each epoch", 1, False
     )
+    keep_checkpoints: int = settings.count(
+        2,
+        "keep so many of the last checkpoints, beside the best one; with 1 there is none to go "
+        "back to where the last is damaged",
+        1,
+        False,
+    )
     histogram_every: int | None = settings.count(
         None,
         "write histograms of all trained weights and of their gradients for TensorBoard every so "

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 
+from research.interruption import at_once
 from research.machine import processors
 
 
@@ -31,7 +32,7 @@ def import_tensorflow() -> None:
     prepare()
     sys.stderr.flush()
     standard_error = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
+    with tempfile.TemporaryFile() as aside, at_once(standard_error):
         os.dup2(aside.fileno(), 2)
         wrong = True
         try:

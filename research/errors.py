@@ -1,5 +1,18 @@
 """Errors of the user's making, which are told in one line and without a traceback."""
 
+from __future__ import annotations
+
+import re
+
 
 class UserError(Exception):
     """A mistake in the input: the message names the value, what was expected and a way out."""
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an error says, or its name where it says nothing.
+
+    Without what TensorFlow puts around it: the names of a function and of an operation.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", line)[:200]

@@ -18,7 +18,8 @@ from research.batches import Preprocessing
 from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, ExportConfig
 from research.console import short_path
-from research.errors import UserError
+from research.durable_files import cannot_be_written
+from research.errors import UserError, first_line
 
 Writer = Callable[[keras.Model, tuple[str, ...], Path], None]
 
@@ -71,9 +72,12 @@ def export(config: ExportConfig) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):
             write(model, classifier.class_names, partial)
         os.replace(partial, place)
-    except OSError as error:
-        remove(partial)
-        raise UserError(f"out {str(place)!r} cannot be written: {error.strerror}") from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            remove(partial)
+        if isinstance(error, (OSError, tf.errors.OpError)):
+            raise cannot_be_written(place, first_line(error)) from error
+        raise
     size = classifier.config.image_size
     print(f"model:   {short_path(place)}")
     if config.format == "saved_model":

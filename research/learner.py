@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -53,10 +53,12 @@ class StepsDone(NamedTuple):
     Attributes:
       scalars: of the last step, by tag; see `Learner.train_step`.
       waiting_seconds: how long they waited for input.
+      number: how many they were.
     """
 
     scalars: dict[str, tf.Tensor]
     waiting_seconds: float
+    number: int
 
 
 class Learner:
@@ -204,18 +206,27 @@ class Learner:
         # A step of the head alone is shorter than the time that Python takes to start it.
         return self.network.given == "features"
 
-    def train_steps(self, batches: Iterator[Batch], count: int) -> StepsDone:
-        """Makes some updates, at least one, with as many batches."""
+    def train_steps(
+        self, batches: Iterator[Batch], count: int, is_enough: Callable[[], bool] = lambda: False
+    ) -> StepsDone:
+        """Makes some updates, at least one, with as many batches.
+
+        Args:
+          batches: one a step.
+          count: how many.
+          is_enough: asked before each step but the first, where steps are started one by one.
+        """
         if self._loops_on_device:
             scalars, waited = self._train_loop(batches, tf.constant(count))
-            return StepsDone(scalars, float(waited))
-        waiting, scalars = 0.0, {}
-        for _ in range(count):
+            return StepsDone(scalars, float(waited), count)
+        waiting, scalars, number = 0.0, {}, 0
+        while number == 0 or (number < count and not is_enough()):
             begin = time.perf_counter()
             batch = next(batches)
             waiting += time.perf_counter() - begin
             scalars = self.train_step(batch)
-        return StepsDone(scalars, waiting)
+            number += 1
+        return StepsDone(scalars, waiting, number)
 
     def _compile_train_loop(self) -> tf.types.experimental.GenericFunction:
         """Returns a function that makes several steps without coming back to Python."""
@@ -265,7 +276,7 @@ class Learner:
         if self._average_statistics and self.strategy.num_replicas_in_sync > 1:
             self._average_statistics()
 
-    def evaluate(self, batches: tf.data.Dataset) -> Metrics:
+    def evaluate(self, batches: Iterable[Batch]) -> Metrics:
         """Returns the metrics over batches, in inference mode; each photo counts once."""
         self._eval_tally.reset()
         with self.averages.in_place() if self.averages else contextlib.nullcontext():

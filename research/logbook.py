@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from research import console, pictures
 from research.checkpoint import Checkpoints
 from research.config import TrainConfig
+from research.histograms import Histograms
 from research.loader import DataLoader
 from research.meter import Interval
 from research.metrics import Metrics
 from research.plan import Plan
-from research.run_directory import RunDirectory
+from research.run_directory import RunDirectory, write_file
 from research.summaries import Summaries
 
 
@@ -29,6 +31,8 @@ class Logbook:
         self.plan = plan
         self.checkpoints = checkpoints
         self.summaries = Summaries(directory.events)
+        self.histograms: Histograms | None = None
+        self._photos = 0
 
     def begin(self, config: TrainConfig, photos: DataLoader) -> None:
         """Writes the settings and the grid of raw photos."""
@@ -42,15 +46,32 @@ class Logbook:
         self._picture("photos", pictures.png(grid), 0)
         print(console.EPOCH_HEADER, flush=True)
 
-    def resume(self, step: int) -> None:
-        """Takes up the records after a step; later rows will be written again."""
-        self.directory.keep_metrics_until(step)
+    def resume(self, step: int, validated: bool = True) -> None:
+        """Takes up the records after a step, or from its validation on where that is to come.
+
+        Later rows will be written again.
+        """
+        rows = self.directory.keep_metrics_until(step if validated else step - 1)
+        self._photos = rows[-1].get("photos", 0) if rows else 0
         print(f"resuming after step {step} of {self.plan.steps}", flush=True)
         print(console.EPOCH_HEADER, flush=True)
 
-    def save(self, step: int, best: bool = False) -> None:
-        """Writes a checkpoint, which may be the best one so far."""
-        self.checkpoints.save(step, best)
+    def save(self, step: int, best: bool = False, validated: bool = True) -> None:
+        """Writes a checkpoint; see `Checkpoints.save`."""
+        self.checkpoints.save(step, best, validated)
+
+    def how_to_go_on(self, step: int) -> str:
+        """Says that a step is saved, and how to resume; as the end of a line."""
+        path = shlex.quote(console.short_path(self.directory.path))
+        return (
+            f"; step {step:,} of {self.plan.steps:,} is saved: repeat the command with "
+            f"--ckpt_dir={path} to go on"
+        )
+
+    def write_histograms(self, every: int | None) -> Histograms | None:
+        """Returns what writes histograms every so many steps; None if they are not asked for."""
+        self.histograms = Histograms(self.summaries.files, every) if every else None
+        return self.histograms
 
     @property
     def last_checkpoint(self) -> str | None:
@@ -64,6 +85,8 @@ class Logbook:
             "share_of_step_waiting_for_input": interval.waiting_share,
         }
         self.summaries.train(step, interval.metrics, {**scalars, **speed})
+        if self.histograms:
+            self.histograms.flush()
 
     def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
         """Prints and writes an epoch's figures.
@@ -72,15 +95,16 @@ class Logbook:
           step: updates made so far.
           interval: the epoch's training steps that this process made, and the epoch's metrics.
           validation: the metrics after the epoch.
-          seconds: time spent in the run so far.
+          seconds: time spent in the run so far, but for what was lost and done again.
         """
         epoch = step // self.plan.steps_per_epoch
         self.summaries.validation(step, validation)
-        self.summaries.flush()
+        self._photos += round(interval.metrics.photos)
         self.directory.append_metrics(
             {
                 "epoch": epoch,
                 "step": step,
+                "photos": self._photos,
                 "train_loss": interval.metrics.loss,
                 "train_accuracy": interval.metrics.accuracy,
                 "validation_loss": validation.loss,
@@ -108,9 +132,8 @@ class Logbook:
         print(console.closing_lines(self.directory), flush=True)
 
     def _picture(self, tag: str, png: bytes, step: int) -> None:
-        (self.directory.pictures / f"{tag}.png").write_bytes(png)
+        write_file(self.directory.pictures / f"{tag}.png", png)
         self.summaries.picture(tag, png, step)
-        self.summaries.flush()
 
 
 def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -137,11 +160,19 @@ class SilentLogbook(Logbook):
     def begin(self, config: TrainConfig, photos: DataLoader) -> None:
         """Does nothing."""
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, validated: bool = True) -> None:
         """Does nothing."""
 
-    def save(self, step: int, best: bool = False) -> None:
+    def save(self, step: int, best: bool = False, validated: bool = True) -> None:
         """Does nothing."""
+
+    def how_to_go_on(self, step: int) -> str:
+        """Says how to resume: the chief has saved the step."""
+        return f"; the chief saved step {step:,}: start all workers again to go on"
+
+    def write_histograms(self, every: int | None) -> Histograms | None:
+        """None: they are the chief's."""
+        return None
 
     @property
     def last_checkpoint(self) -> str | None:

@@ -115,7 +115,7 @@ def begin_or_resume(
     checkpoints, resumed, cached = None, False, None
     if directory:
         checkpoint = make_checkpoint(model, run.groups, run.state, run.averages)
-        checkpoints = Checkpoints(checkpoint, directory.checkpoints)
+        checkpoints = Checkpoints(checkpoint, directory.checkpoints, run.config.keep_checkpoints)
         if resuming:
             directory.check_data(data)
             cached = directory.read_data().get("cached")

@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from research.config import TrainConfig
+from research.durable_files import append_line, stored, write_atomically
 from research.errors import UserError
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader finds the old content or the new, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
+from research.run_lock import LOCK, RunLock
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -25,14 +20,13 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    try:
+    with stored(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
 MADE_FIRST = (
+    LOCK,
     "checkpoints",
     "events",
     "pictures",
@@ -45,7 +39,11 @@ MADE_FIRST = (
 
 
 class RunDirectory:
-    """Names the files of a run. Building one touches nothing on disk."""
+    """Names the files of a run. Building one touches nothing on disk.
+
+    Attributes:
+      lock: held by the process that trains.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -57,6 +55,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.events = self.path / "events"
         self.pictures = self.path / "pictures"
+        self.lock = RunLock(self.path)
 
     def create(
         self, config: TrainConfig, class_names: tuple[str, ...], data: dict[str, Any]
@@ -64,10 +63,16 @@ class RunDirectory:
         """Makes the folder, with the run's settings, its classes and what is known of its data.
 
         Raises:
-          UserError: the folder cannot be made or written.
+          UserError: the folder cannot be made or written, or another run is in it meanwhile.
         """
+        self.lock.acquire()
+        if self.config_file.exists():
+            raise UserError(
+                f"ckpt_dir {str(self.path)!r} got another run while this one was set up; give "
+                "another --ckpt_dir"
+            )
         try:
-            for folder in (self.path, self.checkpoints, self.events, self.pictures):
+            for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.labels_file, "".join(f"{name}\n" for name in class_names))
             write_atomically(self.data_file, json.dumps(data, indent=2) + "\n")
@@ -114,9 +119,9 @@ class RunDirectory:
             )
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Adds one line to metrics.jsonl; raises `UserError` where it cannot be written."""
+        with stored(self.metrics_file):
+            append_line(self.metrics_file, json.dumps(row))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl; a last line cut short by a crash is left out."""
@@ -132,12 +137,17 @@ class RunDirectory:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes the figures that a finished run ends with: the file says that it is finished."""
-        write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+        write_file(self.result_file, json.dumps(result, indent=2) + "\n")
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drops the rows after a step, which a resumed run is about to write again."""
+    def keep_metrics_until(self, step: int) -> list[dict[str, Any]]:
+        """Drops the rows after a step, which a resumed run is about to write again.
+
+        Returns:
+          Those that stay.
+        """
         rows = [row for row in self.read_metrics() if row["step"] <= step]
-        write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        write_file(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
 
 
 def _read(file: Path) -> str:
@@ -200,5 +210,5 @@ def _check_free(path: Path) -> None:
     except OSError as error:
         raise _not_writable(path, error.strerror) from error
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        reason = "no permission" if nearest.is_dir() else f"{str(nearest)!r} is no folder"
+        reason = "no right to write" if nearest.is_dir() else f"{str(nearest)!r} is no folder"
         raise _not_writable(path, reason)

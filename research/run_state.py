@@ -25,7 +25,8 @@ class RunState:
       best_loss: the least validation loss so far, infinite before the first.
       epochs_without_gain: int64, how many epochs of fine-tuning ago that was.
       seconds: time spent so far, over all resumptions, from when the network is built: running
-        the frozen layers beforehand, validation and checkpoints are in it.
+        the frozen layers beforehand, validation and checkpoints are in it. What was lost with a
+        kill is not: it goes back with the other values.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,11 @@ class RunState:
     def count_seconds(self) -> None:
         """Adds the time since the last call, or since the run was set up, to `seconds`."""
         self.seconds.assign_add(self._stopwatch.lap())
+
+    @property
+    def within_epoch(self) -> bool:
+        """Whether steps were made since the last validation."""
+        return self.tally.read().weight > 0
 
     @property
     def variables(self) -> list[tf.Variable]:

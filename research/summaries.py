@@ -12,6 +12,7 @@ from tensorboard.plugins.pr_curve import summary as pr_curve
 
 from research import dashboard
 from research.config import TrainConfig
+from research.event_files import EventFiles
 from research.metrics import Metrics
 
 
@@ -19,50 +20,42 @@ class Summaries:
     """Writes event files for two TensorBoard runs, `train` and `validation`."""
 
     def __init__(self, folder: Path) -> None:
-        self._run = tf.summary.create_file_writer(str(folder))
-        self._train = tf.summary.create_file_writer(str(folder / "train"))
-        self._validation = tf.summary.create_file_writer(str(folder / "validation"))
+        self.files = EventFiles(folder)
 
     def train(self, step: int, metrics: Metrics, scalars: dict[str, float]) -> None:
         """Writes loss and accuracy since the last call, and other scalars by tag."""
-        with self._train.as_default(step):
+        with self.files.at(step, "train"):
             _write_metrics(metrics)
             for tag, value in scalars.items():
                 tf.summary.scalar(tag, value)
 
     def validation(self, step: int, metrics: Metrics) -> None:
         """Writes the loss and accuracy of the validation split."""
-        with self._validation.as_default(step):
+        with self.files.at(step, "validation"):
             _write_metrics(metrics)
 
     def settings(self, config: TrainConfig) -> None:
         """Writes the run's settings as a table, and to compare runs by; groups the figures."""
         values = dashboard.settings_to_compare(dataclasses.asdict(config))
-        with self._run.as_default(0):
+        with self.files.at(0):
             hparams.hparams_config(
                 [hparams.HParam(name) for name in values], dashboard.figures_to_compare()
             )
             hparams.hparams(values)
             tf.summary.experimental.write_raw_pb(dashboard.layout(), 0)
         rows = [f"| {name} | `{value}` |" for name, value in dataclasses.asdict(config).items()]
-        with self._train.as_default(0):
+        with self.files.at(0, "train"):
             tf.summary.text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]))
 
     def picture(self, tag: str, png: bytes, step: int) -> None:
         """Writes a picture, given as the content of a PNG file."""
-        with self._train.as_default(step):
+        with self.files.at(step, "train"):
             tf.summary.image(tag, tf.io.decode_png(png, channels=3)[tf.newaxis])
 
     def finished(self) -> None:
         """Writes that the run is finished."""
-        with self._run.as_default(0):
+        with self.files.at(0):
             tf.summary.experimental.write_raw_pb(dashboard.finished(), 0)
-
-    def flush(self) -> None:
-        """Makes what was written visible to TensorBoard."""
-        self._run.flush()
-        self._train.flush()
-        self._validation.flush()
 
 
 class EvaluationSummaries:
@@ -74,18 +67,18 @@ class EvaluationSummaries:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self._writer = tf.summary.create_file_writer(str(folder))
+        self._files = EventFiles(folder)
         self._step = step
 
     def figures(self, figures: dict[str, float]) -> None:
         """Writes figures by name; loss and accuracy share their axes with those of training."""
-        with self._writer.as_default(self._step):
+        with self._files.at(self._step):
             for tag, value in figures.items():
                 tf.summary.scalar(tag, value)
 
     def picture(self, tag: str, png: bytes) -> None:
         """Writes a picture, given as the content of a PNG file."""
-        with self._writer.as_default(self._step):
+        with self._files.at(self._step):
             tf.summary.image(tag, tf.io.decode_png(png, channels=3)[tf.newaxis])
 
     def curve(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
@@ -96,12 +89,12 @@ class EvaluationSummaries:
           probabilities: of class 1, (photos,).
         """
         summary = pr_curve.pb("precision_recall", labels, probabilities, num_thresholds=127)
-        with self._writer.as_default(self._step):
+        with self._files.at(self._step):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), self._step)
 
     def close(self) -> None:
         """Makes what was written visible to TensorBoard."""
-        self._writer.close()
+        self._files.close()
 
 
 def _write_metrics(metrics: Metrics) -> None:

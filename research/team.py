@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from research.cluster import Cluster
 from research.errors import UserError
+from research.interruption import by_the_system
 
 # What TensorFlow raises in one worker when another is gone.
 LOST = (
@@ -76,7 +78,11 @@ def _killed_after(seconds: int, line: str) -> Iterator[None]:
     C++ while it holds Python's lock, so that no thread, exception or signal handler runs here.
     """
     command = [sys.executable, "-c", WATCHER, str(os.getpid()), str(seconds), line]
-    with subprocess.Popen(command, stdin=subprocess.PIPE):  # closes its input, and waits
+    # Its input is closed here, and its end awaited. Ctrl-C is this process's alone.
+    with (
+        by_the_system(),
+        subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True),
+    ):
         yield
 
 
@@ -128,6 +134,22 @@ class Team:
         letters = letters or bytes(int(size[0]))
         (heard,) = self._from_chief([tf.constant(list(letters), tf.float64)])
         return json.loads(bytes(int(letter) for letter in heard.numpy()))
+
+    def add_up(self, values: Sequence[float]) -> list[float]:
+        """Adds up what each device of all processes is given, value by value; all must call it."""
+        return [float(value) for value in self._add_up(tf.constant(values, tf.float32))]
+
+    @functools.cached_property
+    def _add_up(self) -> tf.types.experimental.GenericFunction:
+        @tf.function
+        def add_up(values: tf.Tensor) -> tf.Tensor:
+            def on_replica() -> tf.Tensor:
+                context = tf.distribute.get_replica_context()
+                return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+            return self.strategy.experimental_local_results(self.strategy.run(on_replica))[0]
+
+        return add_up
 
     def copy_from_chief(self, variables: Sequence[tf.Variable]) -> None:
         """Gives everyone the chief's values, so that only the chief needs a checkpoint's files."""

@@ -14,8 +14,9 @@ from research.agreement import check_settings
 from research.cluster import find_cluster
 from research.config import TrainConfig
 from research.durations import parse_steps
+from research.ending import Ending
 from research.errors import UserError
-from research.histograms import Histograms
+from research.interruption import Interrupted, deferred
 from research.learner import Learner
 from research.learning_rate_finder import find_learning_rates
 from research.loader import DataLoader
@@ -47,9 +48,10 @@ def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | N
       learning rates were to be found.
 
     Raises:
-      UserError: a setting does not fit the data, the weights or the folder; the loss became
-        infinite or NaN (`TrainingDivergedError`), and the last good checkpoint stays; or another
-        worker ended (`WorkerLostError`).
+      UserError: a setting does not fit the data, the weights or the folder; another process trains
+        there, or it cannot be written; the loss became infinite or NaN (`TrainingDivergedError`),
+        and the last good checkpoint stays; or another worker ended (`WorkerLostError`).
+      Interrupted: a signal asked to end, in the main thread; where steps were made, they are saved.
     """
     cluster = find_cluster(config.distribution)
     # First of all, so that a folder that cannot be used is told of at once.
@@ -64,8 +66,14 @@ def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | N
     if config.find_learning_rate:
         suggest_learning_rates(config, team, directory, source)
         return None
-    with team.watching():
-        train_together(config, team, directory, resuming, source)
+    try:
+        if directory and resuming:
+            directory.lock.acquire()
+        with team.watching():
+            train_together(config, team, directory, resuming, source)
+    finally:
+        if directory:
+            directory.lock.release()
     return directory
 
 
@@ -97,8 +105,7 @@ def train_together(
     logbook, feeds, resumed = begin_or_resume(run, directory, resuming)
     plan, state = run.plan, run.state
 
-    every = config.histogram_every
-    histograms = Histograms(directory.events / "train", every) if directory and every else None
+    histograms = logbook.write_histograms(config.histogram_every)
 
     @functools.cache
     def learner_of(feed: Feed, trained: int) -> Learner:
@@ -108,18 +115,23 @@ def train_together(
         )
 
     if resumed:
-        logbook.resume(state.current_step)
+        _, start = next_position(plan, state)
+        logbook.resume(state.current_step, validated=start < plan.steps_per_epoch)
     else:
         logbook.begin(config, run.photos)
     traced_steps = parse_steps(config.profile_steps) if directory else range(0)
     profiler = StepProfiler(traced_steps, directory.events / "train" if directory else Path())
-    while state.current_step < plan.steps and not has_stalled(config, state):
-        step = state.current_step
-        feed = feeds.head if step < run.features_until * plan.steps_per_epoch else feeds.all
-        begun = sum(group.schedule.first_step <= step for group in run.groups)
-        train_epoch(config, learner_of(feed, begun), feed.loader, plan, logbook, profiler)
-    stalled = int(state.epochs_without_gain.numpy())
-    logbook.end(state.current_step, state.loss_scale.read().skipped_steps, stalled)
+    with deferred() as request:
+        ending = Ending(team, request)
+        while not is_finished(config, plan, state):
+            epoch, _ = next_position(plan, state)
+            feed = feeds.head if epoch < run.features_until else feeds.all
+            first = epoch * plan.steps_per_epoch
+            begun = sum(group.schedule.first_step <= first for group in run.groups)
+            learner = learner_of(feed, begun)
+            train_epoch(config, learner, feed.loader, plan, logbook, profiler, ending)
+        stalled = int(state.epochs_without_gain.numpy())
+        logbook.end(state.current_step, state.loss_scale.read().skipped_steps, stalled)
 
 
 def suggest_learning_rates(
@@ -135,10 +147,23 @@ def suggest_learning_rates(
     print(console.suggestions(sweeps, file), flush=True)
 
 
-def has_stalled(config: TrainConfig, state: RunState) -> bool:
-    """Tells whether to end early, as the validation loss no longer falls."""
+def next_position(plan: Plan, state: RunState) -> tuple[int, int]:
+    """Returns the epoch, from 0, and the batch in it to go on with.
+
+    Behind an epoch's last batch stands a run that was interrupted before its validation.
+    """
+    epoch, start = plan.position(state.current_step)
+    if start == 0 and state.within_epoch:
+        return epoch - 1, plan.steps_per_epoch
+    return epoch, start
+
+
+def is_finished(config: TrainConfig, plan: Plan, state: RunState) -> bool:
+    """Tells whether all epochs are trained, or the validation loss no longer falls."""
+    epoch, _ = next_position(plan, state)
     patience = config.early_stopping
-    return patience is not None and int(state.epochs_without_gain.numpy()) >= patience
+    stalled = patience is not None and int(state.epochs_without_gain.numpy()) >= patience
+    return stalled or epoch >= plan.epochs
 
 
 def train_epoch(
@@ -148,17 +173,19 @@ def train_epoch(
     plan: Plan,
     logbook: Logbook,
     profiler: StepProfiler,
+    ending: Ending,
 ) -> None:
     """Trains from where the run stands to the end of the epoch, validates, and saves.
 
     Raises:
       TrainingDivergedError: before anything that is not finite was saved.
+      Interrupted: after everything was saved.
     """
     state = learner.state
     step = state.current_step
-    epoch, start = plan.position(step)
+    epoch, start = next_position(plan, state)
     end = (epoch + 1) * plan.steps_per_epoch
-    batches = iter(
+    training = iter(
         runtime.share_out(
             lambda share: loader.epoch_batches(epoch, start, share),
             learner.strategy,
@@ -171,27 +198,37 @@ def train_epoch(
             every = (learner.steps_an_interval, config.checkpoint_every)
             stop = profiler.stop(step, plan.stop(step, *every))
             with profiler.traced(stop):
-                done = learner.train_steps(batches, stop - step)
-            step = stop
+                done = learner.train_steps(training, stop - step, ending.is_asked)
+            step += done.number
             meter.waited(done.waiting_seconds)
             saving = config.checkpoint_every is not None and step % config.checkpoint_every == 0
-            if step % learner.steps_an_interval and step < end and not saving:
+            due = step % learner.steps_an_interval == 0 or step == end
+            if not (due or saving or ending.is_asked()):
                 continue  # fetching figures makes the host wait for the device
             sums = state.tally.read()
             figures = read_scalars(learner, step, done.scalars)
             check_finite(step, logbook, {"loss": sums.loss, **figures})
             logbook.interval(step, meter.interval(sums), figures)
             progress.show(step - (epoch * plan.steps_per_epoch), meter.epoch(sums))
-            if saving and step < end:  # the last step's checkpoint follows the validation
+            number = ending.signal(all_ask=due)
+            if (saving or number) and step < end:  # the last step's follows the validation
                 learner.average_statistics()
                 state.count_seconds()
                 logbook.save(step)
+                if number:
+                    raise Interrupted(number, logbook.how_to_go_on(step))
 
     trained = meter.epoch(state.tally.read())
     learner.average_statistics()
-    validation = learner.evaluate(
-        runtime.share_out(lambda share: loader.split_batches("validation", share), learner.strategy)
+    batches = runtime.share_out(
+        lambda share: loader.split_batches("validation", share), learner.strategy
     )
+    try:
+        validation = learner.evaluate(ending.until_asked(batches))
+    except Interrupted as interrupted:
+        state.count_seconds()
+        logbook.save(step, validated=False)
+        raise Interrupted(interrupted.number, logbook.how_to_go_on(step)) from None
     check_finite(step, logbook, {"validation loss": validation.loss})
     state.count_seconds()
     logbook.epoch(step, trained, validation, state.seconds.numpy())
@@ -203,6 +240,9 @@ def train_epoch(
     elif epoch >= plan.head_epochs:
         state.epochs_without_gain.assign_add(1)
     logbook.save(step, best)
+    number = ending.signal(all_ask=True)
+    if number and not is_finished(config, plan, state):
+        raise Interrupted(number, logbook.how_to_go_on(step))
 
 
 def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) -> dict[str, float]:

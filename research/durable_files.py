@@ -1,0 +1,60 @@
+"""Writes files so that they are whole or not there, also after the power failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from research.errors import UserError
+
+
+@contextlib.contextmanager
+def stored(path: Path) -> Iterator[None]:
+    """Makes an error of the storage a `UserError` that names the file, the reason, a way out."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_be_written(path, error.strerror or str(error)) from error
+
+
+def cannot_be_written(path: Path, reason: str, afterwards: str = "repeat the command") -> UserError:
+    """Returns the error that says so; `afterwards` is what to do once there is room."""
+    return UserError(
+        f"{str(path)!r} cannot be written ({reason}); make room for it, or give the right to "
+        f"write there, and {afterwards}"
+    )
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that a reader finds the old content or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file, which is on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has a file's content, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,224 @@
+"""SIGTERM and Ctrl-C as a user meets them: exit code, one line, and what is left on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import (
+    ROOT,
+    SMALL_RUN,
+    read_checkpoint,
+    read_metrics,
+    run_script,
+    script_environment,
+)
+
+# Lets a method of a class, or a function, get a signal in its so-and-so-many-th call.
+DRIVER = """
+import importlib, runpy, signal, sys
+from research.environment import import_tensorflow
+import_tensorflow()
+script, module, path, call, *signals = sys.argv[1].split(":")
+owner = importlib.import_module(module)
+*classes, name = path.split(".")
+for part in classes:
+    owner = getattr(owner, part)
+original, calls = getattr(owner, name), 0
+def signalled(*values, **named):
+    global calls
+    calls += 1
+    result = original(*values, **named)
+    if calls == int(call):
+        for number in signals:
+            signal.raise_signal(int(number))
+    return result
+setattr(owner, name, signalled)
+sys.argv = [script, *sys.argv[2:]]
+runpy.run_path(script, run_name="__main__")
+"""
+TRAIN_STEP = "research.learner:Learner.train_step"
+
+
+def run_with_signal(
+    folder: Path, script: str, place: str, call: int, signals: list[int], *flags: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script that gets signals at the end of a call of a function of its own."""
+    at = ":".join([str(ROOT / script), place, str(call), *(str(int(one)) for one in signals)])
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, at, *flags],
+        cwd=folder,
+        env=script_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        # As in a terminal: what runs in the background of a script ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+
+
+def flags_of(photo_folder: Path) -> list[str]:
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--head_epochs=0", "--epochs=2"]
+    flags += ["--bn_mode=train", "--horizontal_flip", "--weight_averaging=0.9"]
+    return [*flags, "--backbone_optimizer=adam", "--trunk_cache=memory"]
+
+
+@pytest.fixture(scope="module")
+def whole(photo_folder, tmp_path_factory):
+    """A run that went through."""
+    folder = tmp_path_factory.mktemp("whole")
+    flags = [*flags_of(photo_folder), "--ckpt_dir=run"]
+    process = run_script(folder, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    return folder / "run"
+
+
+def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(
+    whole, photo_folder, tmp_path
+):
+    """In a folder with spaces and other letters than ASCII's; the printed commands are pasted."""
+    rows = read_metrics(whole)
+    steps = rows[0]["step"]
+    flags, where = flags_of(photo_folder), "Läufe mit Abstand/ü 猫"
+    run = tmp_path / where
+    first, second = (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C (SIGINT)")
+    for (number, code, name), place, call, saved in (
+        (first, TRAIN_STEP, 3, "step-3"),
+        (second, "research.metrics:Tally.reset", 1, f"step-{steps}-unvalidated"),
+        (first, TRAIN_STEP, 2, f"step-{steps + 2}"),
+    ):
+        process = run_with_signal(
+            tmp_path, "run_train.py", place, call, [number], *flags, f"--ckpt_dir={where}"
+        )
+        assert process.returncode == code, process.stderr
+        (line,) = process.stderr.splitlines()
+        assert line.startswith(f"run_train.py: interrupted by {name}; step ")
+        # What is given next is what the line says.
+        (flag,) = (word for word in shlex.split(line) if word.startswith("--ckpt_dir="))
+        assert flag == f"--ckpt_dir={where}"
+        assert (run / "checkpoints" / "latest" / f"{saved}.index").exists()
+        assert not (run / "run.lock").exists()
+    process = run_script(tmp_path, "run_train.py", *flags, f"--ckpt_dir={where}")
+    assert process.returncode == 0, process.stderr
+    expected, found = read_checkpoint(whole), read_checkpoint(run)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    again = read_metrics(run)
+    compared = ("epoch", "step", "photos", "train_loss", "train_accuracy", "validation_loss")
+    for row, other in zip(rows, again, strict=True):
+        assert [row[key] for key in compared] == [other[key] for key in compared]
+    assert again[0]["seconds"] < again[1]["seconds"]
+
+    command = re.search(r"^evaluate: +python (.*)$", process.stdout, re.MULTILINE)
+    assert command
+    pasted = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT))}/{command[1]} --nopictures"
+    evaluated = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {pasted} | head -1"],
+        cwd=tmp_path,
+        env=script_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert evaluated.stdout == "SmallResNet\n"
+    assert evaluated.stderr == ""
+
+
+def test_a_second_signal_ends_at_once(photo_folder, tmp_path):
+    flags = [*flags_of(photo_folder), "--ckpt_dir=run"]
+    signals = [signal.SIGTERM, signal.SIGINT]
+    process = run_with_signal(tmp_path, "run_train.py", TRAIN_STEP, 2, signals, *flags)
+    assert process.returncode == -signal.SIGINT  # which shells show as 130
+    assert process.stderr == ""
+    assert not (tmp_path / "run" / "checkpoints" / "latest").exists()
+
+
+def test_a_signal_while_the_trunk_is_run_leaves_nothing(photo_folder, tmp_path):
+    flags = [*flags_of(photo_folder), "--trunk_cache=disk", "--cache_dir=kept", "--ckpt_dir=run"]
+    place = "research.rows:Rows.append"
+    process = run_with_signal(tmp_path, "run_train.py", place, 1, [signal.SIGINT], *flags)
+    assert process.returncode == 130
+    assert process.stderr == "run_train.py: interrupted by Ctrl-C (SIGINT)\n"
+    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "kept").glob("*.partial"))
+
+
+@pytest.mark.parametrize("ready", ["while importing", "while training"])
+def test_a_signal_from_outside(photo_folder, tmp_path, ready):
+    flags = [*flags_of(photo_folder), "--epochs=1000", "--unfreeze_from=none", "--ckpt_dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_train.py"), *flags],
+        cwd=tmp_path,
+        env=script_environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        if ready == "while training":
+            with contextlib.suppress(OSError):
+                if (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") > 2:
+                    break
+        elif not maps.exists() or "_pywrap_tensorflow" in maps.read_text():
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143, error
+    (line,) = error.splitlines()
+    assert line.startswith("run_train.py: interrupted by SIGTERM")
+    if ready == "while training":
+        step = int(re.search(r"step ([\d,]+) of", line)[1].replace(",", ""))
+        assert read_metrics(tmp_path / "run")[-1]["step"] <= step
+        assert list((tmp_path / "run" / "checkpoints" / "latest").glob(f"step-{step}*.index"))
+    else:
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "place", "flags"),
+    [
+        ("run_eval.py", "research.classifier:Classifier.logits", ()),
+        ("run_export.py", "tensorflow.saved_model:save", ()),
+        ("run_predict.py", "research.predict:load_examples", ("photos",)),
+    ],
+)
+def test_the_other_programs_end_with_a_line_and_leave_nothing(
+    whole, photo_folder, tmp_path, script, place, flags
+):
+    before = sorted(whole.rglob("*"))
+    given = [str(photo_folder) if flag == "photos" else flag for flag in flags]
+    flags = [f"--ckpt_dir={whole}", *given]
+    process = run_with_signal(tmp_path, script, place, 1, [signal.SIGINT], *flags)
+    assert process.returncode == 130
+    assert process.stderr == f"{script}: interrupted by Ctrl-C (SIGINT)\n"
+    assert [path for path in sorted(whole.rglob("*")) if path.name != "export"] == before
+    assert not list(whole.glob("export/*"))
+
+
+def test_a_closed_pipe_ends_quietly(whole, photo_folder, tmp_path):
+    script = shlex.join([sys.executable, str(ROOT / "run_predict.py"), f"--ckpt_dir={whole}"])
+    process = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {script} {shlex.quote(str(photo_folder))} | head -1"],
+        cwd=tmp_path,
+        env=script_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert process.stdout.startswith("file")
+    assert process.stderr == ""
+    assert process.returncode in (0, 141)

@@ -1,0 +1,337 @@
+"""What a run does when the storage fails it: full, read-only, damaged, or shared with another."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from research.checkpoint import Checkpoints, find_checkpoint
+from research.errors import UserError
+from research.event_files import EventFiles
+from research.run_lock import LOCK, RunLock
+from tests.helpers import (
+    ROOT,
+    SMALL_RUN,
+    read_checkpoint,
+    read_metrics,
+    run_script,
+    script_environment,
+)
+
+
+@pytest.fixture(scope="module")
+def flags(photo_folder):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--head_epochs=0", "--epochs=2"]
+    return [*flags, "--trunk_cache=memory", "--ckpt_dir=run"]
+
+
+@pytest.fixture(scope="module")
+def trained(flags, tmp_path_factory):
+    """A finished run of two epochs, each with a checkpoint."""
+    folder = tmp_path_factory.mktemp("trained")
+    process = run_script(folder, "run_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def damage(run: Path, step: int) -> Path:
+    """Flips a bit in the middle of a checkpoint's data."""
+    (data,) = (run / "checkpoints" / "latest").glob(f"step-{step}.data-*")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.unlink()  # the best checkpoint is another link to it
+    data.write_bytes(content)
+    return data
+
+
+def assert_same(run: Path, other: Path) -> None:
+    expected, found = read_checkpoint(run), read_checkpoint(other)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    steps = [(row["step"], row["photos"]) for row in read_metrics(run)]
+    assert [(row["step"], row["photos"]) for row in read_metrics(other)] == steps
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_in_one_line(trained, run, flags, tmp_path):
+    first, last = (row["step"] for row in read_metrics(trained))
+    damaged = damage(run, last)
+    evaluated = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--nopictures")
+    assert evaluated.returncode == 0, evaluated.stderr
+    (line,) = evaluated.stderr.splitlines()
+    assert f"{damaged.name} does not match its checksum; step-{first} is used" in line
+    assert (run / "checkpoints" / "latest" / f"step-{first}.test.json").exists()
+    resumed = run_script(tmp_path, "run_train.py", *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr == line + "\n"
+    assert f"resuming after step {first} of {last}" in resumed.stdout
+    assert_same(trained, run)
+
+
+def limited() -> None:
+    """Lets no file of this process grow beyond 150 kB: less than a checkpoint has."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 1 MB; skips where it cannot be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system, and not in every container")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
+    trained, run, flags, tmp_path
+):
+    """By a limit on the size of a file, which the system reports in the same way."""
+    first, last = (row["step"] for row in read_metrics(trained))
+    damage(run, last).unlink()
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "run_train.py"), *flags],
+        cwd=tmp_path,
+        env=script_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        preexec_fn=limited,
+    )
+    assert process.returncode == 2, process.stdout
+    note, line = process.stderr.splitlines()
+    assert f"step-{last}.data is missing; step-{first} is used" in note
+    assert f"checkpoints/latest/step-{last}' cannot be written (" in line
+    assert f"--ckpt_dir={run}, which goes on after step-{first}" in line
+    assert find_checkpoint(run / "checkpoints", "latest").endswith(f"step-{first}")
+    assert not (run / "checkpoints" / "latest" / "partial").exists()
+    resumed = run_script(tmp_path, "run_train.py", *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(trained, run)
+
+
+def test_a_small_disk_that_fills_up(trained, run, flags, small_disk):
+    first, last = (row["step"] for row in read_metrics(trained))
+    shutil.copytree(run, small_disk / "run")
+    on_disk = small_disk / "run"
+    damage(on_disk, last).unlink()
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize - 200_000))
+    process = run_script(small_disk, "run_train.py", *flags)
+    assert process.returncode == 2, process.stdout
+    assert re.search(r"cannot be written \(.*No space left on device", process.stderr)
+    assert f"which goes on after step-{first}" in process.stderr.splitlines()[-1]
+    filler.unlink()
+    resumed = run_script(small_disk, "run_train.py", *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(trained, on_disk)
+
+
+def test_a_read_only_folder_is_one_line(trained, flags, small_disk):
+    shutil.copytree(trained, small_disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for ckpt_dir in ("run", "new"):
+        process = run_script(small_disk, "run_train.py", *flags, f"--ckpt_dir={ckpt_dir}")
+        assert process.returncode == 2
+        (line,) = process.stderr.splitlines()
+        assert f"{ckpt_dir}', which cannot be written (" in line
+
+
+def test_a_folder_where_nothing_can_be_made_is_one_line(flags, tmp_path):
+    process = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=/proc/run")
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert "'/proc/run', which cannot be written (" in line
+
+
+def test_training_goes_on_without_event_files(flags, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "events").write_text("no folder")
+    process = run_script(tmp_path, "run_train.py", *flags, "--histogram_every=1", "--epochs=1")
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("note: events for TensorBoard cannot be written to")
+    assert line.endswith("the rest goes on without them")
+    assert len(read_metrics(tmp_path / "run")) == 1
+
+
+def test_event_files_that_fail_later_are_told_of_once(tmp_path, capfd):
+    files = EventFiles(tmp_path)
+    writer = files.writer("train", ".compiled")
+
+    @tf.function
+    def step(number: tf.Tensor) -> None:
+        with writer.as_default(number), tf.summary.record_if(files.writable):
+            tf.summary.scalar("within", 1.0)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with files.at(0, "train"):
+        tf.summary.scalar("outside", 1.0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        step(tf.constant(1, tf.int64))
+        files.flush(writer)
+        for subfolder in ("train", "validation"):
+            with files.at(1, subfolder):
+                tf.summary.scalar("outside", 1.0)
+        files.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cannot be written" in line
+    assert not files.writable
+
+
+def test_a_second_run_in_a_folder_is_refused(run, flags, tmp_path):
+    lock = RunLock(run)
+    lock.acquire()
+    before = (run / LOCK).read_text()
+    process = run_script(tmp_path, "run_train.py", *flags)
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert f"is being trained by process {os.getpid()} on" in line
+    assert (run / LOCK).read_text() == before
+    evaluated = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--nopictures")
+    assert evaluated.returncode == 0, evaluated.stderr
+    lock.release()
+    assert not (run / LOCK).exists()
+
+
+def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from research.run_lock import RunLock; "
+        "RunLock(Path(sys.argv[1])).acquire(); os._exit(9)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    assert (tmp_path / LOCK).exists()
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert (tmp_path / LOCK).read_text().split()[0] == str(os.getpid())
+    with pytest.raises(UserError, match=f"is being trained by process {os.getpid()} "):
+        RunLock(tmp_path).acquire()
+    lock.release()
+    RunLock(tmp_path).acquire()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with three checkpoints of one value, their steps."""
+    state = tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000)))
+    checkpoints = Checkpoints(state, tmp_path, keep=3)
+    for step in (8, 9, 10):
+        state.value.assign(tf.fill(1000, float(step)))
+        checkpoints.save(step, best=step == 10)
+    return tmp_path
+
+
+def restored(folder: Path) -> float:
+    """Resumes, and checks that evaluation would use the same."""
+    value = tf.Variable(tf.zeros(1000))
+    checkpoints = Checkpoints(tf.train.Checkpoint(value=value), folder, keep=3)
+    assert checkpoints.restore_latest()
+    assert find_checkpoint(folder, "latest") == checkpoints.latest
+    return float(value[0].numpy())
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 16
+    file.write_bytes(content)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+DATA = "step-10.data-00000-of-00001"
+
+
+@pytest.mark.parametrize("change", [truncate, flip, empty, os.remove])
+@pytest.mark.parametrize("name", [DATA, "step-10.index", "step-10.sha256"])
+def test_every_kind_of_damage_is_found(folder, capfd, name, change):
+    change(folder / "latest" / name)
+    if (name, change) == ("step-10.sha256", os.remove):
+        assert restored(folder) == 10  # as one of a version without checksums
+        return
+    assert restored(folder) == 9
+    (line,) = capfd.readouterr().err.splitlines()  # told once
+    assert "step-10' is not whole: " in line
+    assert line.endswith("; step-9 is used")
+    with pytest.raises(UserError, match="is not whole|there is no"):
+        find_checkpoint(folder, str(folder / "latest" / "step-10"))
+
+
+@pytest.mark.parametrize(
+    "pointer", [b"", b"\xff\xfe garbage", b"no: pointer {", b'model_checkpoint_path: ""', None]
+)
+def test_a_pointer_that_says_nothing_is_made_up_for(folder, capfd, pointer):
+    file = folder / "latest" / "checkpoint"
+    file.unlink() if pointer is None else file.write_bytes(pointer)
+    assert restored(folder) == 10
+    if pointer is not None:
+        assert "names no checkpoint; step-10 is used" in capfd.readouterr().err
+
+
+def test_a_pointer_to_what_is_not_there_is_passed_over(folder, capfd):
+    file = folder / "latest" / "checkpoint"
+    file.write_text(file.read_text().replace("step-10", "step-11"))
+    assert restored(folder) == 9
+    assert "step-11.index is missing; step-9 is used" in capfd.readouterr().err
+
+
+def test_the_newest_damaged_one_is_not_kept_when_training_goes_on(folder):
+    truncate(folder / "latest" / DATA)
+    checkpoints = Checkpoints(tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000))), folder)
+    checkpoints.restore_latest()
+    checkpoints.save(11)
+    names = sorted(path.name for path in (folder / "latest").glob("*.index"))
+    assert names == ["step-11.index", "step-9.index"]
+
+
+def test_where_none_is_whole_the_ways_out_are_said(folder):
+    for name in ("latest", "best"):
+        for file in (folder / name).glob("step-*.data-*"):
+            truncate(file)
+    state = tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000)))
+    with pytest.raises(UserError, match="no whole checkpoint .* remove the folder to begin anew"):
+        Checkpoints(state, folder).restore_latest()
+    with pytest.raises(UserError, match="no whole checkpoint .* give --checkpoint=latest"):
+        find_checkpoint(folder, "best")
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_checkpoints_are_kept(tmp_path, keep):
+    checkpoints = Checkpoints(tf.train.Checkpoint(value=tf.Variable(0.0)), tmp_path, keep)
+    for step in range(6):
+        checkpoints.save(step)
+    assert len(list((tmp_path / "latest").glob("*.index"))) == keep
+    assert len(list((tmp_path / "latest").iterdir())) == 3 * keep + 1
+
+
+def test_checksums_can_be_checked_by_hand(folder):
+    command = ["sha256sum", "-c", "step-10.sha256"]
+    for name in ("latest", "best"):
+        assert subprocess.run(command, cwd=folder / name, capture_output=True).returncode == 0
