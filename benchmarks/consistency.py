@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import_tensorflow()  # before others do, and without what that prints
 
 import tensorflow as tf  # noqa: E402
 
-from tests.helpers import read_checkpoint  # noqa: E402
+from tests.helpers import read_tensors  # noqa: E402
 
+KINDS = ("latest", "best")
 # What of a row of metrics.jsonl depends on the machine's speed.
 TIMES = ("seconds", "photos_per_second", "share_of_step_waiting_for_input")
 
@@ -25,10 +27,13 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in TIMES}
 
 
-def digest_of(ckpt_dir: Path, which: str) -> str:
-    """Hashes every tensor of a checkpoint but the time that the run took; checks their sums."""
+def digest_of(checkpoint: str) -> str:
+    """Hashes every tensor of a checkpoint but the time that the run took.
+
+    A tensor that is not as it was written cannot be read: TensorFlow keeps a sum of each.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(read_checkpoint(ckpt_dir, which).items()):
+    for name, value in sorted(read_tensors(checkpoint).items()):
         digest.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
     return digest.hexdigest()
 
@@ -63,7 +68,7 @@ class Witness:
         self.reference = reference
         self._entries = entries(cache)
         self._rows = list(map(without_times, read_rows(reference)[0]))
-        self._states: dict[int, str] = {}
+        self._states: dict[str, str] = {}
         self._json: dict[str, Any] = {}
         self.checked_states = 0
         found = self.trusted_wrongly(reference, cache)
@@ -73,18 +78,16 @@ class Witness:
     def trusted_wrongly(self, run: Path, cache: Path) -> list[str]:
         """Returns what a later run would trust and should not, at any moment, also after a kill."""
         found = []
-        for which in ("latest", "best"):
-            path = tf.train.latest_checkpoint(str(run / "checkpoints" / which))
-            if path is None:
-                continue
+        for path in pointed(run):
+            name = Path(path).name
             try:
-                state = digest_of(run, which)
+                state = digest_of(path)
             except Exception as error:  # whatever TensorFlow raises for a damaged file
-                found.append(f"the pointer in {which} names {Path(path).name}: {error}")
+                found.append(f"{name} is named by a pointer and cannot be read: {error}")
                 continue
             self.checked_states += 1
-            if self._states.setdefault(int(path.rpartition("-")[2]), state) != state:
-                found.append(f"{which}/{Path(path).name} is another state than in other runs")
+            if self._states.setdefault(name, state) != state:
+                found.append(f"{name} is another state than in other runs")
         rows, torn = read_rows(run)
         for row in map(without_times, rows):
             if row not in self._rows:
@@ -103,8 +106,9 @@ class Witness:
         Files of the ending `besides` may be more.
         """
         found = self.trusted_wrongly(run, cache)
-        for which in ("latest", "best"):
-            if digest_of(run, which) != digest_of(self.reference, which):
+        for which in KINDS:
+            ours, theirs = (str(one / "checkpoints" / which) for one in (run, self.reference))
+            if digest_of(ours) != digest_of(theirs):
                 found.append(f"the {which} checkpoint is not that of the undisturbed run")
         rows, torn = read_rows(run)
         if torn or list(map(without_times, rows)) != self._rows:
@@ -112,12 +116,12 @@ class Witness:
         seconds = [row["seconds"] for row in rows]
         if seconds != sorted(seconds):
             found.append(f"the clock ran backwards: {seconds}")
-        ours, theirs = files_left(run, cache), files_left(self.reference, self.reference / "none")
-        more = sorted(name for name in ours - theirs if not name.endswith(besides))
-        if more:
-            found.append(f"files left: {more}")
-        if theirs - ours:
-            found.append(f"files missing: {sorted(theirs - ours)}")
+        left, expected = files_left(run), files_left(self.reference)
+        more = [name for name in (left - expected).elements() if not name.endswith(besides)]
+        if more or expected - left:
+            found.append(f"files too many: {more}, missing: {list(expected - left)}")
+        if torn_files := unfinished(run, cache):
+            found.append(f"left unfinished: {torn_files}")
         return found
 
     def _wrong_json(self, run: Path) -> list[str]:
@@ -148,27 +152,29 @@ def read_rows(run: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, torn
 
 
-def files_left(run: Path, cache: Path) -> set[str]:
-    """Returns the names of a run's files but the event files, and of what is unfinished."""
-    files = (file for file in run.rglob("*") if file.is_file() and not is_below(file, "events"))
-    return {str(file.relative_to(run)) for file in files} | unfinished([run, cache])
+def pointed(run: Path) -> list[str]:
+    """Returns the paths of all checkpoints that a run's pointer files name."""
+    states = [tf.train.get_checkpoint_state(str(run / "checkpoints" / which)) for which in KINDS]
+    return [path for state in states if state for path in state.all_model_checkpoint_paths]
 
 
-def unfinished(folders: Iterable[Path]) -> set[str]:
-    """Returns the names of files and folders below some folders that are not written to the end."""
-    return {
-        file.name
+def files_left(run: Path) -> collections.Counter[str]:
+    """Counts a run's files but the event files by name, checkpoints whatever their step."""
+    return collections.Counter(
+        re.sub(r"step-\d+(-unvalidated)?", "step", str(file.relative_to(run)))
+        for file in run.rglob("*")
+        if file.is_file() and "events" not in file.parts
+    )
+
+
+def unfinished(*folders: Path) -> list[str]:
+    """Returns the names of files and folders that are not written to the end."""
+    return sorted(
+        str(file.relative_to(folder))
         for folder in folders
         for file in folder.rglob("*")
-        if file.name.startswith("partial-")
-        or file.name.endswith((".partial", "_temp"))
-        or ".tempstate" in file.name
-    }
-
-
-def is_below(file: Path, folder: str) -> bool:
-    """Tells whether one of the folders that a file lies in has this name."""
-    return folder in file.parts
+        if re.search(r"^partial-|^partial$|\.partial$", file.name)
+    )
 
 
 def event_bytes(run: Path) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -70,7 +71,7 @@ def last_step(run: Path) -> int:
     except OSError:
         return 0
     named = next(line for line in pointer.splitlines() if line.startswith("model_checkpoint_path"))
-    return int(named.rpartition("-")[2].strip('"'))
+    return int(re.findall(r"step-(\d+)", named)[0])
 
 
 def watch(folder: Path, photos: Path, steps: int, flags: tuple[str, ...]) -> list[Sample]:

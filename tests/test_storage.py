@@ -101,9 +101,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
-    trained, run, flags, tmp_path
-):
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(trained, run, flags, tmp_path):
     """By a limit on the size of a file, which the system reports in the same way."""
     first, last = (row["step"] for row in read_metrics(trained))
     damage(run, last).unlink()
@@ -134,7 +132,9 @@ def test_a_small_disk_that_fills_up(trained, run, flags, small_disk):
     on_disk = small_disk / "run"
     damage(on_disk, last).unlink()
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize - 200_000))
+    filler.write_bytes(
+        bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize - 200_000)
+    )
     process = run_script(small_disk, "run_train.py", *flags)
     assert process.returncode == 2, process.stdout
     assert re.search(r"cannot be written \(.*No space left on device", process.stderr)
