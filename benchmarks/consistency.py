@@ -128,7 +128,8 @@ class Witness:
         found = []
         for file in run.rglob("*.json"):
             name = str(file.relative_to(run))
-            text = file.read_text(encoding="utf-8").replace(str(run.parent), "")
+            text = file.read_text(encoding="utf-8")
+            text = text.replace(str(run), "RUN").replace(str(run.parent), "FOLDER")
             try:
                 content = json.loads(text)
             except ValueError as error:
