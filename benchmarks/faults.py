@@ -16,13 +16,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.consistency import Witness, event_bytes, unfinished
-from benchmarks.processes import ROOT, Phases, Program, fresh_python, script, start
+from benchmarks.moments import AIMS, IMPORTS, Moments
+from benchmarks.processes import ROOT, Program, fresh_python, script, start
 from benchmarks.record import write_result
 from tests.helpers import SMALL_RUN, draw_photos, script_environment
 
@@ -43,38 +43,6 @@ SETTINGS = {
         *("--trunk_cache=off", "--bn_mode=train", "--random_crop_area=0.5", "--mixup=0.4"),
         *("--rand_augment=5", "--colour_jitter=0.2"),
     ),
-}
-MARKS = (
-    ("research.train", "set_up", "set-up"),
-    ("research.train", "begin_or_resume", "set-up"),
-    ("research.cache_store", "CacheStore.find_or_make", "trunk cache"),
-    ("research.train", "train_epoch", "training"),
-    ("research.learner", "Learner.evaluate", "validation"),
-    ("research.checkpoint", "Checkpoints.save", "checkpoint"),
-    ("research.logbook", "Logbook.begin", "records"),
-    ("research.logbook", "Logbook.interval", "records"),
-    ("research.logbook", "Logbook.epoch", "records"),
-    ("research.logbook", "Logbook.end", "records"),
-    ("research.evaluate", "evaluate", "evaluation"),
-    ("research.evaluator", "Evaluator._write", "evaluation files"),
-    ("research.export", "export", "export"),
-    ("keras.export", "ExportArchive.write_out", "export files"),
-)
-IMPORTS = "imports"  # of a new Python, which tells nothing
-ANY = "any moment"
-# What a kill is aimed at, and how often.
-AIMS = {
-    "run_train.py": {
-        ANY: 6,
-        "checkpoint": 5,
-        "trunk cache": 12,  # as long as there is none
-        "training": 2,
-        "validation": 2,
-        "records": 2,
-        IMPORTS: 1,
-    },
-    "run_eval.py": {ANY: 2, "evaluation files": 3},
-    "run_export.py": {ANY: 2, "export files": 3},
 }
 
 
@@ -107,6 +75,12 @@ class Round:
         return self.folder / "kept"
 
     @property
+    def makes_cache(self) -> bool:
+        """Whether training has entries of a trunk cache still to make; there are four."""
+        made = list(self.cache.glob("*/contents.json"))
+        return "--trunk_cache=disk" in self.flags and len(made) < 4
+
+    @property
     def export(self) -> Path:
         """What `run_export.py` writes."""
         return self.run / "export" / "saved_model"
@@ -130,9 +104,7 @@ class Faults:
         (folder / "photos").mkdir()
         self._photos = draw_photos(folder / "photos", PHOTOS_A_CLASS)
         self._environment = script_environment(folder)
-        self._phases = Phases(MARKS)
-        self._life: dict[str, float] = {}
-        self._usual: dict[str, tuple[int, float]] = {}  # entries and mean seconds of each phase
+        self._moments = Moments(self._random)
         self._rounds = 0
         self.kills: list[Kill] = []
         self.violations: list[str] = []
@@ -145,10 +117,7 @@ class Faults:
             begin = time.monotonic()
             if self._start(whole, program).wait():
                 raise RuntimeError(self._log(whole))
-            self._life[program] = time.monotonic() - begin
-            for phase in self._phases.names:
-                if entries := self._phases.entries(phase):
-                    self._usual[phase] = entries, self._phases.mean_seconds(phase)
+            self._moments.learn(program, time.monotonic() - begin)
         self._predict(whole)
         return whole, Witness(whole.run, whole.cache)
 
@@ -198,7 +167,7 @@ class Faults:
         return Round(folder, flags)
 
     def _start(self, this: Round, program: str, fresh_start: bool = False) -> Program:
-        self._phases.reset()
+        self._moments.phases.reset()
         this.starts += 1
         flags = this.flags_of(program)
         run = (
@@ -210,9 +179,7 @@ class Faults:
 
     def _kill(self, this: Round, program: str) -> bool:
         """Starts a program and kills it; False if it ended before."""
-        aims = {aim: often for aim, often in AIMS[program].items() if self._can_hit(this, aim)}
-        (aim,) = self._random.choices(list(aims), list(aims.values()))
-        moments = self._moments(aim, program)
+        aim, moments = self._moments.draw(program, this.makes_cache)
         process = self._start(this, program, fresh_start=aim == IMPORTS)
         try:
             for is_there in moments:
@@ -227,27 +194,10 @@ class Faults:
                 self._expect(this, [f"{program} ended with {code}: {self._log(this)[-2000:]}"])
             return False
         left = tuple(unfinished(this.run, this.cache))
-        hit = IMPORTS if aim == IMPORTS else self._phases.current
+        hit = IMPORTS if aim == IMPORTS else self._moments.phases.current
         self.kills.append(Kill(program, aim, hit, left))
         print(f"{len(self.kills):>4}  {program:<14} {hit:<18}{' '.join(left)}", flush=True)
         return True
-
-    def _can_hit(self, this: Round, aim: str) -> bool:
-        if aim == "trunk cache":  # afterwards it is found
-            return "--trunk_cache=disk" in this.flags and len(list(this.cache.glob("*/c*"))) < 4
-        return aim in (ANY, IMPORTS) or aim in self._usual
-
-    def _moments(self, aim: str, program: str) -> Iterator[Callable[[], bool]]:
-        """Yields what must have come about, one after another, before the kill."""
-        if aim not in (ANY, IMPORTS):
-            entries, seconds = self._usual[aim]
-            wanted = self._random.randint(1, max(1, entries // 2))
-            yield lambda: self._phases.entries(aim) >= wanted
-            seconds *= 1.2
-        else:
-            seconds = 4.0 if aim == IMPORTS else self._life[program]
-        deadline = time.monotonic() + self._random.uniform(0, seconds)
-        yield lambda: time.monotonic() >= deadline
 
     def _predict(self, this: Round) -> None:
         """Loads an export and writes down what it predicts."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from research.averages import WeightAverages
 from research.checkpoint_files import damage_of, link, move, point, seal, whole_checkpoints
-from research.durable_files import cannot_be_written
+from research.durable_files import cannot_be_written, reason_of
 from research.errors import UserError, first_line
 from research.model import Wrapper
 
@@ -75,11 +75,10 @@ class Checkpoints:
             aside.rmdir()
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
             run = str(self._latest.parent.parent)
             then = f"goes on after {self._names[-1]}" if self._names else "begins anew"
             afterwards = f"repeat the command with --ckpt_dir={shlex.quote(run)}, which {then}"
-            raise cannot_be_written(self._latest / name, reason, afterwards) from error
+            raise cannot_be_written(self._latest / name, reason_of(error), afterwards) from error
 
     def restore_latest(self) -> bool:
         """Restores every value of the state from the last whole checkpoint; False if there is none.
@@ -156,5 +155,5 @@ def restore_model(model: Wrapper, path: str, averages: WeightAverages | None = N
 
 def _does_not_fit(path: str, error: Exception) -> UserError:
     return UserError(
-        f"checkpoint {path!r} does not fit the model of config.json: {first_line(error)}"
+        f"checkpoint {path!r} does not fit the model of config.json: {first_line(error)[:200]}"
     )

@@ -92,9 +92,9 @@ def damage_of(prefix: Path) -> str | None:
 @functools.lru_cache(maxsize=64)
 def _damage_of(prefix: Path, stamps: tuple[tuple[str, int, int, int], ...]) -> str | None:
     present = {Path(path).name for path, *_ in stamps}
-    for ending in (".index", ".data-00000-of-"):
+    for ending in (".index", ".data"):
         if not any(name.startswith(prefix.name + ending) for name in present):
-            return f"{prefix.name}{ending.removesuffix('00000-of-')} is missing"
+            return f"{prefix.name}{ending} is missing"
     sums = _sums_of(prefix)
     if sums.name not in present:
         return None

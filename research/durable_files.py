@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from research.errors import UserError
+from research.errors import UserError, first_line
 
 
 @contextlib.contextmanager
@@ -16,7 +16,7 @@ def stored(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise cannot_be_written(path, error.strerror or str(error)) from error
+        raise cannot_be_written(path, reason_of(error)) from error
 
 
 def cannot_be_written(path: Path, reason: str, afterwards: str = "repeat the command") -> UserError:
@@ -25,6 +25,13 @@ def cannot_be_written(path: Path, reason: str, afterwards: str = "repeat the com
         f"{str(path)!r} cannot be written ({reason}); make room for it, or give the right to "
         f"write there, and {afterwards}"
     )
+
+
+def reason_of(error: Exception) -> str:
+    """Returns what the system says of an error of storage: Python's, or one of TensorFlow's."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error).rpartition("; ")[2]  # TensorFlow names a path before it
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -15,4 +15,4 @@ def first_line(error: Exception) -> str:
     Without what TensorFlow puts around it: the names of a function and of an operation.
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", line)[:200]
+    return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", line)

@@ -18,8 +18,8 @@ from research.batches import Preprocessing
 from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, ExportConfig
 from research.console import short_path
-from research.durable_files import cannot_be_written
-from research.errors import UserError, first_line
+from research.durable_files import cannot_be_written, reason_of
+from research.errors import UserError
 
 Writer = Callable[[keras.Model, tuple[str, ...], Path], None]
 
@@ -76,7 +76,7 @@ def export(config: ExportConfig) -> Path:
         with contextlib.suppress(OSError):
             remove(partial)
         if isinstance(error, (OSError, tf.errors.OpError)):
-            raise cannot_be_written(place, first_line(error)) from error
+            raise cannot_be_written(place, reason_of(error)) from error
         raise
     size = classifier.config.image_size
     print(f"model:   {short_path(place)}")

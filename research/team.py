@@ -145,7 +145,8 @@ class Team:
         def add_up(values: tf.Tensor) -> tf.Tensor:
             def on_replica() -> tf.Tensor:
                 context = tf.distribute.get_replica_context()
-                return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+                own = tf.identity(values)  # on this device
+                return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
 
             return self.strategy.experimental_local_results(self.strategy.run(on_replica))[0]
 

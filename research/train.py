@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Mapping
 from pathlib import Path
-
-import tensorflow as tf
 
 from research import console, pictures, runtime
 from research.agreement import check_settings
@@ -16,6 +12,7 @@ from research.config import TrainConfig
 from research.durations import parse_steps
 from research.ending import Ending
 from research.errors import UserError
+from research.figures import check_finite, read_scalars
 from research.interruption import Interrupted, deferred
 from research.learner import Learner
 from research.learning_rate_finder import find_learning_rates
@@ -26,14 +23,10 @@ from research.plan import Plan
 from research.precompute import Feed
 from research.preparation import begin_or_resume, set_up
 from research.profiler import StepProfiler
-from research.run_directory import RunDirectory, find_run
+from research.run_directory import RunDirectory, find_run, write_file
 from research.run_state import RunState
 from research.sources import Source, open_source
 from research.team import Team
-
-
-class TrainingDivergedError(UserError):
-    """The loss or a gradient is no finite number any more."""
 
 
 def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | None:
@@ -142,8 +135,7 @@ def suggest_learning_rates(
     sweeps = find_learning_rates(set_up(config, team, source))
     path = directory.path if directory else Path("run")
     file = path.with_name(f"{path.name}-learning-rates.png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(pictures.png(pictures.learning_rates(sweeps)))
+    write_file(file, pictures.png(pictures.learning_rates(sweeps)))
     print(console.suggestions(sweeps, file), flush=True)
 
 
@@ -243,32 +235,3 @@ def train_epoch(
     number = ending.signal(all_ask=True)
     if number and not is_finished(config, plan, state):
         raise Interrupted(number, logbook.how_to_go_on(step))
-
-
-def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) -> dict[str, float]:
-    """Fetches a step's scalars from the device, with the learning rates they came about by."""
-    figures = {tag: float(value) for tag, value in scalars.items()}
-    for group in learner.groups:
-        if f"gradient_norm/{group.name}" in figures:
-            figures[f"learning_rate/{group.name}"] = float(group.schedule(step - 1))
-    loss_scale = learner.state.loss_scale
-    if loss_scale.active:
-        # Gradients that overflow once in a while are what the scale is for.
-        figures = {tag: value for tag, value in figures.items() if math.isfinite(value)}
-        scale, skipped_steps = loss_scale.read()
-        # Below 1 it would only shrink what is small already: then the loss itself is the trouble.
-        figures["loss_scale"] = scale if scale >= 1 else math.nan
-        figures["skipped_steps"] = skipped_steps
-    return figures
-
-
-def check_finite(step: int, logbook: Logbook, values: Mapping[str, float]) -> None:
-    """Raises `TrainingDivergedError` where a value is infinite or NaN."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            last = logbook.last_checkpoint
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written"
-            raise TrainingDivergedError(
-                f"the {name} became {value} by step {step}; training stopped, {kept}; try "
-                "lower learning rates, a longer --warmup, or --precision=float32"
-            )

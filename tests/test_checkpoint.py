@@ -44,20 +44,21 @@ def test_the_best_state_stays_while_the_latest_go(state, tmp_path):
         "checkpoint",
         "step-5.data-00000-of-00001",
         "step-5.index",
+        "step-5.sha256",
     ]
 
 
 def test_a_run_killed_before_it_named_the_latest_finds_the_best_again(state, tmp_path, monkeypatch):
     checkpoints = Checkpoints(state, tmp_path)
     save(checkpoints, state, 1, best=True)
-    point = checkpoint._point
+    point = checkpoint.point
 
     def killed(folder, names):
         if folder.name == "latest":
             raise KeyboardInterrupt
         point(folder, names)
 
-    monkeypatch.setattr(checkpoint, "_point", killed)
+    monkeypatch.setattr(checkpoint, "point", killed)
     with pytest.raises(KeyboardInterrupt):
         save(checkpoints, state, 2, best=True)
     monkeypatch.undo()

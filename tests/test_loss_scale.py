@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 from research import loss_scale, runtime
+from research.figures import read_scalars
 from research.loss_scale import LossScale
-from research.train import read_scalars
 from tests.learners import (
     CONFIG,
     feed,

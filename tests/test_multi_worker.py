@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -204,6 +205,26 @@ def test_a_workers_death_ends_the_other_and_all_resume_from_the_chiefs_checkpoin
     found = read_metrics(tmp_path / "alone" / "run")[-1]
     for key in ("train_loss", "validation_loss"):
         assert found[key] == pytest.approx(expected[key], rel=1e-4)
+
+
+def test_a_signal_to_one_worker_ends_all_with_a_checkpoint_to_resume_from(
+    together, photos, tmp_path
+):
+    flags = [*FLAGS, f"--image_folder={photos}"]
+    latest = tmp_path / "host0" / "run" / "checkpoints" / "latest"
+    with Workers(tmp_path, [flags, flags]) as workers:
+        deadline = time.monotonic() + 120
+        while not (latest / "checkpoint").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        workers.processes[1].send_signal(signal.SIGTERM)
+        ends = [workers.wait(index, 60) for index in range(2)]
+    (chief,), (other,) = (error.splitlines() for _, _, error in ends)
+    assert [code for code, _, _ in ends] == [143, 143]
+    assert re.search(r"by SIGTERM; step \d+ of 18 is saved: repeat the command with", chief)
+    assert re.search(r"by SIGTERM; the chief saved step \d+: start all workers again", other)
+    train_together(tmp_path, flags)
+    assert_same(together[0] / "host0" / "run", tmp_path / "host0" / "run")
 
 
 def test_a_worker_that_does_not_come_is_not_waited_for_forever(photos, tmp_path):

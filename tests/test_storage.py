@@ -91,10 +91,10 @@ def limited() -> None:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a file system of 1 MB; skips where it cannot be mounted."""
+    """A folder on a file system of 32 MB; skips where it cannot be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root may mount a small file system, and not in every container")
     yield folder
@@ -132,9 +132,8 @@ def test_a_small_disk_that_fills_up(trained, run, flags, small_disk):
     on_disk = small_disk / "run"
     damage(on_disk, last).unlink()
     filler = small_disk / "filler"
-    filler.write_bytes(
-        bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize - 200_000)
-    )
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(bytes(free - 300_000))  # a checkpoint has more
     process = run_script(small_disk, "run_train.py", *flags)
     assert process.returncode == 2, process.stdout
     assert re.search(r"cannot be written \(.*No space left on device", process.stderr)
@@ -180,12 +179,14 @@ def test_event_files_that_fail_later_are_told_of_once(tmp_path, capfd):
     @tf.function
     def step(number: tf.Tensor) -> None:
         with writer.as_default(number), tf.summary.record_if(files.writable):
-            tf.summary.scalar("within", 1.0)
+            for index in range(300):
+                tf.summary.scalar(f"within/{index}", 1.0)
 
+    step(tf.constant(0, tf.int64))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with files.at(0, "train"):
         tf.summary.scalar("outside", 1.0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         step(tf.constant(1, tf.int64))
         files.flush(writer)
@@ -253,7 +254,7 @@ def restored(folder: Path) -> float:
 
 
 def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def flip(file: Path) -> None:
@@ -280,7 +281,7 @@ def test_every_kind_of_damage_is_found(folder, capfd, name, change):
     (line,) = capfd.readouterr().err.splitlines()  # told once
     assert "step-10' is not whole: " in line
     assert line.endswith("; step-9 is used")
-    with pytest.raises(UserError, match="is not whole|there is no"):
+    with pytest.raises(UserError, match=r"is not whole|there is no"):
         find_checkpoint(folder, str(folder / "latest" / "step-10"))
 
 
@@ -316,9 +317,9 @@ def test_where_none_is_whole_the_ways_out_are_said(folder):
         for file in (folder / name).glob("step-*.data-*"):
             truncate(file)
     state = tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000)))
-    with pytest.raises(UserError, match="no whole checkpoint .* remove the folder to begin anew"):
+    with pytest.raises(UserError, match=r"no whole checkpoint .* remove the folder to begin anew"):
         Checkpoints(state, folder).restore_latest()
-    with pytest.raises(UserError, match="no whole checkpoint .* give --checkpoint=latest"):
+    with pytest.raises(UserError, match=r"no whole checkpoint .* give --checkpoint=latest"):
         find_checkpoint(folder, "best")
 
 
