@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -178,7 +180,18 @@ def unfinished(*folders: Path) -> list[str]:
     )
 
 
+def file_sizes(run: Path) -> list[tuple[Path, int]]:
+    """Returns the files of a run and their bytes, also while it writes and removes some."""
+    found = []
+    for folder, _, names in os.walk(run):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                file = Path(folder, name)
+                found.append((file, file.stat().st_size))
+    return found
+
+
 def event_bytes(run: Path) -> tuple[int, int]:
     """Returns how many event files a run has, and their bytes."""
-    sizes = [file.stat().st_size for file in run.rglob("events.out.tfevents.*")]
+    sizes = [size for file, size in file_sizes(run) if ".tfevents." in file.name]
     return len(sizes), sum(sizes)

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.consistency import event_bytes
+from benchmarks.consistency import event_bytes, file_sizes
 from benchmarks.processes import ROOT, fresh_python, start
 from benchmarks.record import write_result
 from tests.helpers import SMALL_RUN, draw_photos, script_environment
 
 PHOTOS_A_CLASS = 80
-BATCH_SIZE = 4
+STEPS_AN_EPOCH = 30  # few: what an epoch leaves behind shows
 WARM_UP = 0.25  # of the run, in which all that is built once is built
 SETTINGS = {
     "head on features, 100 steps a call": ("--unfreeze_from=none", "--trunk_cache=memory"),
@@ -54,13 +54,7 @@ def sample(pid: int, step: int, run: Path) -> Sample:
     """
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     memory = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-    sizes = []
-    for file in run.rglob("*"):
-        if "events" not in file.parts:
-            try:
-                sizes.append(file.stat().st_size if file.is_file() else 0)
-            except OSError:  # a checkpoint that was replaced meanwhile
-                continue
+    sizes = [size for file, size in file_sizes(run) if "events" not in file.parts]
     return Sample(step, 1024 * int(memory.split()[1]), len(sizes), sum(sizes), event_bytes(run)[1])
 
 
@@ -76,11 +70,11 @@ def last_step(run: Path) -> int:
 
 def watch(folder: Path, photos: Path, steps: int, flags: tuple[str, ...]) -> list[Sample]:
     """Trains for so many steps at least, and samples at each checkpoint that is seen."""
-    photos_trained_on = 1.6 * PHOTOS_A_CLASS
-    epochs = math.ceil(steps / (photos_trained_on / BATCH_SIZE))
+    epochs = math.ceil(steps / STEPS_AN_EPOCH)
     run, log = folder / "run", folder / "log.txt"
     arguments = [str(ROOT / "run_train.py"), *SMALL_RUN, f"--image_folder={photos}", *flags]
-    arguments += [f"--batch_size={BATCH_SIZE}", f"--epochs={epochs}", "--weight_averaging=0.9"]
+    arguments += ["--batch_size=4", f"--steps_per_epoch={STEPS_AN_EPOCH}", f"--epochs={epochs}"]
+    arguments += ["--weight_averaging=0.9"]
     arguments += ["--checkpoint_every=20", "--ckpt_dir=run"]
     process = start(fresh_python(arguments, script_environment(folder)), folder, log)
     samples: list[Sample] = []
@@ -111,6 +105,7 @@ def describe(samples: list[Sample]) -> dict[str, Any]:
         "steps": samples[-1].step,
         "samples": len(later),
         "megabytes": later[-1].memory / 1e6,
+        "steps_an_epoch": STEPS_AN_EPOCH,
         "megabytes_per_1000_steps": 1000 * memory.slope,
         "standard_error": 1000 * memory.stderr,
         "event_bytes_per_step": events.slope,
