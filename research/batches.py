@@ -123,29 +123,34 @@ def make_batches(
 
     if augmentation is None or draws is None:
         augmentation, draws = Augmentation(), np.zeros((len(examples), 0), np.float32)
-    offsets = np.zeros(len(examples), np.int64)
-    if examples.views > 1 and not mirrored:
-        offsets = augmentation.view_of(draws) * len(examples)
+    chooses_view = augmentation if examples.views > 1 and not mirrored else None
+    if chooses_view:
         augmentation = Augmentation()  # it is in the inputs already
-    tables = [*inputs, examples.labels, draws]
+    tables = [*inputs, examples.labels]
+    # A tensor, which goes with the data set: TensorFlow keeps `gather`, and what it refers to, for
+    # as long as the process lives.
+    all_draws = tf.constant(draws)
 
-    def gather(indices: np.ndarray, skipped: np.ndarray) -> list[np.ndarray]:
-        found = indices + offsets[indices] + skipped
+    def gather(indices: np.ndarray, drawn: np.ndarray, skipped: np.ndarray) -> list[np.ndarray]:
+        found = indices + skipped
+        if chooses_view:
+            found += chooses_view.view_of(drawn) * len(examples)
         # `take` lets go of Python's lock, so that the next step can be started meanwhile.
         gathered = [np.take(array, found, axis=0) for array in inputs]
         if augmentation.rand_augment:
-            gathered = [augmentation.change_pixels(gathered[0], draws[indices])]
-        return [*gathered, examples.labels[indices], draws[indices]]
+            gathered = [augmentation.change_pixels(gathered[0], drawn)]
+        return [*gathered, examples.labels[indices]]
 
     def of(indices: tf.Tensor, skipped: int = 0) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Returns the inputs, labels and draws of examples, after rows of inputs left out."""
+        drawn = tf.gather(all_draws, indices)
         types = [tf.as_dtype(table.dtype) for table in tables]
         gathered = tf.numpy_function(
-            gather, [indices, tf.constant(skipped, tf.int64)], types, stateful=False
+            gather, [indices, drawn, tf.constant(skipped, tf.int64)], types, stateful=False
         )
         for tensor, table in zip(gathered, tables, strict=True):
             tensor.set_shape((rows, *table.shape[1:]))
-        *images, label, drawn = gathered
+        *images, label = gathered
         if preprocessing is not None or augmentation != Augmentation():
             images = [augmentation.apply(tf.cast(image, tf.float32), drawn) for image in images]
         return images, label, drawn

@@ -66,7 +66,8 @@ def point(folder: Path, names: Sequence[str]) -> None:
         str(folder.absolute()), names[-1], list(names)
     )
     write_atomically(folder / POINTER, str(state))
-    for pattern in ("step-*.index", "step-*.data-*", "step-*.sha256", "*.partial"):
+    # Not any `*.partial`: an evaluation that watches may be writing its figures here.
+    for pattern in ("step-*.index*", "step-*.data-*", "step-*.sha256*"):
         for file in folder.glob(pattern):
             if file.name.partition(".")[0] not in names or file.suffix == ".partial":
                 file.unlink()

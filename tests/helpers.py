@@ -117,7 +117,12 @@ def read_metrics(ckpt_dir: Path) -> list[dict]:
 
 def read_checkpoint(ckpt_dir: Path) -> dict[str, np.ndarray]:
     """Every tensor of the last checkpoint but the time that the run took."""
-    reader = tf.train.load_checkpoint(str(ckpt_dir / "checkpoints" / "latest"))
+    return read_tensors(str(ckpt_dir / "checkpoints" / "latest"))
+
+
+def read_tensors(checkpoint: str) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint, or of a folder's last one, but the time that the run took."""
+    reader = tf.train.load_checkpoint(checkpoint)
     names = reader.get_variable_to_shape_map()
     return {
         name: reader.get_tensor(name)

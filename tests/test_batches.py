@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.augmentation import Augmentation
 from research.batches import Share, epoch_order, make_batches
 from research.examples import Examples
 
@@ -98,3 +102,15 @@ def test_the_devices_shares_are_the_batches_of_one(replicas, parts, photos):
 def test_a_share_of_nothing_is_empty():
     indices, weights = Share(2, 0, 2).rows(np.arange(0), 4)
     assert indices.shape == weights.shape == (0, 2)
+
+
+def test_what_decides_an_epoch_goes_with_it():
+    examples = some_examples(8)
+    augmentation = Augmentation(horizontal_flip=True)
+    draws = augmentation.epoch_draws(8, seed=0, epoch=0)
+    kept = weakref.ref(draws)
+    batches = make_batches(examples, np.arange(8), 4, None, None, augmentation, draws)
+    assert len(list(batches)) == 2
+    del draws, batches
+    gc.collect()
+    assert kept() is None

@@ -111,3 +111,13 @@ def test_a_run_may_be_moved(state, tmp_path):
     for which in ("best", "latest"):
         assert find_checkpoint(tmp_path / "there", which).startswith(str(tmp_path / "there"))
         assert saved_value(tmp_path / "there", which) == 1
+
+
+def test_a_file_that_an_evaluation_is_writing_is_left_alone(state, tmp_path):
+    checkpoints = Checkpoints(state, tmp_path)
+    save(checkpoints, state, 1, best=True)
+    for which in ("latest", "best"):
+        (tmp_path / which / "step-1.test.json.partial").write_text("{")
+    save(checkpoints, state, 2, best=True)
+    for which in ("latest", "best"):
+        assert (tmp_path / which / "step-1.test.json.partial").read_text() == "{"
