@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from research.loader import DataLoader
@@ -19,8 +23,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def open_source() -> TfdsSource:
+    return TfdsSource("cats_vs_dogs", str(SHARED / "data"))
+
+
 def test_splits_hold_each_photo_once():
-    loader = DataLoader(64, 32, source=TfdsSource("cats_vs_dogs", str(SHARED / "data")))
+    loader = DataLoader(64, 32, source=open_source())
     names = [loader.examples(split).names for split in ("train", "validation", "test")]
     assert [len(part) for part in names] == [1600, 200, 200]
     assert len(set().union(*names)) == 2000
@@ -28,6 +36,18 @@ def test_splits_hold_each_photo_once():
     for name, label in zip(names[0], loader.examples("train").labels, strict=True):
         assert loader.get_label_name(label) in name.lower()
     assert loader.damage_report() is None
+
+
+# Asks a SavedModel for what is on photos, without this project.
+ASKING = """
+import json, sys
+import numpy as np, tensorflow as tf
+path, photos = sys.argv[1:]
+signatures = tf.saved_model.load(path).signatures
+encoded = [one.tobytes() for one in np.load(photos, allow_pickle=True)]
+said = signatures["serving_default"](image_bytes=tf.constant(encoded))["probabilities"]
+print(json.dumps(said.numpy().tolist()))
+"""
 
 
 def test_a_head_on_frozen_features_tells_cats_from_dogs(tmp_path):
@@ -42,3 +62,25 @@ def test_a_head_on_frozen_features_tells_cats_from_dogs(tmp_path):
     figures = json.loads(file.read_text())
     assert figures["photos"] == 200
     assert figures["accuracy"]["value"] >= 0.97
+    check_export(tmp_path)
+
+
+def check_export(folder):
+    """Exported, the run says of the bytes of photos what its checkpoint says of the photos."""
+    photos = [bytes(one.encoded) for one in itertools.islice(open_source().examples("test"), 40)]
+    (folder / "photos").mkdir()
+    for index, photo in enumerate(photos):
+        (folder / "photos" / f"{index:02}.jpg").write_bytes(photo)
+    process = run_script(folder, "run_predict.py", "--ckpt_dir=run", "--format=jsonl", "photos")
+    assert process.returncode == 0, process.stderr
+    said = [json.loads(line)["probabilities"] for line in process.stdout.splitlines()]
+    process = run_script(folder, "run_export.py", "--ckpt_dir=run", "--out=exported")
+    assert process.returncode == 0, process.stderr
+    np.save(folder / "photos.npy", np.array([np.void(one) for one in photos], object))
+    command = [sys.executable, "-c", ASKING, "exported", "photos.npy"]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert process.returncode == 0, process.stderr
+    answers = np.array(json.loads(process.stdout))
+    deviations = np.abs(answers - [[one["cat"], one["dog"]] for one in said])
+    assert deviations.max() < 0.05
+    assert deviations.mean() < 0.002
