@@ -56,7 +56,7 @@ def watched(photo_folder, tmp_path_factory):
             assert not (folder / "run" / "result.json").exists()
             process = run_script(folder, "run_train.py", *flags)
             assert process.returncode == 0, process.stderr
-            out, error = watcher.communicate(timeout=120)
+            out, error = watcher.communicate(timeout=240)
         finally:
             watcher.kill()
     return folder / "run", out, error, watcher.returncode
@@ -115,7 +115,9 @@ def test_histograms_of_weights_and_gradients_come_at_their_steps(watched):
         steps = {event.step for event in found.Tensors(tag)}
         assert {12, 18, 24} <= steps <= {6, 12, 18, 24}
     last = tensor_util.make_ndarray(found.Tensors("weights/head/kernel")[-1].tensor_proto)
-    kernel = read_checkpoint(run)["head_optimizer/_trainable_variables/0/.ATTRIBUTES/VARIABLE_VALUE"]
+    kernel = read_checkpoint(run)[
+        "head_optimizer/_trainable_variables/0/.ATTRIBUTES/VARIABLE_VALUE"
+    ]
     assert last[:, 2].sum() == kernel.size  # each weight is in a bucket
     assert (last[0, 0], last[-1, 1]) == pytest.approx((kernel.min(), kernel.max()))
 
