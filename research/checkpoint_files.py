@@ -147,11 +147,15 @@ def whole_checkpoints(folder: Path, way_out: str) -> list[str]:
 
 
 def pointed(folder: Path) -> list[str]:
-    """Returns the names in a folder's pointer file, the newest last; none if it says nothing."""
+    """Returns the names in a folder's pointer file, the newest last; none if it says nothing.
+
+    Those that lead out of the folder are left out.
+    """
     with contextlib.suppress(ValueError, tf.errors.OpError):  # empty, no text, or no file
         state = tf.train.get_checkpoint_state(str(folder))
         if state:
-            return [os.path.basename(path) for path in state.all_model_checkpoint_paths]
+            paths = map(Path, state.all_model_checkpoint_paths)
+            return [path.name for path in paths if path.parent == folder]
     return []
 
 

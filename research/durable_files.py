@@ -38,9 +38,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader finds the old content or the new, never a part."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.unlink(
-            missing_ok=True
-        )  # a link that lies there must not lead the writing elsewhere
+        # A link that lies there must not lead the writing elsewhere.
+        partial.unlink(missing_ok=True)
         with partial.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()

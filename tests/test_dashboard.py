@@ -56,7 +56,7 @@ def watched(photo_folder, tmp_path_factory):
             assert not (folder / "run" / "result.json").exists()
             process = run_script(folder, "run_train.py", *flags)
             assert process.returncode == 0, process.stderr
-            out, error = watcher.communicate(timeout=120)
+            out, error = watcher.communicate(timeout=240)
         finally:
             watcher.kill()
     return folder / "run", out, error, watcher.returncode

@@ -29,14 +29,16 @@ from tests.helpers import make_run
 
 
 @pytest.fixture(scope="module")
-def runs(photo_folder, tmp_path_factory):
+def runs(one_device, photo_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, seed in (("one", 0), ("two", 1)):
         make_run(folder / name, photo_folder, (4, 8), seed=seed)
         for epoch in (1, 2):
             row = {f"{split}_{metric}": 0.5 for split in ("train", "validation")
                    for metric in ("loss", "accuracy")}  # fmt: skip
-            RunDirectory(folder / name).append_metrics({"epoch": epoch, "step": 4 * epoch, **row})
+            RunDirectory(folder / name).append_metrics(
+                {"epoch": epoch, "step": 4 * epoch, "seconds": 1.0, **row}
+            )
     return folder
 
 
@@ -146,7 +148,7 @@ def test_predictions_have_each_photo_once_and_the_figures_of_the_model(
         assert float(row["probability"]) == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-4)
 
 
-def test_predictions_of_many_classes(tmp_path):
+def test_predictions_of_many_classes(one_device, tmp_path):
     for label, name in enumerate(("ant", "bee", "$c_")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for index in range(12):

@@ -161,7 +161,7 @@ def test_a_run_of_two_workers_is_evaluated_on_one_machine(together, photos):
     assert process.returncode == 0, process.stderr
     (figures,) = (folder / "host0" / "run" / "checkpoints" / "best").glob("*.validation.json")
     best = min(row["validation_loss"] for row in read_metrics(folder / "host0" / "run"))
-    assert json.loads(figures.read_text())["loss"] == pytest.approx(best, rel=1e-4)
+    assert json.loads(figures.read_text())["loss"]["value"] == pytest.approx(best, rel=1e-4)
 
 
 def test_the_same_again_ends_bit_identical(together, photos, tmp_path):

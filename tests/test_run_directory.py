@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from research.config import TrainConfig
 from research.errors import UserError
-from research.run_directory import FIGURES, PhotoEntry, RunDirectory, default_path, find_run
+from research.logbook import Logbook
+from research.run_directory import (
+    FIGURES,
+    PhotoEntry,
+    RunDirectory,
+    default_path,
+    find_run,
+    write_file,
+)
 
 
 def config(path, **settings) -> TrainConfig:
@@ -95,3 +105,17 @@ def test_the_default_folder_is_named_by_backbone_and_data():
     assert default_path(TrainConfig(image_folder="my/photos")).name.startswith(
         "ResNet101V2-photos-"
     )
+
+
+def test_a_run_that_goes_on_does_not_say_that_it_is_finished(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.write_result({"epoch": 2})
+    Logbook(directory, SimpleNamespace(steps=4), None).resume(2)
+    assert not directory.result_file.exists()
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        write_file(tmp_path / "taken", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]

@@ -57,7 +57,7 @@ PIXELS, BYTES = 1e-4, 0.05  # how far probabilities may be from the checkpoint's
 
 
 @pytest.fixture(scope="module")
-def run(photo_folder, tmp_path_factory):
+def run(one_device, photo_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exporting") / "run"
     return make_run(folder, photo_folder, mirror_averaging=True, image_size=64)
 

@@ -89,7 +89,7 @@ def test_a_process_goes_on_after_damaged_files_and_ends_with_1(run, odd_folder):
     ]
 
 
-def test_csv_and_table_hold_odd_names_too(run, odd_folder, capsys):
+def test_csv_and_table_hold_odd_names_too(one_device, run, odd_folder, capsys):
     assert predict(PredictConfig(ckpt_dir=str(run), format="csv"), [str(odd_folder)]) == 2
     out, errors = shown(capsys)
     rows = list(csv.reader(io.StringIO(out)))
