@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from research.checkpoint import Checkpoints, find_checkpoint
 from research.errors import UserError
@@ -38,7 +39,7 @@ def flags(photo_folder):
 def trained(flags, tmp_path_factory):
     """A finished run of two epochs, each with a checkpoint."""
     folder = tmp_path_factory.mktemp("trained")
-    process = run_script(folder, "run_train.py", *flags)
+    process = run_script(folder, "run_train.py", *flags, "--histogram_every=3")
     assert process.returncode == 0, process.stderr
     return folder / "run"
 
@@ -170,6 +171,18 @@ def test_training_goes_on_without_event_files(flags, tmp_path):
     assert line.startswith("note: events for TensorBoard cannot be written to")
     assert line.endswith("the rest goes on without them")
     assert len(read_metrics(tmp_path / "run")) == 1
+
+
+def test_histograms_of_steps_are_in_a_file_of_their_own(trained):
+    (file,) = (trained / "events" / "train").glob("*.histograms")
+    accumulator = EventAccumulator(str(file))
+    accumulator.Reload()
+    tags = [tag for tag in accumulator.Tags()["tensors"] if tag.endswith("head/kernel")]
+    assert {tag.partition("/")[0] for tag in tags} == {"weights", "gradients"}
+    last = read_metrics(trained)[-1]["step"]
+    for tag in tags:
+        steps = [event.step for event in accumulator.Tensors(tag)]
+        assert steps == list(range(3, last + 1, 3))
 
 
 def test_event_files_that_fail_later_are_told_of_once(tmp_path, capfd):
