@@ -240,7 +240,7 @@ def main() -> None:
     undisturbed = time.monotonic() - begin
     server = soak.start(
         *("TensorBoard", "-m", "tensorboard.main", "--logdir=runs", "--host=127.0.0.1"),
-        *("--port=0", "--reload_interval=1", "--samples_per_plugin=scalars=0"),
+        *("--port=0", "--reload_interval=1"),
     )
     try:
         board = TensorBoard(server, soak.log("TensorBoard"))
