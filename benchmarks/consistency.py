@@ -68,7 +68,7 @@ class Witness:
 
     def __init__(self, reference: Path, cache: Path) -> None:
         self.reference = reference
-        self._entries = entries(cache)
+        self.entries = entries(cache)
         self._rows = list(map(without_times, read_rows(reference)[0]))
         self._states: dict[str, str] = {}
         self._json: dict[str, Any] = {}
@@ -98,7 +98,7 @@ class Witness:
             found.append(f"{torn} lines of metrics.jsonl are no JSON")
         found += self._wrong_json(run)
         for name, files in entries(cache).items():
-            if files != self._entries.get(name):
+            if files != self.entries.get(name):
                 found.append(f"entry {name} of the trunk cache is not that of other runs")
         return found
 

@@ -72,11 +72,10 @@ class Moments:
         Returns:
           The aim; and what must have come about, one after another, once the program is started.
         """
-        aims = {
-            aim: often
-            for aim, often in AIMS[program].items()
-            if (makes_cache if aim == "trunk cache" else aim in (ANY, IMPORTS, *self._usual))
-        }
+        possible = {ANY, IMPORTS, *self._usual}
+        if not makes_cache:
+            possible.discard("trunk cache")
+        aims = {aim: often for aim, often in AIMS[program].items() if aim in possible}
         (aim,) = self._random.choices(list(aims), list(aims.values()))
         return aim, self._until(aim, program)
 

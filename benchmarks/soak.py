@@ -107,7 +107,8 @@ class Soak:
         """Starts Python with arguments; what it prints goes to a log of this name."""
         log = self.log(name)
         log.touch()
-        environment = {**self._environment, "no_proxy": "127.0.0.1"}  # TensorBoard's own server
+        # Where TensorBoard asks the process that reads for it.
+        environment = {**self._environment, "no_proxy": "localhost,127.0.0.1"}
         return start(fresh_python(arguments, environment), self._folder, log)
 
     def log(self, name: str) -> Path:
@@ -202,27 +203,26 @@ class Soak:
             elif json.loads(file.read_bytes()) != watched:
                 self.violations.append(f"{file} is not what was watched")
             self.counts["evaluations repeated"] += 1
-        for tag in ("loss", "accuracy"):
-            rows = {row["step"]: row[f"validation_{tag}"] for row in read_rows(run)[0]}
-            self._expect_shown(board, f"{run.name}/events/validation", tag, rows)
+        self.expect_shown(run, board)
         size, usual = (event_bytes(one)[1] for one in (run, whole))
         self.event_ratios.append(round(size / usual, 2))
 
-    def _expect_shown(self, board: TensorBoard, run: str, tag: str, rows: dict[int, float]) -> None:
-        deadline = time.monotonic() + 60  # it looks for new events only once in a while
-        while True:
-            shown = board.scalars(run, tag)
-            values = dict(shown)
-            if values.keys() == rows.keys():
-                break
-            if time.monotonic() > deadline:
-                self.violations.append(f"TensorBoard shows {tag} of {run} at steps {list(values)}")
-                return
-            time.sleep(1)
-        self.counts["points of TensorBoard compared"] += len(shown)
-        self.counts["points of TensorBoard shown twice"] += len(shown) - len(values)
-        if any(value != np.float32(rows[step]) for step, value in shown):
-            self.violations.append(f"TensorBoard shows another {tag} of {run} than metrics.jsonl")
+    def expect_shown(self, run: Path, board: TensorBoard) -> None:
+        """Compares what TensorBoard shows of a run's validation with its metrics.jsonl."""
+        for tag in ("loss", "accuracy"):
+            rows = {row["step"]: row[f"validation_{tag}"] for row in read_rows(run)[0]}
+            name = f"{run.name}/events/validation"
+            deadline = time.monotonic() + 120  # it looks for new events only once in a while
+            while dict(shown := board.scalars(name, tag)).keys() != rows.keys():
+                if time.monotonic() > deadline:
+                    steps = [step for step, _ in shown]
+                    self.violations.append(f"TensorBoard shows {tag} of {name} at steps {steps}")
+                    return
+                time.sleep(1)
+            self.counts["points of TensorBoard compared"] += len(shown)
+            self.counts["points of TensorBoard shown twice"] += len(shown) - len(rows)
+            if any(value != np.float32(rows[step]) for step, value in shown):
+                self.violations.append(f"TensorBoard shows another {tag} of {name}")
 
 
 def main() -> None:
@@ -240,10 +240,11 @@ def main() -> None:
     undisturbed = time.monotonic() - begin
     server = soak.start(
         *("TensorBoard", "-m", "tensorboard.main", "--logdir=runs", "--host=127.0.0.1"),
-        *("--port=0", "--reload_interval=1", "--samples_per_plugin=scalars=0"),
+        *("--port=0", "--reload_interval=1"),
     )
     try:
         board = TensorBoard(server, soak.log("TensorBoard"))
+        soak.expect_shown(whole, board)
         begin = time.monotonic()
         until = begin + 60 * arguments.minutes
         while time.monotonic() < until and not soak.violations:

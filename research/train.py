@@ -15,6 +15,7 @@ from research.durations import parse_steps
 from research.ending import Ending
 from research.errors import UserError
 from research.figures import check_finite, read_scalars
+from research.garbage import collected
 from research.interruption import Interrupted, deferred
 from research.learner import Learner
 from research.learning_rate_finder import find_learning_rates
@@ -130,7 +131,8 @@ def train_together(
             first = epoch * plan.steps_per_epoch
             begun = sum(group.schedule.first_step <= first for group in run.groups)
             learner = learner_of(feed, begun)
-            train_epoch(config, learner, feed.loader, plan, logbook, profiler, ending)
+            with collected():
+                train_epoch(config, learner, feed.loader, plan, logbook, profiler, ending)
         stalled = int(state.epochs_without_gain.numpy())
         logbook.end(state.current_step, state.loss_scale.read().skipped_steps, stalled)
 

@@ -11,7 +11,7 @@ from tests.helpers import ROOT
 def test_killed_programs_go_on_and_leave_nothing_that_is_trusted_wrongly():
     """At the end: the weights, rows, files and predictions of an undisturbed run, bit for bit."""
     command = [sys.executable, "-m", "benchmarks.faults", "--kills=8", "--unrecorded"]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert process.returncode == 0, process.stdout + process.stderr
     assert "VIOLATION" not in process.stdout
     *_, total = process.stdout.splitlines()
