@@ -35,6 +35,7 @@ from flags.command_line import parse_config
 from research.commands import EvalConfig
 from research.config import TrainConfig
 from research.environment import import_tensorflow
+from research.settings import setting_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "MobileNetV2"
@@ -215,8 +216,13 @@ def run_rows(arguments: Any, file: Path) -> None:
 
 
 def settings_of(row: str) -> str:
-    """Returns a hash of all settings of a row: a run counts only as long as they are the same."""
-    config = dataclasses.asdict(parse_config(TrainConfig, list(ROWS[row])))
+    """Returns a hash of a row's settings: a run counts only as long as they are the same."""
+    parsed = parse_config(TrainConfig, list(ROWS[row]))
+    config = {
+        field.name: getattr(parsed, field.name)
+        for field in dataclasses.fields(parsed)
+        if setting_of(field).changes_result
+    }
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -314,21 +320,24 @@ def paired_test(differences: np.ndarray, folds: int) -> tuple[float, float]:
 def table(summaries: list[Summary]) -> str:
     """Returns the rows as a Markdown table."""
 
+    def measured(figure: tuple[float, float], scale: float, digits: int) -> str:
+        mean, error = figure
+        known = "" if np.isnan(error) else f" ± {scale * error:.{digits}f}"
+        return f"{scale * mean:.{digits}f}{known}"
+
     def change(difference: tuple[float, float], scale: float, digits: int) -> str:
         mean, probability = difference
-        if np.isnan(probability):
-            return ""
-        return f"{scale * mean:+.{digits}f} (p {probability:.2f})"
+        known = "" if np.isnan(probability) else f" (p {probability:.2f})"
+        return "" if np.isnan(mean) or one is summaries[0] else f"{scale * mean:+.{digits}f}{known}"
 
     lines = [
         "| | runs | accuracy, % | against default | log loss | against default | core seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in summaries:
-        (accuracy, accuracy_error), (loss, loss_error) = one.accuracy, one.log_loss
         lines.append(
-            f"| {one.row} | {one.runs} | {100 * accuracy:.2f} ± {100 * accuracy_error:.2f} | "
-            f"{change(one.accuracy_difference, 100, 2)} | {loss:.4f} ± {loss_error:.4f} | "
+            f"| {one.row} | {one.runs} | {measured(one.accuracy, 100, 2)} | "
+            f"{change(one.accuracy_difference, 100, 2)} | {measured(one.log_loss, 1, 4)} | "
             f"{change(one.log_loss_difference, 1, 4)} | {one.core_seconds:.0f} |"
         )
     return "\n".join(lines)
