@@ -53,7 +53,7 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> list[Evaluatio
     if len(evaluations) > 1:
         print(f"\n{comparison_table(evaluations, config.resamples)}", flush=True)
     runs = [RunDirectory(ckpt_dir) for ckpt_dir in config.ckpt_dir]
-    curves = [(short_path(run.path), rows) for run in runs if (rows := run.read_metrics())]
+    curves = [(run.title, rows) for run in runs if (rows := run.read_metrics())]
     if config.pictures and len(curves) > 1:
         file = runs[0].pictures / "learning_curves.png"
         write_file(file, pictures.png(pictures.learning_curves(curves)))
