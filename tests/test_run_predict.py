@@ -84,7 +84,7 @@ def test_a_process_goes_on_after_damaged_files_and_ends_with_1(run, odd_folder):
         assert row["probability"] == max(row["probabilities"].values())
         assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
     assert process.stderr.splitlines() == [
-        "broken\\n.png: not an image",
+        "broken\\n.png: not an image of a known format",
         "empty.jpg: empty file",
     ]
 
