@@ -141,7 +141,7 @@ def test_many_files_stream_through_in_order_and_bounded_memory(run, photo_folder
     rest = list(said)
     assert [one.file for one in [first, *rest]] == [str(file) for file in files]
     assert chunks == [16] * 5 + [1]
-    assert rest[2] == DamagedFile(str(missing), "cannot be read")
+    assert rest[2] == DamagedFile(str(missing), "cannot be read: No such file or directory")
     shares = [one.probability for one in rest if not isinstance(one, DamagedFile)]
     assert len(set(np.round(shares, 6))) > 40  # of each photo its own
 
