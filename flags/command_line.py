@@ -6,21 +6,16 @@ import contextlib
 import dataclasses
 import functools
 import io
-import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from research import interruption
-from research.errors import UserError
-from research.printable import printable
+from research.program import ended_by_a_line, fail
 from research.settings import setting_of, value_type
 
 Config = TypeVar("Config")
-LONGEST_MESSAGE = 2000
 
 
 class _WholeNumber(flags.IntegerParser):
@@ -107,16 +102,6 @@ def _parse(arguments: list[str], takes_paths: bool) -> list[str]:
     return list(remaining)
 
 
-def fail(message: str) -> None:
-    """Ends the process with one line on standard error and exit code 2."""
-    line = printable(" ".join(message.split()))
-    if len(line) > LONGEST_MESSAGE:  # the value is at its beginning, the way out at its end
-        half = LONGEST_MESSAGE // 2
-        line = f"{line[:half]} ... {line[-half:]}"
-    print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
-    sys.exit(2)
-
-
 def run(config_class: type[Config], main: Callable[[Config], None]) -> None:
     """Parses the command line into a config and calls `main` with it; does not return."""
     run_with_paths(config_class, lambda config, _: main(config), takes_paths=False)
@@ -132,19 +117,8 @@ def run_with_paths(
     def run_main(arguments: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow tell of every step they take
-        try:
-            with interruption.raised():
-                config = config_class(**{name: flags.FLAGS[name].value for name in names})
-                main(config, arguments[1:])
-                sys.stdout.flush()
-        except UserError as error:
-            fail(str(error))
-        except interruption.Interrupted as interrupted:
-            print(interrupted.line, file=sys.stderr)
-            sys.exit(interrupted.exit_code)
-        except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
+        with ended_by_a_line():
+            main(config_class(**{name: flags.FLAGS[name].value for name in names}), arguments[1:])
 
     names = define_flags(config_class)
     app.run(run_main, flags_parser=functools.partial(_parse, takes_paths=takes_paths))

@@ -8,20 +8,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
+from research.program import fail
 from research.settings import setting_of, value_type
 
 Config = TypeVar("Config")
-
-
-def fail(message: str) -> NoReturn:
-    """Ends the process with one line on standard error and exit code 2."""
-    print(f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 def parse_arguments(

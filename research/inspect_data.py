@@ -10,10 +10,11 @@ import logging
 import sys
 from pathlib import Path
 
-from research.arguments import fail, parse_arguments
+from research.arguments import parse_arguments
 from research.commands import InspectConfig
 from research.environment import import_tensorflow
 from research.errors import UserError
+from research.program import ended_by_a_line
 
 
 def main(config: InspectConfig) -> None:
@@ -49,7 +50,7 @@ def main(config: InspectConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with ended_by_a_line():
         main(
             parse_arguments(
                 InspectConfig,
@@ -58,5 +59,3 @@ if __name__ == "__main__":
                 sys.argv[1:],
             )
         )
-    except UserError as error:
-        fail(str(error))

@@ -191,20 +191,26 @@ def test_a_signal_from_outside(photo_folder, tmp_path, ready):
 @pytest.mark.parametrize(
     ("script", "place", "flags"),
     [
-        ("run_eval.py", "research.classifier:Classifier.logits", ()),
-        ("run_export.py", "tensorflow.saved_model:save", ()),
-        ("run_predict.py", "research.predict:load_examples", ("photos",)),
+        ("run_eval.py", "research.classifier:Classifier.logits", ("--ckpt_dir=RUN",)),
+        ("run_export.py", "tensorflow.saved_model:save", ("--ckpt_dir=RUN",)),
+        ("run_predict.py", "research.predict:load_examples", ("--ckpt_dir=RUN", "PHOTOS")),
+        (
+            "research/inspect_data.py",
+            "research.inspection:inspect",
+            ("--image_folder=PHOTOS", "--out=RUN/inspection"),
+        ),
     ],
 )
 def test_the_other_programs_end_with_a_line_and_leave_nothing(
     whole, photo_folder, tmp_path, script, place, flags
 ):
     before = {path for path in whole.rglob("*") if path.is_file()}
-    given = [str(photo_folder) if flag == "photos" else flag for flag in flags]
-    flags = [f"--ckpt_dir={whole}", *given]
+    flags = [
+        flag.replace("PHOTOS", str(photo_folder)).replace("RUN", str(whole)) for flag in flags
+    ]
     process = run_with_signal(tmp_path, script, place, 1, [signal.SIGINT], *flags)
     assert process.returncode == 130
-    assert process.stderr == f"{script}: interrupted by Ctrl-C (SIGINT)\n"
+    assert process.stderr == f"{Path(script).name}: interrupted by Ctrl-C (SIGINT)\n"
     assert {path for path in whole.rglob("*") if path.is_file()} == before
 
 
