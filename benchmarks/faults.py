@@ -104,7 +104,8 @@ class Faults:
         self._random = random.Random(seed)
         (folder / "photos").mkdir()
         self._photos = draw_photos(folder / "photos", PHOTOS_A_CLASS)
-        self._environment = script_environment(folder)
+        (folder / "temporary").mkdir()  # what TensorFlow leaves there when it is killed
+        self._environment = {**script_environment(folder), "TMPDIR": str(folder / "temporary")}
         self._moments = Moments(self._random)
         self._rounds = 0
         self.kills: list[Kill] = []

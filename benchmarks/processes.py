@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -94,6 +95,7 @@ def script(name: str, flags: Iterable[str], environment: dict[str, str]) -> Call
 
     def run() -> None:
         os.environ.update(environment)
+        tempfile.tempdir = None  # it may be another one in this environment
         sys.argv = [name, *flags]
         runpy.run_path(str(ROOT / name), run_name="__main__")
 

@@ -93,7 +93,8 @@ class Soak:
     def __init__(self, folder: Path, seed: int, epochs: int) -> None:
         self._folder = folder
         self._random = random.Random(seed)
-        self._environment = script_environment(folder)
+        (folder / "temporary").mkdir()  # what TensorFlow leaves there when it is killed
+        self._environment = {**script_environment(folder), "TMPDIR": str(folder / "temporary")}
         (folder / "photos").mkdir()
         photos = draw_photos(folder / "photos", PHOTOS_A_CLASS)
         (folder / "runs").mkdir()

@@ -76,15 +76,11 @@ class EvalConfig(settings.Validated):
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictConfig(settings.Validated):
-    """What `run_predict.py` is asked for besides photos."""
+class ModelConfig(settings.Validated):
+    """Which trained model is used, and how it sees photos."""
 
-    ckpt_dir: str | None = settings.path("folder of the run to predict with (required)")
+    ckpt_dir: str | None = settings.path("folder of a run (required)")
     checkpoint: str = settings.text("latest", CHECKPOINT_HELP)
-    format: str = settings.choice(
-        "table", ("table", "csv", "jsonl"), "how to print: for people, or for programs"
-    )
-    batch_size: int | None = settings.count(None, "photos a step, instead of the run's own", 1)
     image_size: int | None = settings.count(
         None, "height and width in pixels to see photos at, instead of the run's", 8, maximum=4096
     )
@@ -96,11 +92,19 @@ class PredictConfig(settings.Validated):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportConfig(settings.Validated):
+class PredictConfig(ModelConfig):
+    """What `run_predict.py` is asked for besides photos."""
+
+    format: str = settings.choice(
+        "table", ("table", "csv", "jsonl"), "how to print: for people, or for programs"
+    )
+    batch_size: int | None = settings.count(None, "photos a step, instead of the run's own", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(ModelConfig):
     """What `run_export.py` is asked for."""
 
-    ckpt_dir: str | None = settings.path("folder of the run to export (required)")
-    checkpoint: str = settings.text("latest", CHECKPOINT_HELP)
     format: str = settings.choice(
         "saved_model",
         ("saved_model", "keras", "tflite", "onnx"),
@@ -108,14 +112,6 @@ class ExportConfig(settings.Validated):
         "'onnx' for their runtimes",
     )
     out: str | None = settings.path("where to write it; default: export/ in ckpt_dir")
-    image_size: int | None = settings.count(
-        None, "height and width in pixels to see photos at, instead of the run's", 8, maximum=4096
-    )
-    mirror_averaging: str = settings.choice("as_trained", tuple(MIRROR_AVERAGING), MIRROR_HELP)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _need_ckpt_dir(self.ckpt_dir)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,15 +188,11 @@ def predict(config: PredictConfig, paths: Sequence[str]) -> int:
         config.batch_size,
     )
     damaged = 0
-    try:
-        writer = make_writer(config.format, files, classifier.class_names)
-        for said in predict_files(classifier, files):
-            if isinstance(said, DamagedFile):
-                damaged += 1
-                print(f"{printable(said.file)}: {said.reason}", file=sys.stderr, flush=True)
-            else:
-                writer.write(said)
-    except BrokenPipeError:  # who reads has seen enough, as `head` has
-        # Python writes what is left when it ends, and would say that it cannot.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    writer = make_writer(config.format, files, classifier.class_names)
+    for said in predict_files(classifier, files):
+        if isinstance(said, DamagedFile):
+            damaged += 1
+            print(f"{printable(said.file)}: {said.reason}", file=sys.stderr, flush=True)
+        else:
+            writer.write(said)
     return damaged

@@ -205,9 +205,7 @@ def test_the_other_programs_end_with_a_line_and_leave_nothing(
     whole, photo_folder, tmp_path, script, place, flags
 ):
     before = {path for path in whole.rglob("*") if path.is_file()}
-    flags = [
-        flag.replace("PHOTOS", str(photo_folder)).replace("RUN", str(whole)) for flag in flags
-    ]
+    flags = [flag.replace("PHOTOS", str(photo_folder)).replace("RUN", str(whole)) for flag in flags]
     process = run_with_signal(tmp_path, script, place, 1, [signal.SIGINT], *flags)
     assert process.returncode == 130
     assert process.stderr == f"{Path(script).name}: interrupted by Ctrl-C (SIGINT)\n"
@@ -226,4 +224,4 @@ def test_a_closed_pipe_ends_quietly(whole, photo_folder, tmp_path):
     )
     assert process.stdout.startswith("file")
     assert process.stderr == ""
-    assert process.returncode in (0, 141)
+    assert process.returncode in (0, 141)  # the reader may have gone after the last line
