@@ -26,73 +26,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-from scipy import stats
-
+from benchmarks.ablation_report import plot, summarize, table
+from benchmarks.ablation_rows import EVALUATIONS, ROWS, key_of, settings_of
 from benchmarks.record import RESULTS
 from flags.command_line import parse_config
 from research.commands import EvalConfig
 from research.config import TrainConfig
 from research.environment import import_tensorflow
-from research.settings import setting_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "MobileNetV2"
-
-# What each row gives besides no recipe: the default.
-ROWS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "article": ("--flagfile=recipes/article.flags",),
-    "fast": ("--flagfile=recipes/fast.flags",),
-    "best": ("--flagfile=recipes/best.flags",),
-    "from layer 54": ("--unfreeze_from=54",),
-    "every layer": ("--unfreeze_from=0",),
-    "trained at 192": ("--image_size=192",),
-    "no head-only epochs": ("--head_epochs=0", "--head_learning_rate=1e-4"),
-    "20 head-only epochs": ("--head_epochs=20",),
-    "5 epochs": ("--epochs=5",),
-    "20 epochs": ("--epochs=20",),
-    "backbone rate / 3": ("--backbone_learning_rate=3e-5",),
-    "backbone rate x 3": ("--backbone_learning_rate=3e-4",),
-    "constant rates": ("--head_schedule=constant", "--backbone_schedule=constant"),
-    "one cycle": ("--head_schedule=one_cycle", "--backbone_schedule=one_cycle"),
-    "no warm-up": ("--warmup=0steps",),
-    "stage decay 0.7": ("--stage_decay=0.7",),
-    "gradual unfreezing": ("--gradual_unfreezing=2",),
-    "weight decay (AdamW 0.05)": ("--backbone_optimizer=adamw", "--weight_decay=0.05"),
-    "RMSprop": ("--backbone_optimizer=rmsprop",),
-    "BatchNorm training": ("--bn_mode=train",),
-    "label smoothing 0.1": ("--label_smoothing=0.1",),
-    "no mirror images in training": ("--nohorizontal_flip",),
-    "fixed crops": ("--fixed_crops",),
-    "random crops": ("--random_crop_area=0.5",),
-    "colour jitter": ("--colour_jitter=0.3",),
-    "RandAugment": ("--rand_augment=5",),
-    "mixup": ("--mixup=0.2",),
-    "CutMix": ("--cutmix=1",),
-    "weights not averaged": ("--weight_averaging=0",),
-    "early stopping": ("--early_stopping=3",),
-    "balanced class weights": ("--class_weights=balanced",),
-}
-# How the default's runs are evaluated; those of other rows are as the first.
-EVALUATIONS: dict[str, dict[str, Any]] = {
-    "": {},
-    "checkpoint of least validation loss": {"checkpoint": ("best",)},
-    "no mirror averaging": {"mirror_averaging": "off"},
-    "evaluated at 160": {"image_size": 160},
-    "evaluated at 224": {"image_size": 224},
-}
-
-
-def key_of(alternative: str, figure: str) -> str:
-    """Returns what a run's figure is called in its line."""
-    return f"{alternative}: {figure}" if alternative else figure
-
-
-def title_of(row: str, evaluation: str) -> str:
-    """Returns what a row that is evaluated in some way is called in the table."""
-    return f"{row}, {evaluation}" if evaluation else row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,17 +158,6 @@ def run_rows(arguments: Any, file: Path) -> None:
             sys.exit(str(error))
 
 
-def settings_of(row: str) -> str:
-    """Returns a hash of a row's settings: a run counts only as long as they are the same."""
-    parsed = parse_config(TrainConfig, list(ROWS[row]))
-    config = {
-        field.name: getattr(parsed, field.name)
-        for field in dataclasses.fields(parsed)
-        if setting_of(field).changes_result
-    }
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def current_runs(file: Path, folds: int) -> list[dict[str, Any]]:
     """Returns the runs so far, on photos cut in so many folds, of rows as they are now."""
     if not file.exists():
@@ -233,132 +165,6 @@ def current_runs(file: Path, folds: int) -> list[dict[str, Any]]:
     runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     now = {row: settings_of(row) for row in ROWS}
     return [run for run in runs if run["folds"] == folds and now.get(run["row"]) == run["settings"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """A row of the table.
-
-    Attributes:
-      row: its name.
-      runs: how many it is made of.
-      accuracy: mean over the runs, and its standard error.
-      log_loss: the same, in nats.
-      accuracy_difference: to `default` on the same folds, mean, and the p-value of a paired test.
-      log_loss_difference: the same.
-      core_seconds: of training, median: seconds of all cores together.
-    """
-
-    row: str
-    runs: int
-    accuracy: tuple[float, float]
-    log_loss: tuple[float, float]
-    accuracy_difference: tuple[float, float]
-    log_loss_difference: tuple[float, float]
-    core_seconds: float
-
-
-def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
-    """Compares each row with `default` on the folds that both have."""
-    found: dict[str, dict[tuple[int, int], dict[str, float]]] = {}
-    for run in runs:
-        for name in EVALUATIONS:
-            if key_of(name, "accuracy") in run:
-                figures = {key: run[key_of(name, key)] for key in ("accuracy", "log_loss")}
-                figures["core_seconds"] = run["core_seconds"]
-                found.setdefault(title_of(run["row"], name), {})[run["seed"], run["fold"]] = figures
-    default = found["default"]
-    summaries = []
-    for row in (title_of(row, name) for row in ROWS for name in EVALUATIONS):
-        if row not in found:
-            continue
-        own = found[row]
-        shared = sorted(own.keys() & default.keys())
-        values = {
-            key: np.array([figures[key] for figures in own.values()])
-            for key in ("accuracy", "log_loss", "core_seconds")
-        }
-        differences = {
-            key: np.array([own[place][key] - default[place][key] for place in shared])
-            for key in ("accuracy", "log_loss")
-        }
-        summaries.append(
-            Summary(
-                row,
-                len(own),
-                mean_and_error(values["accuracy"]),
-                mean_and_error(values["log_loss"]),
-                paired_test(differences["accuracy"], folds),
-                paired_test(differences["log_loss"], folds),
-                float(np.median(values["core_seconds"])),
-            )
-        )
-    return summaries
-
-
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Returns the mean and its standard error, as if the runs were independent; NaN of one."""
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return float(values.mean()), float(error)
-
-
-def paired_test(differences: np.ndarray, folds: int) -> tuple[float, float]:
-    """Returns the mean difference and the p-value of a corrected resampled t-test.
-
-    Runs share training photos, so that they are not independent: the variance is multiplied by
-    1 / n + 1 / (folds - 1) instead of 1 / n (Nadeau and Bengio 2003, Machine Learning 52).
-    """
-    count = len(differences)
-    deviation = differences.std(ddof=1) if count > 1 else 0.0
-    if not deviation:
-        return float(differences.mean()) if count else np.nan, np.nan
-    error = deviation * np.sqrt(1 / count + 1 / (folds - 1))
-    t = differences.mean() / error
-    return float(differences.mean()), float(2 * stats.t.sf(abs(t), count - 1))
-
-
-def table(summaries: list[Summary]) -> str:
-    """Returns the rows as a Markdown table."""
-
-    def measured(figure: tuple[float, float], scale: float, digits: int) -> str:
-        mean, error = figure
-        known = "" if np.isnan(error) else f" ± {scale * error:.{digits}f}"
-        return f"{scale * mean:.{digits}f}{known}"
-
-    def change(difference: tuple[float, float], scale: float, digits: int) -> str:
-        mean, probability = difference
-        known = "" if np.isnan(probability) else f" (p {probability:.2f})"
-        return "" if np.isnan(mean) or one is summaries[0] else f"{scale * mean:+.{digits}f}{known}"
-
-    lines = [
-        "| | runs | accuracy, % | against default | log loss | against default | core seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for one in summaries:
-        lines.append(
-            f"| {one.row} | {one.runs} | {measured(one.accuracy, 100, 2)} | "
-            f"{change(one.accuracy_difference, 100, 2)} | {measured(one.log_loss, 1, 4)} | "
-            f"{change(one.log_loss_difference, 1, 4)} | {one.core_seconds:.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def plot(summaries: list[Summary], file: Path) -> None:
-    """Draws accuracy and log loss of each row with their standard errors."""
-    figure = Figure(figsize=(9, 1.2 + 0.28 * len(summaries)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    places = range(len(summaries), 0, -1)
-    for axis, title, pairs in (
-        (left, "accuracy, %", [(100 * a, 100 * e) for a, e in (s.accuracy for s in summaries)]),
-        (right, "log loss, nats", [s.log_loss for s in summaries]),
-    ):
-        means, errors = zip(*pairs, strict=True)
-        axis.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
-        axis.axvline(means[0], color="grey", linewidth=0.8)
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-    left.set_yticks(list(places), [summary.row for summary in summaries])
-    figure.savefig(file, dpi=100)
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.ablation import ROWS, Fold, mean_and_error, paired_test, settings_of
+from benchmarks.ablation import Fold
+from benchmarks.ablation_report import mean_and_error, paired_test
+from benchmarks.ablation_rows import ROWS, settings_of
 
 
 def test_each_photo_is_in_the_test_of_one_fold():

@@ -1,0 +1,77 @@
+"""The rows of the ablation: what is trained otherwise than the default, and evaluated otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from flags.command_line import parse_config
+from research.config import TrainConfig
+from research.settings import setting_of
+
+# What each row gives besides no recipe: the default.
+ROWS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "article": ("--flagfile=recipes/article.flags",),
+    "fast": ("--flagfile=recipes/fast.flags",),
+    "best": ("--flagfile=recipes/best.flags",),
+    "from layer 54": ("--unfreeze_from=54",),
+    "every layer": ("--unfreeze_from=0",),
+    "trained at 192": ("--image_size=192",),
+    "no head-only epochs": ("--head_epochs=0", "--head_learning_rate=1e-4"),
+    "20 head-only epochs": ("--head_epochs=20",),
+    "5 epochs": ("--epochs=5",),
+    "20 epochs": ("--epochs=20",),
+    "backbone rate / 3": ("--backbone_learning_rate=3e-5",),
+    "backbone rate x 3": ("--backbone_learning_rate=3e-4",),
+    "constant rates": ("--head_schedule=constant", "--backbone_schedule=constant"),
+    "one cycle": ("--head_schedule=one_cycle", "--backbone_schedule=one_cycle"),
+    "no warm-up": ("--warmup=0steps",),
+    "stage decay 0.7": ("--stage_decay=0.7",),
+    "gradual unfreezing": ("--gradual_unfreezing=2",),
+    "weight decay (AdamW 0.05)": ("--backbone_optimizer=adamw", "--weight_decay=0.05"),
+    "RMSprop": ("--backbone_optimizer=rmsprop",),
+    "BatchNorm training": ("--bn_mode=train",),
+    "label smoothing 0.1": ("--label_smoothing=0.1",),
+    "no mirror images in training": ("--nohorizontal_flip",),
+    "fixed crops": ("--fixed_crops",),
+    "random crops": ("--random_crop_area=0.5",),
+    "colour jitter": ("--colour_jitter=0.3",),
+    "RandAugment": ("--rand_augment=5",),
+    "mixup": ("--mixup=0.2",),
+    "CutMix": ("--cutmix=1",),
+    "weights not averaged": ("--weight_averaging=0",),
+    "early stopping": ("--early_stopping=3",),
+    "balanced class weights": ("--class_weights=balanced",),
+}
+# How the default's runs are evaluated; those of other rows are as the first.
+EVALUATIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    "checkpoint of least validation loss": {"checkpoint": ("best",)},
+    "no mirror averaging": {"mirror_averaging": "off"},
+    "evaluated at 160": {"image_size": 160},
+    "evaluated at 224": {"image_size": 224},
+}
+
+
+def key_of(alternative: str, figure: str) -> str:
+    """Returns what a run's figure is called in its line."""
+    return f"{alternative}: {figure}" if alternative else figure
+
+
+def title_of(row: str, evaluation: str) -> str:
+    """Returns what a row that is evaluated in some way is called in the table."""
+    return f"{row}, {evaluation}" if evaluation else row
+
+
+def settings_of(row: str) -> str:
+    """Returns a hash of a row's settings: a run counts only as long as they are the same."""
+    parsed = parse_config(TrainConfig, list(ROWS[row]))
+    config = {
+        field.name: getattr(parsed, field.name)
+        for field in dataclasses.fields(parsed)
+        if setting_of(field).changes_result
+    }
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
