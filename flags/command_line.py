@@ -53,7 +53,7 @@ def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> 
         kind, _ = value_type(config_class, field.name)
         names.append(field.name)
         if kind is tuple:
-            default: Any = field.default
+            default: Any = field.default or None
             flags.DEFINE_multi_string(
                 field.name, default, setting.help, values, module_name=sys.argv[0]
             )
@@ -64,11 +64,12 @@ def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> 
             flags.DEFINE_flag(boolean, values, module_name=sys.argv[0])
             continue
         parser = flags.EnumParser(list(setting.choices)) if setting.choices else PARSERS[kind]
+        choices = f"<{'|'.join(setting.choices)}>: " if setting.choices else ""
         flags.DEFINE(
             parser,
             field.name,
             field.default,
-            setting.help,
+            f"{choices}{setting.help}",
             values,
             flags.ArgumentSerializer(),
             module_name=sys.argv[0],

@@ -17,8 +17,8 @@ class WeightAverages:
 
     Args:
       variables: what to follow; all start from their values now.
-      decay: the share of itself that an average keeps in a step. Less of it in the first ones, at
-        most (1 + step) / (10 + step), so that the initial values do not linger.
+      decay: the share of itself that an average keeps in a step. Less of it in a variable's first
+        ones, at most (1 + step) / (10 + step), so that its initial value does not linger.
     """
 
     def __init__(self, variables: Sequence[keras.Variable], decay: float) -> None:
@@ -39,7 +39,7 @@ class WeightAverages:
 
         Args:
           trained: those that a step has just changed.
-          step: updates made before it.
+          step: updates made to them before it.
         """
         made = tf.cast(step, tf.float32)
         rest = 1.0 - tf.minimum(self._decay, (1.0 + made) / (10.0 + made))

@@ -35,6 +35,20 @@ def epoch_order(count: int, shuffle_size: int, seed: int, epoch: int) -> np.ndar
     return order
 
 
+def continued_order(
+    count: int, shuffle_size: int, seed: int, epoch: int, length: int
+) -> np.ndarray:
+    """Returns the order of an epoch of `length` examples, int64 (length,), at most `count`.
+
+    It goes on where the epoch before it ended, so that short epochs together visit all examples
+    equally often, as `tf.data.Dataset.repeat` does it.
+    """
+    first = epoch * length
+    passes = range(first // count, (first + length - 1) // count + 1)
+    orders = [epoch_order(count, shuffle_size, seed, number) for number in passes]
+    return np.concatenate(orders)[first - passes[0] * count :][:length]
+
+
 @dataclasses.dataclass(frozen=True)
 class Share:
     """The part of every step's photos that some of the devices take.

@@ -150,6 +150,7 @@ def make_loader(config: TrainConfig, source: Source, built: BuiltNetwork) -> Dat
         source=source,
         preprocessing=built.backbone.preprocessing,
         shuffle_size=config.shuffle_size,
+        steps_per_epoch=config.steps_per_epoch,
         seed=config.seed,
         augmentation=augmentation_of(config),
         mirror_averaging=config.mirror_averaging,

@@ -34,9 +34,14 @@ class EvalConfig(settings.Validated):
     data_dir: str | None = settings.path(
         "where TFDS keeps prepared data sets, instead of the run's own"
     )
-    batch_size: int | None = settings.count(None, "photos a step, instead of the run's own", 1)
+    batch_size: int | None = settings.count(
+        None, "photos a step, instead of the run's own", minimum=1
+    )
     image_size: int | None = settings.count(
-        None, "height and width in pixels to evaluate at, instead of the run's own", 8, maximum=4096
+        None,
+        "height and width in pixels to evaluate at, instead of the run's own",
+        minimum=8,
+        maximum=4096,
     )
     mirror_averaging: str = settings.choice("as_trained", tuple(MIRROR_AVERAGING), MIRROR_HELP)
     resamples: int = settings.count(
@@ -52,7 +57,7 @@ class EvalConfig(settings.Validated):
         False, "evaluate each new checkpoint while training goes on, until it ends"
     )
     watch_timeout: int = settings.count(
-        600, "with --watch, seconds to wait for the next checkpoint", 1
+        600, "with --watch, seconds to wait for the next checkpoint", minimum=1
     )
 
     def __post_init__(self) -> None:
@@ -82,7 +87,10 @@ class ModelConfig(settings.Validated):
     ckpt_dir: str | None = settings.path("folder of a run (required)")
     checkpoint: str = settings.text("latest", CHECKPOINT_HELP)
     image_size: int | None = settings.count(
-        None, "height and width in pixels to see photos at, instead of the run's", 8, maximum=4096
+        None,
+        "height and width in pixels to see photos at, instead of the run's",
+        minimum=8,
+        maximum=4096,
     )
     mirror_averaging: str = settings.choice("as_trained", tuple(MIRROR_AVERAGING), MIRROR_HELP)
 
@@ -98,7 +106,9 @@ class PredictConfig(ModelConfig):
     format: str = settings.choice(
         "table", ("table", "csv", "jsonl"), "how to print: for people, or for programs"
     )
-    batch_size: int | None = settings.count(None, "photos a step, instead of the run's own", 1)
+    batch_size: int | None = settings.count(
+        None, "photos a step, instead of the run's own", minimum=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,20 +40,20 @@ class TrainConfig(settings.Validated):
         changes_result=False,
     )
     image_size: int = settings.count(
-        160, "height and width in pixels that photos are resized to", 8, maximum=4096
+        160, "height and width in pixels that photos are resized to", minimum=8, maximum=4096
     )
     batch_size: int = settings.count(
-        32, "photos a batch, over all devices together", 1, maximum=2**16
+        32, "photos a batch, over all devices together", minimum=1, maximum=2**16
     )
     accumulate_steps: int = settings.count(
         1,
         "make each update from so many batches, computed one after another: that of one batch so "
         "many times as large, in the memory of one",
-        1,
+        minimum=1,
         maximum=2**16,
     )
     shuffle_size: int = settings.count(
-        1000, "photos that the next one is drawn from; 1 keeps the order", 1
+        1000, "photos that the next one is drawn from; 1 keeps the order", minimum=1
     )
     horizontal_flip: bool = settings.switch(
         True, "mirror training photos left to right, one in two by chance, anew each epoch"
@@ -67,30 +67,30 @@ class TrainConfig(settings.Validated):
         1.0,
         "train on a random part of each photo of at least this share of its area; this and what "
         "follows, up to cutmix, in the epochs after --head_epochs",
-        1.0,
+        maximum=1.0,
     )
     colour_jitter: float = settings.strength(
         0.0,
         "vary brightness, contrast and saturation of training photos by up to this share each",
-        1.0,
+        maximum=1.0,
     )
     rand_augment: float = settings.strength(
         0.0,
         "change training photos by two random operations (rotate, shear, posterize, ...) of this "
         "magnitude, 0 to 10",
-        10.0,
+        maximum=10.0,
     )
     mixup: float = settings.strength(
         0.0,
         "blend each training photo and its label with another, by a share drawn from the Beta "
         "distribution with this parameter; 0.2 is usual",
-        100.0,
+        maximum=100.0,
     )
     cutmix: float = settings.strength(
         0.0,
         "replace a box of each training photo, and that share of its label, by another's; drawn as "
         "for --mixup, 1.0 is usual; with both, one of them for each photo by chance",
-        100.0,
+        maximum=100.0,
     )
     backbone: str = settings.text("ResNet101V2", "the pretrained network, by its Keras name")
     weights: str = settings.text(
@@ -107,13 +107,21 @@ class TrainConfig(settings.Validated):
         None,
         "unfreeze the last stage first, and one stage more every so many epochs; default: all "
         "layers from --unfreeze_from at once",
-        1,
+        minimum=1,
     )
-    epochs: int = settings.count(10, "epochs of fine-tuning the head and the unfrozen layers", 0)
-    head_epochs: int = settings.count(3, "epochs that train the head alone, before --epochs", 0)
-    steps_per_epoch: int | None = settings.count(None, "end each epoch after so many steps", 1)
+    epochs: int = settings.count(
+        10, "epochs of fine-tuning the head and the unfrozen layers", minimum=0
+    )
+    head_epochs: int = settings.count(
+        3, "epochs that train the head alone, before --epochs", minimum=0
+    )
+    steps_per_epoch: int | None = settings.count(
+        None,
+        "end each epoch after so many steps; the next one goes on with the photos after them",
+        minimum=1,
+    )
     early_stopping: int | None = settings.count(
-        None, "end the run after so many epochs without a lower validation loss", 1
+        None, "end the run after so many epochs without a lower validation loss", minimum=1
     )
     hyperrule: bool = settings.switch(
         False,
@@ -121,7 +129,7 @@ class TrainConfig(settings.Validated):
         "recipes/hyperrule.flags",
     )
     head_optimizer: str = settings.choice("adam", OPTIMIZERS, "optimizer of the new head")
-    momentum: float = settings.strength(0.9, "momentum of the optimizer sgd", 0.999999)
+    momentum: float = settings.strength(0.9, "momentum of the optimizer sgd", maximum=0.999999)
     head_learning_rate: float = settings.rate(3e-3, "learning rate of the new head")
     tuned_head_learning_rate: float | None = settings.rate(
         1e-4, "that of the head after --head_epochs, where the backbone is trained too"
@@ -142,7 +150,9 @@ class TrainConfig(settings.Validated):
         "cosine", SCHEDULES, "how the backbone's learning rate develops"
     )
     stage_decay: float = settings.rate(
-        1.0, "multiply the learning rate by this for each stage further down from the last", 1.0
+        1.0,
+        "multiply the learning rate by this for each stage further down from the last",
+        maximum=1.0,
     )
     warmup: str = settings.text(
         "1epoch",
@@ -161,7 +171,7 @@ class TrainConfig(settings.Validated):
         0.0, "add this times the squared weights of every trained kernel to the loss"
     )
     label_smoothing: float = settings.strength(
-        0.0, "train towards labels that give this share to all classes alike", 0.99
+        0.0, "train towards labels that give this share to all classes alike", maximum=0.99
     )
     class_weights: str = settings.choice(
         "none",
@@ -172,7 +182,7 @@ class TrainConfig(settings.Validated):
         0.99,
         "evaluate and save an exponential moving average of the trained weights, that keeps this "
         "share of itself in each step, such as 0.99; 0 for the weights themselves",
-        0.999999,
+        maximum=0.999999,
     )
     mirror_averaging: bool = settings.switch(
         True, "evaluate the mean of the logits of each photo and of its mirror image"
@@ -181,7 +191,7 @@ class TrainConfig(settings.Validated):
         1.2,
         "run_eval.py evaluates at this times --image_size, rounded to a multiple of 32 pixels, as "
         "networks see more in a larger picture than they were trained on (FixRes)",
-        8.0,
+        maximum=8.0,
     )
     bn_mode: str = settings.choice(
         "frozen",
@@ -209,10 +219,18 @@ class TrainConfig(settings.Validated):
         changes_result=False,
     )
     worker_timeout: int = settings.count(
-        600, "seconds to wait for the other workers before giving up", 1, False, 86400
+        600,
+        "seconds to wait for the other workers before giving up",
+        minimum=1,
+        changes_result=False,
+        maximum=86400,
     )
     virtual_devices: int = settings.count(
-        1, "split the CPU in so many logical devices, to try --distribution=mirrored", 1, False, 64
+        1,
+        "split the CPU in so many logical devices, to try --distribution=mirrored",
+        minimum=1,
+        changes_result=False,
+        maximum=64,
     )
     trunk_cache: str = settings.choice(
         "auto",
@@ -226,24 +244,29 @@ class TrainConfig(settings.Validated):
         changes_result=False,
     )
     checkpoint_every: int | None = settings.count(
-        None, "also write a checkpoint every so many steps, not only after each epoch", 1, False
+        None,
+        "also write a checkpoint every so many steps, not only after each epoch",
+        minimum=1,
+        changes_result=False,
     )
     keep_checkpoints: int = settings.count(
         2,
         "keep so many of the last checkpoints, beside the best one; with 1 there is none to go "
         "back to where the last is damaged",
-        1,
-        False,
+        minimum=1,
+        changes_result=False,
     )
     histogram_every: int | None = settings.count(
         None,
         "write histograms of all trained weights and of their gradients for TensorBoard every so "
         "many steps",
-        1,
-        False,
+        minimum=1,
+        changes_result=False,
     )
     profile_steps: str | None = settings.text(
-        None, "A:B writes a trace of the steps from A to B for TensorBoard's profiler", False
+        None,
+        "A:B writes a trace of the steps from A to B for TensorBoard's profiler",
+        changes_result=False,
     )
     ckpt_dir: str | None = settings.path(
         "folder of the run: checkpoints, config.json, metrics.jsonl, TensorBoard events and "
@@ -253,10 +276,10 @@ class TrainConfig(settings.Validated):
     find_learning_rate: bool = settings.switch(
         False,
         "train nothing: draw the loss over learning rates, and suggest one for each group",
-        False,
+        changes_result=False,
     )
     seed: int = settings.count(
-        0, "seed of the head's initial weights and of the order of photos", 0
+        0, "seed of initial weights, of the order of photos and of how they are changed", minimum=0
     )
     deterministic: bool = settings.switch(
         False, "use only deterministic operations, so that two runs end bit-identical on a GPU"

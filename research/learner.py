@@ -146,7 +146,8 @@ class Learner:
             def apply() -> tf.Tensor:
                 strategy.run(lambda values: apply_gradients(trained, values), (update.gradients,))
                 if averages:
-                    averages.update(variables, state.step)
+                    for group in trained:
+                        averages.update(group.variables, state.step - group.schedule.first_step)
                 return tf.constant(True)
 
             sums = Sums(*map(self._first, update.sums))

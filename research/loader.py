@@ -12,7 +12,7 @@ import tensorflow as tf
 import tqdm
 
 from research.augmentation import Augmentation
-from research.batches import Preprocessing, Share, epoch_order, make_batches
+from research.batches import Preprocessing, Share, continued_order, make_batches
 from research.decode import DamagedImageError, decode_image, oddities_ignored
 from research.errors import UserError
 from research.examples import Examples, load_examples
@@ -36,6 +36,8 @@ class DataLoader:
       preprocessing: from float32 RGB in [0, 255], shape (batch, size, size, 3), to what the model
         takes; to [-1, 1] by default. None leaves inputs as they are.
       shuffle_size: photos that the next one of an epoch is drawn from.
+      steps_per_epoch: ends each epoch after so many steps, and the next one goes on with the photos
+        after them; None for epochs of all photos.
       seed: of the order of photos and of how they are changed.
       augmentation: how training photos are changed by chance, anew each epoch; not at all if None.
       mirror_averaging: give the mirror images of photos that are evaluated too.
@@ -52,6 +54,7 @@ class DataLoader:
         source: Source | None = None,
         preprocessing: Preprocessing | None = scale_to_unit,
         shuffle_size: int = 1000,
+        steps_per_epoch: int | None = None,
         seed: int = 0,
         augmentation: Augmentation | None = None,
         mirror_averaging: bool = False,
@@ -61,6 +64,7 @@ class DataLoader:
         self.source: Source = TfdsSource("cats_vs_dogs") if source is None else source
         self.preprocessing = preprocessing
         self.shuffle_size = shuffle_size
+        self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.augmentation = augmentation
         self.mirror_averaging = mirror_averaging
@@ -102,11 +106,14 @@ class DataLoader:
           share: the part that some devices take; whole batches if None.
         """
         examples = self.examples("train")
-        order = epoch_order(len(examples), self.shuffle_size, self.seed, epoch)
-        rest = order[start * self.batch_size * (share.parts if share else 1) :]
+        photos_a_step = self.batch_size * (share.parts if share else 1)
+        count = len(examples)
+        length = min((self.steps_per_epoch or count) * photos_a_step, count)
+        order = continued_order(count, self.shuffle_size, self.seed, epoch, length)
+        rest = order[start * photos_a_step :]
         draws = None
         if self.augmentation:
-            draws = self.augmentation.epoch_draws(len(examples), self.seed, epoch)
+            draws = self.augmentation.epoch_draws(count, self.seed, epoch)
         return make_batches(
             examples,
             rest,

@@ -51,46 +51,49 @@ def declare(default: Any, setting: Setting) -> Any:
 def count(
     default: int | None,
     help: str,
+    *,
     minimum: int = 0,
-    changes_result: bool = True,
     maximum: int = 2**31 - 1,
+    changes_result: bool = True,
 ) -> Any:
     """Declares a whole number of at least `minimum`; None for none or all."""
     setting = Setting(help, minimum=minimum, maximum=maximum, changes_result=changes_result)
     return declare(default, setting)
 
 
-def rate(default: float | None, help: str, maximum: float = 2**31 - 1) -> Any:
+def rate(default: float | None, help: str, *, maximum: float = 2**31 - 1) -> Any:
     """Declares a number greater than 0."""
     return declare(default, Setting(help, minimum=0.0, exclusive=True, maximum=maximum))
 
 
-def strength(default: float | None, help: str, maximum: float = 2**31 - 1) -> Any:
+def strength(default: float | None, help: str, *, maximum: float = 2**31 - 1) -> Any:
     """Declares a number of at least 0; 0 or None to leave it."""
     return declare(default, Setting(help, minimum=0.0, maximum=maximum))
 
 
-def choice(default: str, choices: tuple[str, ...], help: str, changes_result: bool = True) -> Any:
+def choice(
+    default: str, choices: tuple[str, ...], help: str, *, changes_result: bool = True
+) -> Any:
     """Declares one of some words."""
     return declare(default, Setting(help, choices=choices, changes_result=changes_result))
 
 
-def path(help: str, changes_result: bool = True) -> Any:
+def path(help: str, *, changes_result: bool = True) -> Any:
     """Declares a file or folder, kept in its absolute form."""
     return declare(None, Setting(help, is_path=True, changes_result=changes_result))
 
 
-def text(default: str | None, help: str, changes_result: bool = True) -> Any:
+def text(default: str | None, help: str, *, changes_result: bool = True) -> Any:
     """Declares any text that can be printed."""
     return declare(default, Setting(help, changes_result=changes_result))
 
 
-def several(default: tuple[str, ...], help: str, is_path: bool = False) -> Any:
+def several(default: tuple[str, ...], help: str, *, is_path: bool = False) -> Any:
     """Declares texts, or paths; on the command line the flag is given several times."""
-    return declare(default, Setting(f"{help}; may be repeated", is_path=is_path))
+    return declare(default, Setting(help, is_path=is_path))
 
 
-def switch(default: bool, help: str, changes_result: bool = True) -> Any:
+def switch(default: bool, help: str, *, changes_result: bool = True) -> Any:
     """Declares true or false."""
     return declare(default, Setting(help, changes_result=changes_result))
 

@@ -54,6 +54,21 @@ def test_what_is_evaluated_is_the_average(replicas):
     assert by_hand.loss == pytest.approx(averaged.loss, rel=1e-6)
 
 
+def test_the_average_of_what_begins_later_lets_go_of_its_initial_value_from_there():
+    learner = follow(make_learner(dataclasses.replace(CONFIG, head_epochs=1), photos=24))
+    backbone = learner.groups[1]
+    assert backbone.schedule.first_step == 3  # 24 photos in batches of 8
+    learner.state.step.assign(3)
+    places = [id(one) for one in model_of(learner).trainable_variables]
+    followed = [learner.averages.variables[places.index(id(one))] for one in backbone.variables]
+    before = [average.numpy() for average in followed]
+    (batch,) = feed(learner, some_photos(8), 8)
+    learner.train_step(batch)
+    for average, old, variable in zip(followed, before, backbone.variables, strict=True):
+        expected = 0.1 * old + 0.9 * variable.numpy()  # (1 + 0) / (10 + 0)
+        np.testing.assert_allclose(average.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_only_what_a_step_trains_moves_its_average():
     learner = follow(make_learner(CONFIG))
     head = Learner(

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from research.augmentation import Augmentation
-from research.batches import Share, epoch_order, make_batches
+from research.batches import Share, continued_order, epoch_order, make_batches
 from research.examples import Examples
 
 
@@ -41,6 +41,15 @@ def test_window_of_one_keeps_the_order_and_a_window_limits_how_early_an_example_
 def test_a_large_window_shuffles_everything():
     order = epoch_order(1000, 1000, 0, 0)
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("length", [3, 7, 20])
+def test_short_epochs_go_on_where_the_one_before_ended(length):
+    epochs = [continued_order(20, 5, 0, epoch, length) for epoch in range(20)]
+    assert {len(order) for order in epochs} == {length}
+    passes = np.concatenate(epochs).reshape(-1, 20)
+    for number, visited in enumerate(passes):
+        np.testing.assert_array_equal(visited, epoch_order(20, 5, 0, number))
 
 
 def test_batches_hold_what_their_docstring_says():

@@ -60,6 +60,23 @@ def test_an_epoch_resumes_at_the_exact_next_batch(loader):
         np.testing.assert_array_equal(expected["label"], got["label"])
 
 
+def test_epochs_of_a_few_steps_together_show_all_photos(photo_folder):
+    loader = DataLoader(
+        16, 8, source=FolderSource(str(photo_folder)), shuffle_size=1, steps_per_epoch=2
+    )
+    photos = loader.num_train_examples
+    epochs = -(-photos // 16)
+    seen = [len(batch["label"]) for epoch in range(epochs) for batch in loader.epoch_batches(epoch)]
+    assert seen == [8] * (2 * epochs)
+    shown = np.concatenate(
+        [batch["image"] for epoch in range(epochs) for batch in loader.epoch_batches(epoch)]
+    )[:photos]
+    (whole,) = loader.view_batches("train", 0, photos)
+    np.testing.assert_array_equal(shown, whole["image"])
+    (rest,) = list(loader.epoch_batches(1, start=1))
+    np.testing.assert_array_equal(rest["image"], list(loader.epoch_batches(1))[1]["image"])
+
+
 @pytest.mark.parametrize("batch_size", [8, 1000])
 def test_each_splits_largest_batch_fits_what_it_is_filled_up_to(photo_folder, batch_size):
     """Also where the batch size lies above the number of photos of one split or of both."""
