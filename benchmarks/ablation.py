@@ -66,7 +66,8 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
     from research.evaluate import evaluate
-    from research.sources import EncodedExample, Source, open_source
+    from research.source import EncodedExample, Source
+    from research.sources import open_source
     from research.train import train
 
     class FoldSource(Source):

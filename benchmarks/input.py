@@ -33,7 +33,7 @@ def rates(arguments: Any) -> dict[str, float]:
 
     from research.loader import DataLoader
     from research.machine import processors
-    from research.sources import TfdsSource
+    from research.tfds_source import TfdsSource
 
     source = TfdsSource(arguments.dataset, arguments.data_dir)
     encoded = [example.encoded or b"" for example in source.examples("train")]
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     import_tensorflow()
-    from research.sources import TfdsSource
+    from research.tfds_source import TfdsSource
 
     TfdsSource(arguments.dataset, arguments.data_dir).count("train")
     rounds = [rates(arguments) for _ in range(arguments.rounds)]

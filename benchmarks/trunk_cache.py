@@ -41,13 +41,13 @@ def tuned_steps(backbone: str, steps: int, arguments: Any) -> dict[str, float]:
     ours = peers.our_run(config, photos)
     whole = ours.learner()
     begin = time.perf_counter()
-    frozen = FrozenLayers(config, ours.built.network, photos, ours.plan, head_epochs=0)
+    frozen = FrozenLayers(config, ours.built.network, photos, ours.plan, features_until=0)
     feeds = frozen.run(frozen.choose(0, None))
     filling = time.perf_counter() - begin
     cached = dataclasses.replace(
-        ours, built=dataclasses.replace(ours.built, network=feeds.all.network)
+        ours, built=dataclasses.replace(ours.built, network=feeds.whole.network)
     ).learner()
-    without, given = peers.endless(photos), peers.endless(feeds.all.loader)
+    without, given = peers.endless(photos), peers.endless(feeds.whole.loader)
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(3 + steps):
         seconds[0].append(timed(lambda: whole.train_steps(without, 1)))

@@ -14,13 +14,14 @@ from research.averages import WeightAverages
 from research.backbone import Backbone, build_backbone, first_trainable_layer, stage_starts
 from research.backbones import find_backbone
 from research.config import WEIGHTS_BY_NAME, TrainConfig
+from research.errors import UserError
 from research.loader import DataLoader
 from research.losses import Loss, balanced_weights
 from research.model import Wrapper, freeze_below, penalize, trained_backbone
 from research.optimizers import Group, check_partition, make_group
 from research.plan import Plan
-from research.schedules import InTurn, Schedule
-from research.sources import Source
+from research.schedules import InTurn, Rising, Schedule
+from research.source import Source
 from research.split import split_backbone
 from research.steps import Network
 from research.weights import load_weights
@@ -77,18 +78,14 @@ def make_groups(
 
     The backbone's schedule begins after the epochs that train the head alone. With a learning rate
     or a beginning for each stage, the backbone's group is one for each of them, from the last.
+
+    Raises:
+      UserError: there are too few epochs for the last stage to begin.
     """
-
-    def group(
-        name: str, variables: Sequence[keras.Variable], optimizer: str, schedule: Schedule | InTurn
-    ) -> Group:
-        return make_group(
-            name, variables, optimizer, schedule, step, config.weight_decay, config.momentum
-        )
-
     parts = _parts_to_train(config, model)
+    _check_beginnings(plan, [name for name, _ in parts])
     of_head = _of_head(config, plan, not parts)
-    groups = [group("head", model.head.trainable_variables, config.head_optimizer, of_head)]
+    groups = [build_group(config, "head", model.head.trainable_variables, of_head, step)]
     for index, (name, variables) in enumerate(parts):
         schedule = Schedule(
             config.backbone_schedule,
@@ -97,9 +94,36 @@ def make_groups(
             plan.steps,
             plan.warmup_steps,
         )
-        groups.append(group(name, variables, config.backbone_optimizer, schedule))
+        groups.append(build_group(config, name, variables, schedule, step))
     check_partition(groups, model.trainable_variables)
     return tuple(groups)
+
+
+def build_group(
+    config: TrainConfig,
+    name: str,
+    variables: Sequence[keras.Variable],
+    schedule: Schedule | InTurn | Rising,
+    step: tf.Variable,
+) -> Group:
+    """Builds a group with the optimizer that a config has for it; see `make_group`."""
+    optimizer = config.head_optimizer if name == "head" else config.backbone_optimizer
+    return make_group(
+        name, variables, optimizer, schedule, step, config.weight_decay, config.momentum
+    )
+
+
+def _check_beginnings(plan: Plan, parts: Sequence[str]) -> None:
+    """Raises `UserError` where a part of the backbone would never begin to train."""
+    epochs = plan.epochs - plan.head_epochs
+    between = plan.unfreezing_steps // plan.steps_per_epoch
+    needed = (len(parts) - 1) * between + 1
+    if between and 0 < epochs < needed:
+        raise UserError(
+            f"gradual_unfreezing is {between} and epochs is {epochs}, but there are {len(parts)} "
+            f"stages to unfreeze, of which the last would begin with epoch {needed}; give at least "
+            f"--epochs={needed}, a smaller --gradual_unfreezing, or a later --unfreeze_from"
+        )
 
 
 def _of_head(config: TrainConfig, plan: Plan, is_alone: bool) -> Schedule | InTurn:
@@ -107,7 +131,7 @@ def _of_head(config: TrainConfig, plan: Plan, is_alone: bool) -> Schedule | InTu
     peak, shape, warmup = config.head_learning_rate, config.head_schedule, plan.warmup_steps
     if is_alone or plan.head_steps in (0, plan.steps):
         return Schedule(shape, peak, 0, plan.steps, warmup)
-    tuned = config.tuned_head_learning_rate or peak
+    tuned = config.tuned_head_learning_rate
     return InTurn(
         Schedule(shape, peak, 0, plan.head_steps, warmup),
         Schedule(shape, tuned, plan.head_steps, plan.steps, warmup),
@@ -130,6 +154,15 @@ def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list
         if variables:
             parts.append((f"backbone_{name}", variables))
     return parts[::-1]
+
+
+def feature_epochs(config: TrainConfig, plan: Plan, groups: Sequence[Group]) -> int:
+    """Returns how many epochs at the beginning need no more than a photo's pooled features.
+
+    They train the head alone, and show photos in a few views.
+    """
+    head_alone = len(groups) == 1 and not config.draws_without_end
+    return plan.epochs if head_alone else plan.head_epochs
 
 
 def follow_weights(config: TrainConfig, model: Wrapper) -> WeightAverages | None:

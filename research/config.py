@@ -23,6 +23,18 @@ SCHEDULES = ("constant", "cosine", "one_cycle", "staircase")
 WEIGHTS_BY_NAME = ("imagenet", "none")
 
 
+# What is not the user's to set with --hyperrule, and what else than a default a recipe may say.
+CHOSEN_BY_HYPERRULE: dict[str, object] = {
+    "epochs": None,
+    "head_epochs": 0,
+    "steps_per_epoch": None,
+    "head_schedule": None,
+    "backbone_schedule": None,
+    "warmup": None,
+    "mixup": None,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(settings.Validated):
     """Everything that decides a training run. Raises `UserError` when a value is not allowed."""
@@ -56,7 +68,9 @@ class TrainConfig(settings.Validated):
         1000, "photos that the next one is drawn from; 1 keeps the order", minimum=1
     )
     horizontal_flip: bool = settings.switch(
-        True, "mirror training photos left to right, one in two by chance, anew each epoch"
+        True,
+        "mirror training photos left to right, one in two by chance, anew each epoch; not for "
+        "writing, digits and what else is another thing in a mirror",
     )
     fixed_crops: bool = settings.switch(
         False,
@@ -77,7 +91,7 @@ class TrainConfig(settings.Validated):
     rand_augment: float = settings.strength(
         0.0,
         "change training photos by two random operations (rotate, shear, posterize, ...) of this "
-        "magnitude, 0 to 10",
+        "magnitude; 10 is the whole range, as 30 is in torchvision",
         maximum=10.0,
     )
     mixup: float = settings.strength(
@@ -121,7 +135,10 @@ class TrainConfig(settings.Validated):
         minimum=1,
     )
     early_stopping: int | None = settings.count(
-        None, "end the run after so many epochs without a lower validation loss", minimum=1
+        None,
+        "end the run after so many epochs without a lower validation loss, counted from where all "
+        "that is to be trained has begun; run_eval.py --checkpoint=best takes the least",
+        minimum=1,
     )
     hyperrule: bool = settings.switch(
         False,
@@ -131,8 +148,10 @@ class TrainConfig(settings.Validated):
     head_optimizer: str = settings.choice("adam", OPTIMIZERS, "optimizer of the new head")
     momentum: float = settings.strength(0.9, "momentum of the optimizer sgd", maximum=0.999999)
     head_learning_rate: float = settings.rate(3e-3, "learning rate of the new head")
-    tuned_head_learning_rate: float | None = settings.rate(
-        1e-4, "that of the head after --head_epochs, where the backbone is trained too"
+    tuned_head_learning_rate: float = settings.rate(
+        1e-4,
+        "that of the head after --head_epochs, where the backbone is trained too; with "
+        "--head_epochs=0 it is --head_learning_rate from the first step on",
     )
     head_schedule: str = settings.choice(
         "cosine",
@@ -313,9 +332,25 @@ class TrainConfig(settings.Validated):
                 "with which stages that are still frozen would change their statistics; give "
                 "--bn_mode=frozen"
             )
-        if self.hyperrule and (self.steps_per_epoch or self.mixup):
+        if self.hyperrule:
+            self._check_hyperrule()
+
+    def _check_hyperrule(self) -> None:
+        given = [
+            f"--{field.name}"
+            for field in dataclasses.fields(self)
+            if field.name in CHOSEN_BY_HYPERRULE
+            and getattr(self, field.name) not in (field.default, CHOSEN_BY_HYPERRULE[field.name])
+        ]
+        if given:
             raise UserError(
-                "hyperrule chooses steps and mixup; leave out --steps_per_epoch and --mixup"
+                f"hyperrule chooses by the number of photos what {' and '.join(given)} would set; "
+                f"leave out {'it' if len(given) == 1 else 'them'}, or hyperrule"
+            )
+        if self.trunk_cache in ("memory", "disk"):
+            raise UserError(
+                f"trunk_cache is {self.trunk_cache!r}, but hyperrule may choose mixup, which shows "
+                "each photo otherwise every time; give --trunk_cache=auto"
             )
 
     @property

@@ -88,8 +88,13 @@ def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics) 
     )
 
 
-def closing_lines(directory: RunDirectory) -> str:
-    """Returns the result of a finished run and the commands to go on with, ready to paste."""
+def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
+    """Returns the result of a finished run and the commands to go on with, ready to paste.
+
+    Args:
+      directory: of the run.
+      ended_early: its last epochs made it worse, so that the best checkpoint is what to evaluate.
+    """
     rows = directory.read_metrics()
     if not rows:
         return f"nothing left to do in {short_path(directory.path)}"
@@ -99,7 +104,8 @@ def closing_lines(directory: RunDirectory) -> str:
         f"\n{counted(rows[-1]['epoch'], 'epoch')} in {rows[-1]['seconds']:.0f} s; best after epoch "
         f"{best['epoch']}: validation loss {best['validation_loss']:.4f}, accuracy "
         f"{best['validation_accuracy']:.4f}\n\n"
-        f"evaluate:     python run_eval.py --ckpt_dir={path}\n"
+        f"evaluate:     python run_eval.py --ckpt_dir={path}"
+        f"{' --checkpoint=best' if ended_early else ''}\n"
         f"TensorBoard:  tensorboard --logdir={path}"
     )
 
@@ -108,7 +114,7 @@ def suggestions(sweeps: Sequence[Sweep], picture: Path) -> str:
     """Returns the learning rates found, and as flags, ready to paste."""
     lines = [f"{'group':<24}learning rate"]
     for sweep in sweeps:
-        found = f"{sweep.suggestion:.1e}" if sweep.suggestion else "the loss falls at none"
+        found = f"{sweep.suggestion:.1e}" if sweep.suggestion else f"none, {sweep.why_none}"
         lines.append(f"{sweep.group:<24}{found}")
     # Stages share one flag, that of the last one's rate.
     first = {sweep.group.partition(" ")[0]: sweep.suggestion for sweep in reversed(sweeps)}

@@ -16,7 +16,7 @@ from research.errors import UserError
 from research.evaluation import Evaluation
 from research.evaluator import Evaluator, open_photos
 from research.run_directory import RunDirectory, write_file
-from research.sources import Source
+from research.source import Source
 
 SECONDS_BETWEEN_LOOKS = 1.0
 

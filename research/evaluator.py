@@ -20,7 +20,8 @@ from research.examples import Examples
 from research.grad_cam import grad_cam
 from research.run_directory import RunDirectory, write_file
 from research.scores import Decisions, Predictions, confusion, of_classes, overall
-from research.sources import Source, open_source
+from research.source import Source
+from research.sources import open_source
 from research.summaries import EvaluationSummaries
 
 
@@ -197,10 +198,15 @@ def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | No
 
 
 def name_of(config: EvalConfig, split: str, checkpoint: str = "") -> str:
-    """Returns a name for what is evaluated, fit for a file: other data, checkpoint, split."""
+    """Returns a name for what is evaluated, fit for a file.
+
+    Of other data, the checkpoint, the split, and what photos are shown otherwise than the run says.
+    """
     other = os.path.basename(config.image_folder or config.dataset or "")
+    size = f"{config.image_size}px" if config.image_size else ""
+    mirror = {"on": "mirrored", "off": "unmirrored"}.get(config.mirror_averaging, "")
     return ".".join(
         "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in part)
-        for part in (other, checkpoint, split)
+        for part in (other, checkpoint, split, size, mirror)
         if part
     )

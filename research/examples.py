@@ -12,7 +12,7 @@ import numpy as np
 from research.decode import DamagedImageError, decode_image, oddities_ignored
 from research.parallel import in_parallel
 from research.rows import rows_of_size
-from research.sources import EncodedExample, Source
+from research.source import EncodedExample, Source
 
 CHUNK_BYTES = 2**21  # of pixels that a thread makes at a time
 

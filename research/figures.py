@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from research.errors import UserError
 from research.learner import Learner
-from research.logbook import Logbook
+from research.logbook import Records
 
 
 class TrainingDivergedError(UserError):
@@ -27,16 +27,18 @@ def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) 
         # Gradients that overflow once in a while are what the scale is for.
         figures = {tag: value for tag, value in figures.items() if math.isfinite(value)}
         scale, skipped_steps = loss_scale.read()
-        # Below 1 it would only shrink what is small already: then the loss itself is the trouble.
-        figures["loss_scale"] = scale if scale >= 1 else math.nan
+        figures["loss_scale"] = scale
         figures["skipped_steps"] = skipped_steps
     return figures
 
 
-def check_finite(step: int, logbook: Logbook, values: Mapping[str, float]) -> None:
-    """Raises `TrainingDivergedError` where a value is infinite or NaN."""
+def check_finite(step: int, logbook: Records, values: Mapping[str, float]) -> None:
+    """Raises `TrainingDivergedError` where a value is infinite or NaN, or float16 no longer helps.
+
+    A loss scale below 1 would only shrink what is small already: the loss itself is the trouble.
+    """
     for name, value in values.items():
-        if not math.isfinite(value):
+        if not math.isfinite(value) or (name == "loss_scale" and value < 1):
             last = logbook.last_checkpoint
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written"
             raise TrainingDivergedError(

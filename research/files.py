@@ -8,7 +8,11 @@ from pathlib import Path
 
 from research.decode import DamagedImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff")
+# Those that Pillow reads, and HEIC, so that a phone's photos are named as what cannot be used.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif"),
+)
 BYTES_AT_MOST = 2**28
 
 

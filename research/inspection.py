@@ -15,7 +15,7 @@ from research.decode import DamagedImageError, oddities_ignored
 from research.duplicates import PAIRS_AT_MOST, equal_groups, similar_pairs
 from research.fingerprints import Fingerprint, fingerprint
 from research.parallel import in_parallel
-from research.sources import SPLITS, EncodedExample, Source
+from research.source import SPLITS, EncodedExample, Source
 
 SAME_FILE, SAME_PIXELS, LOOKS_ALIKE = "same file", "same pixels", "looks alike"
 KINDS = (SAME_FILE, SAME_PIXELS, LOOKS_ALIKE)

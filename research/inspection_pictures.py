@@ -11,7 +11,7 @@ from research.inspection import Inspection, Photo
 from research.inspection_report import shorten
 from research.loader import DataLoader
 from research.pictures import photo_grid
-from research.sources import SPLITS, Source
+from research.source import SPLITS, Source
 
 PHOTOS = 20
 DUPLICATES = 12

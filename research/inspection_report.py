@@ -11,7 +11,7 @@ import numpy as np
 
 from research.duplicates import PAIRS_AT_MOST
 from research.inspection import KINDS, LOOKS_ALIKE, Duplicate, Inspection, Photo
-from research.sources import SPLITS
+from research.source import SPLITS
 
 WIDTH = 80
 MOST_SHOWN = 10  # of each kind of finding; the JSON has all

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from research import runtime
 from research.batches import Batch
+from research.builder import build_group
 from research.learner import Learner
 from research.loader import DataLoader
-from research.optimizers import make_group
 from research.preparation import Run
 from research.schedules import Rising
 from research.sweep import DIVERGED, Sweep, smooth, suggest_rate
@@ -37,31 +37,25 @@ def find_learning_rates(run: Run) -> list[Sweep]:
     for group in run.groups:
         before = [variable.numpy() for variable in network.model.variables]
         rising = Rising(LOWEST_RATE, HIGHEST_RATE, state.current_step, STEPS)
-        name = config.head_optimizer if group.name == "head" else config.backbone_optimizer
         with strategy.scope():
-            alone = make_group(
-                group.name,
-                group.variables,
-                name,
-                rising,
-                state.step,
-                config.weight_decay,
-                config.momentum,
-            )
+            alone = build_group(config, group.name, group.variables, rising, state.step)
         learner = Learner(strategy, network, (alone,), state, run.options)
-        sweeps.append(_sweep(learner, rising, batches))
+        sweeps.append(sweep_rates(learner, rising, batches))
         _restore(network.model, before)
     return sweeps
 
 
-def _sweep(learner: Learner, rising: Rising, batches: Iterator[Batch]) -> Sweep:
+def sweep_rates(learner: Learner, rising: Rising, batches: Iterator[Batch]) -> Sweep:
+    """Trains the learner's first group while its rate rises, until the loss has risen far."""
     rates: list[float] = []
     losses: list[float] = []
     for step in range(rising.first_step, rising.first_step + rising.steps):
         learner.state.tally.reset()
         learner.train_steps(batches, 1)
         sums = learner.state.tally.read()
-        loss = sums.loss / max(sums.weight, 1)
+        if not sums.weight:  # float16's gradients overflowed: nothing was learned from the batch
+            continue
+        loss = sums.loss / sums.weight
         if not math.isfinite(loss):
             break
         rates.append(float(rising(step)))

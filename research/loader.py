@@ -16,7 +16,8 @@ from research.batches import Preprocessing, Share, continued_order, make_batches
 from research.decode import DamagedImageError, decode_image, oddities_ignored
 from research.errors import UserError
 from research.examples import Examples, load_examples
-from research.sources import Source, TfdsSource
+from research.source import Source
+from research.sources import open_source
 
 
 def scale_to_unit(image: tf.Tensor) -> tf.Tensor:
@@ -61,7 +62,7 @@ class DataLoader:
     ) -> None:
         self.image_size = image_size
         self.batch_size = batch_size
-        self.source: Source = TfdsSource("cats_vs_dogs") if source is None else source
+        self.source: Source = source or open_source("cats_vs_dogs", None, None)
         self.preprocessing = preprocessing
         self.shuffle_size = shuffle_size
         self.steps_per_epoch = steps_per_epoch
@@ -138,11 +139,15 @@ class DataLoader:
             mirrored=self.mirror_averaging,
         )
 
+    def with_augmentation(self, augmentation: Augmentation | None) -> DataLoader:
+        """Returns a loader of the same photos in the same order that changes them otherwise."""
+        other = copy.copy(self)
+        other.augmentation = augmentation
+        return other
+
     def shown_plainly(self) -> DataLoader:
         """Returns a loader of the same photos that shows them in a few views only."""
-        other = copy.copy(self)
-        other.augmentation = self.augmentation.plain if self.augmentation else None
-        return other
+        return self.with_augmentation(self.augmentation.plain if self.augmentation else None)
 
     def views(self, split: str) -> int | None:
         """In how many ways photos are shown: in training by chance; None where without end."""

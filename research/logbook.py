@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import shlex
 from typing import Any
 
@@ -17,7 +18,60 @@ from research.run_directory import RunDirectory, write_file
 from research.summaries import Summaries
 
 
-class Logbook:
+class Records(abc.ABC):
+    """What is written down of a run: by one worker of a team; the others keep none."""
+
+    plan: Plan
+
+    @property
+    @abc.abstractmethod
+    def last_checkpoint(self) -> str | None:
+        """The path of the last complete checkpoint, None before the first."""
+
+    @abc.abstractmethod
+    def begin(self, config: TrainConfig, photos: DataLoader) -> None:
+        """Writes the settings and the grid of raw photos."""
+
+    @abc.abstractmethod
+    def resume(self, step: int, validated: bool = True) -> None:
+        """Takes up the records after a step, or from its validation on where that is to come.
+
+        Later rows will be written again.
+        """
+
+    @abc.abstractmethod
+    def make_histograms(self, every: int | None) -> Histograms | None:
+        """Returns what writes histograms every so many steps; None if they are not asked for."""
+
+    @abc.abstractmethod
+    def interval(self, step: int, interval: Interval, scalars: dict[str, float]) -> None:
+        """Writes the figures of the steps since the last interval to TensorBoard."""
+
+    @abc.abstractmethod
+    def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
+        """Prints and writes an epoch's figures.
+
+        Args:
+          step: updates made so far.
+          interval: the epoch's training steps that this process made, and the epoch's metrics.
+          validation: the metrics after the epoch.
+          seconds: time spent in the run so far, but for what was lost and done again.
+        """
+
+    @abc.abstractmethod
+    def save(self, step: int, best: bool = False, validated: bool = True) -> None:
+        """Writes a checkpoint; see `Checkpoints.save`."""
+
+    @abc.abstractmethod
+    def how_to_go_on(self, step: int) -> str:
+        """Says that a step is saved, and how to resume; as the end of a line."""
+
+    @abc.abstractmethod
+    def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
+        """Draws the training history and says how it went and what to do next."""
+
+
+class Logbook(Records):
     """Keeps the records of a run: terminal lines, checkpoints, metrics.jsonl, events, pictures.
 
     Args:
@@ -35,7 +89,6 @@ class Logbook:
         self._photos = 0
 
     def begin(self, config: TrainConfig, photos: DataLoader) -> None:
-        """Writes the settings and the grid of raw photos."""
         # A run killed between its first row and its first checkpoint begins again.
         self.directory.keep_metrics_until(0)
         self.directory.forget_result()
@@ -48,10 +101,6 @@ class Logbook:
         print(console.EPOCH_HEADER, flush=True)
 
     def resume(self, step: int, validated: bool = True) -> None:
-        """Takes up the records after a step, or from its validation on where that is to come.
-
-        Later rows will be written again.
-        """
         rows = self.directory.keep_metrics_until(step if validated else step - 1)
         self._photos = rows[-1].get("photos", 0) if rows else 0
         self.directory.forget_result()
@@ -59,29 +108,24 @@ class Logbook:
         print(console.EPOCH_HEADER, flush=True)
 
     def save(self, step: int, best: bool = False, validated: bool = True) -> None:
-        """Writes a checkpoint; see `Checkpoints.save`."""
         self.checkpoints.save(step, best, validated)
 
     def how_to_go_on(self, step: int) -> str:
-        """Says that a step is saved, and how to resume; as the end of a line."""
         path = shlex.quote(console.short_path(self.directory.path))
         return (
             f"; step {step:,} of {self.plan.steps:,} is saved: repeat the command with "
             f"--ckpt_dir={path} to go on"
         )
 
-    def write_histograms(self, every: int | None) -> Histograms | None:
-        """Returns what writes histograms every so many steps; None if they are not asked for."""
+    def make_histograms(self, every: int | None) -> Histograms | None:
         self.histograms = Histograms(self.summaries.files, every) if every else None
         return self.histograms
 
     @property
     def last_checkpoint(self) -> str | None:
-        """The path of the last complete checkpoint, None before the first."""
         return self.checkpoints.latest
 
     def interval(self, step: int, interval: Interval, scalars: dict[str, float]) -> None:
-        """Writes the figures of the steps since the last interval to TensorBoard."""
         speed = {
             "photos_per_second": interval.photos_per_second,
             "share_of_step_waiting_for_input": interval.waiting_share,
@@ -91,14 +135,6 @@ class Logbook:
             self.histograms.flush()
 
     def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
-        """Prints and writes an epoch's figures.
-
-        Args:
-          step: updates made so far.
-          interval: the epoch's training steps that this process made, and the epoch's metrics.
-          validation: the metrics after the epoch.
-          seconds: time spent in the run so far, but for what was lost and done again.
-        """
         epoch = step // self.plan.steps_per_epoch
         self.summaries.validation(step, validation)
         self._photos += round(interval.metrics.photos)
@@ -119,9 +155,9 @@ class Logbook:
         print(console.epoch_line(epoch, self.plan.epochs, interval, validation), flush=True)
 
     def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
-        """Draws the training history and says how it went and what to do next."""
         rows = self.directory.read_metrics()
-        if step < self.plan.steps:
+        ended_early = step < self.plan.steps
+        if ended_early:
             stalled = console.counted(epochs_without_gain, "epoch")
             print(f"\nnote: ended early, as the validation loss did not fall for {stalled}")
         self._picture("history", pictures.png(pictures.history(rows)), step)
@@ -131,7 +167,7 @@ class Logbook:
         if skipped_steps:
             steps = console.counted(skipped_steps, "step")
             print(f"\nnote: {steps} of {step:,} skipped, whose gradients overflowed in float16")
-        print(console.closing_lines(self.directory), flush=True)
+        print(console.closing_lines(self.directory, ended_early), flush=True)
 
     def _picture(self, tag: str, png: bytes, step: int) -> None:
         write_file(self.directory.pictures / f"{tag}.png", png)
@@ -149,8 +185,8 @@ def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-class SilentLogbook(Logbook):
-    """That of a worker that is not the chief: it keeps no records.
+class SilentLogbook(Records):
+    """What a worker that is not the chief keeps: nothing.
 
     Args:
       plan: the run's steps.
@@ -159,33 +195,30 @@ class SilentLogbook(Logbook):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def begin(self, config: TrainConfig, photos: DataLoader) -> None:
-        """Does nothing."""
-
-    def resume(self, step: int, validated: bool = True) -> None:
-        """Does nothing."""
-
-    def save(self, step: int, best: bool = False, validated: bool = True) -> None:
-        """Does nothing."""
-
-    def how_to_go_on(self, step: int) -> str:
-        """Says how to resume: the chief has saved the step."""
-        return f"; the chief saved step {step:,}: start all workers again to go on"
-
-    def write_histograms(self, every: int | None) -> Histograms | None:
-        """None: they are the chief's."""
-        return None
-
     @property
     def last_checkpoint(self) -> str | None:
-        """None: checkpoints are the chief's."""
+        return None
+
+    def begin(self, config: TrainConfig, photos: DataLoader) -> None:
+        pass
+
+    def resume(self, step: int, validated: bool = True) -> None:
+        pass
+
+    def make_histograms(self, every: int | None) -> Histograms | None:
         return None
 
     def interval(self, step: int, interval: Interval, scalars: dict[str, float]) -> None:
-        """Does nothing."""
+        pass
 
     def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
-        """Does nothing."""
+        pass
+
+    def save(self, step: int, best: bool = False, validated: bool = True) -> None:
+        pass
+
+    def how_to_go_on(self, step: int) -> str:
+        return f"; the chief saved step {step:,}: start all workers again to go on"
 
     def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
-        """Does nothing."""
+        pass

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from research.machine import processors
-from research.sources import EncodedExample
+from research.source import EncodedExample
 
 Result = TypeVar("Result")
 

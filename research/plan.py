@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 from research.config import TrainConfig
 from research.durations import count_steps
+
+
+class Position(NamedTuple):
+    """Where in its epochs a run stands.
+
+    Attributes:
+      epoch: from 0.
+      steps_done: updates made in it: all, where only its validation is to come.
+    """
+
+    epoch: int
+    steps_done: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +52,8 @@ class Plan:
         """All steps of the run."""
         return self.epochs * self.steps_per_epoch
 
-    def stop(self, step: int, *every: int | None) -> int:
-        """Returns the next step at which to stop for something that is due every so many steps.
+    def next_due(self, step: int, *every: int | None) -> int:
+        """Returns the next step after which something is due that is due every so many steps.
 
         Args:
           step: updates made so far.
@@ -53,9 +66,17 @@ class Plan:
             (step // number + 1) * number for number in (*every, self.steps_per_epoch) if number
         )
 
-    def position(self, step: int) -> tuple[int, int]:
-        """Returns the epoch, from 0, and the batch in it that come after `step` updates."""
-        return divmod(step, self.steps_per_epoch)
+    def position(self, step: int, awaits_validation: bool = False) -> Position:
+        """Returns where a run goes on after `step` updates.
+
+        Args:
+          step: updates made so far.
+          awaits_validation: whether steps were made since the last validation.
+        """
+        epoch, done = divmod(step, self.steps_per_epoch)
+        if done == 0 and awaits_validation:
+            return Position(epoch - 1, self.steps_per_epoch)
+        return Position(epoch, done)
 
 
 def make_plan(config: TrainConfig, photos: int) -> Plan:

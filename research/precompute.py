@@ -36,7 +36,7 @@ BATCH_SIZE = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Feed:
-    """What some epochs compute with, and what they take."""
+    """What some epochs compute with, and the photos that they take; itself a key, by identity."""
 
     network: Network
     loader: DataLoader
@@ -47,12 +47,18 @@ class Feeds:
     """What the epochs of a run take.
 
     Attributes:
-      head: of those that train the head alone.
-      all: of those that train the unfrozen layers too.
+      features_until: how many epochs at the beginning could be trained from features.
+      head: what those take.
+      whole: what the epochs after them take.
     """
 
+    features_until: int
     head: Feed
-    all: Feed
+    whole: Feed
+
+    def for_epoch(self, epoch: int) -> Feed:
+        """Returns what an epoch takes, counted from 0."""
+        return self.head if epoch < self.features_until else self.whole
 
 
 def bytes_a_photo(parts: SplitBackbone) -> int:
@@ -88,7 +94,8 @@ class FrozenLayers:
       network: what the steps would compute with otherwise.
       photos: the run's photos.
       plan: its steps.
-      head_epochs: how many of its epochs train the head alone.
+      features_until: how many epochs at its beginning need no more of a photo than the pooled
+        features of the backbone, as they train the head alone, on a few views.
       devices: how many share a step.
     """
 
@@ -98,14 +105,14 @@ class FrozenLayers:
         network: Network,
         photos: DataLoader,
         plan: Plan,
-        head_epochs: int,
+        features_until: int,
         devices: int = 1,
     ) -> None:
         self._config = config
         self._network = network
         self._photos = photos
         self._plan = plan
-        self._head_epochs = head_epochs
+        self._features_until = features_until
         self._devices = devices
         self._folder = Path(config.cache_dir or _default_folder())
         self._store = CacheStore(self._folder)
@@ -134,13 +141,13 @@ class FrozenLayers:
             return Phase(given, kept, epochs, visits, size, spared, other, self._devices)
 
         phases = []
-        if self._head_epochs < plan.epochs and step < plan.steps:
+        if self._features_until < plan.epochs and step < plan.steps:
             # First, as features can be made from activations.
-            tuned, size = plan.epochs - self._head_epochs, bytes_a_photo(parts)
+            tuned, size = plan.epochs - self._features_until, bytes_a_photo(parts)
             phases.append(phase("activations", tuned, size, parts.trunk_cost))
-        if step < self._head_epochs * plan.steps_per_epoch:
+        if step < self._features_until * plan.steps_per_epoch:
             size = 4 * self._network.model.head.kernel.shape[0]
-            phases.append(phase("features", self._head_epochs, size, whole))
+            phases.append(phase("features", self._features_until, size, whole))
         return phases
 
     def choose(self, step: int, cached: Mapping[str, bool] | None) -> list[Choice]:
@@ -190,7 +197,7 @@ class FrozenLayers:
                 whole = head = self._keep(whole, choice)
             else:
                 head = self._keep(head, choice)
-        return Feeds(head=head, all=whole)
+        return Feeds(self._features_until, head, whole)
 
     def _shown(self, given: str) -> DataLoader:
         """Returns the photos as the epochs that could be given this show them."""

@@ -18,7 +18,7 @@ from research.examples import load_examples
 from research.files import image_files
 from research.printable import printable
 from research.scores import Predictions
-from research.sources import EncodedExample, read_example
+from research.source import EncodedExample, read_example
 
 BATCHES_A_CHUNK = 16
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,6 +15,7 @@ from research.builder import (
     BuiltNetwork,
     augmentation_of,
     build_network,
+    feature_epochs,
     follow_weights,
     make_groups,
     make_loader,
@@ -27,14 +29,14 @@ from research.errors import UserError
 from research.hyperrule import follow_hyperrule
 from research.learner import StepOptions
 from research.loader import DataLoader
-from research.logbook import Logbook, SilentLogbook
+from research.logbook import Logbook, Records, SilentLogbook
 from research.machine import free_memory
 from research.optimizers import Group
-from research.plan import Plan, make_plan
+from research.plan import Plan, Position, make_plan
 from research.precompute import Feeds, FrozenLayers
 from research.run_directory import RunDirectory
 from research.run_state import RunState, make_checkpoint, variables_of
-from research.sources import Source
+from research.source import Source
 from research.team import Team
 
 
@@ -43,7 +45,8 @@ class Run:
     """What is trained, on what and for how long: all that is built before the first step.
 
     Attributes:
-      config: the settings.
+      requested: the settings as they were given.
+      config: the settings as they are followed: `requested`, but for what the HyperRule chooses.
       team: who trains.
       built: the network.
       photos: what it is trained on.
@@ -52,10 +55,10 @@ class Run:
       state: the clock and sums.
       averages: of the weights, None where none are kept.
       frozen: the layers that never change.
-      features_until: the epoch until which the head is trained from features.
       options: how steps are computed.
     """
 
+    requested: TrainConfig
     config: TrainConfig
     team: Team
     built: BuiltNetwork
@@ -65,35 +68,57 @@ class Run:
     state: RunState
     averages: WeightAverages | None
     frozen: FrozenLayers
-    features_until: int
     options: StepOptions
 
+    @property
+    def position(self) -> Position:
+        """Where to go on."""
+        return self.plan.position(self.state.current_step, self.state.within_epoch)
 
-def set_up(config: TrainConfig, team: Team, source: Source) -> Run:
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are trained, or the validation loss no longer falls."""
+        patience = self.config.early_stopping
+        stalled = patience is not None and int(self.state.epochs_without_gain.numpy()) >= patience
+        return stalled or self.position.epoch >= self.plan.epochs
+
+    @property
+    def chosen_by_hyperrule(self) -> dict[str, Any]:
+        """The settings that are followed otherwise than they were given."""
+        requested, followed = map(dataclasses.asdict, (self.requested, self.config))
+        return {name: value for name, value in followed.items() if requested[name] != value}
+
+    def counts_for_early_stopping(self, epoch: int) -> bool:
+        """Tells whether all that is to be trained was trained in an epoch."""
+        last_beginning = max(group.schedule.first_step for group in self.groups)
+        return epoch * self.plan.steps_per_epoch >= last_beginning
+
+
+def set_up(requested: TrainConfig, team: Team, source: Source) -> Run:
     """Builds what a config describes, on this process's devices."""
     strategy = team.strategy
     replicas = strategy.num_replicas_in_sync
-    xla = runtime.resolve_xla(config, replicas)
+    xla = runtime.resolve_xla(requested, replicas)
     with strategy.scope():
-        built = build_network(config, len(source.class_names))
+        built = build_network(requested, len(source.class_names))
     with team.chief_first():
         source.count("train")  # prepares a data set that is not there yet
-    check_memory(config, built, source)
-    photos = make_loader(config, source, built)
-    rules = follow_hyperrule(config, photos.num_train_examples)
-    photos.augmentation = augmentation_of(rules)
-    plan = make_plan(rules, photos.num_train_examples)
+    check_memory(requested, built, source)
+    photos = make_loader(requested, source, built)
+    config = follow_hyperrule(requested, photos.num_train_examples)
+    photos = photos.with_augmentation(augmentation_of(config))
+    plan = make_plan(config, photos.num_train_examples)
     check_traced_steps(config, plan)
     with strategy.scope():
         state = RunState()
-        groups = make_groups(rules, built.network.model, state.step, plan)
+        groups = make_groups(config, built.network.model, state.step, plan)
         averages = follow_weights(config, built.network.model)
-    head_alone = len(groups) == 1 and not rules.draws_without_end
-    features_until = plan.epochs if head_alone else plan.head_epochs
+    features_until = feature_epochs(config, plan, groups)
     frozen = FrozenLayers(config, built.network, photos, plan, features_until, replicas)
     loss = make_loss(config, photos)
     options = StepOptions(config.accumulate_steps, config.clip_norm, xla, loss)
     return Run(
+        requested,
         config,
         team,
         built,
@@ -103,14 +128,13 @@ def set_up(config: TrainConfig, team: Team, source: Source) -> Run:
         state,
         averages,
         frozen,
-        features_until,
         options,
     )
 
 
 def begin_or_resume(
     run: Run, directory: RunDirectory | None, resuming: bool
-) -> tuple[Logbook, Feeds, bool]:
+) -> tuple[Records, Feeds, bool]:
     """Brings all workers to where the chief stands, and runs the frozen layers.
 
     Returns:
@@ -127,18 +151,23 @@ def begin_or_resume(
             cached = directory.read_data().get("cached")
             # Restored first: what the trunk computes is to come from the weights that go on.
             resumed = checkpoints.restore_latest()
-    choices = run.frozen.choose(run.state.current_step, cached) if directory else []
-    kept = {choice.phase.given: choice.decision.place is not None for choice in choices}
-    chief = team.chiefs_word({"data": data, "resumed": resumed, "kept": kept})
+    choices = (
+        run.frozen.choose(run.state.current_step, cached)
+        if directory and not run.is_finished
+        else []
+    )
+    cached_now = {choice.phase.given: choice.decision.place is not None for choice in choices}
+    chief = team.chiefs_word({"data": data, "resumed": resumed, "cached": cached_now})
     check_data(data, chief["data"])
     team.copy_from_chief(variables_of(model, run.groups, run.state, run.averages))
-    if not directory:
-        choices = run.frozen.choose(run.state.current_step, chief["kept"])
+    if not directory and not run.is_finished:
+        choices = run.frozen.choose(run.state.current_step, chief["cached"])
     feeds = run.frozen.run(choices)
     if directory is None or checkpoints is None:
         return SilentLogbook(run.plan), feeds, chief["resumed"]
     if not resuming:
-        directory.create(run.config, run.photos.class_names, {**data, "cached": kept}, listed)
+        data = {**data, "cached": cached_now, "chosen_by_hyperrule": run.chosen_by_hyperrule}
+        directory.create(run.requested, run.photos.class_names, data, listed)
     return Logbook(directory, run.plan, checkpoints), feeds, resumed
 
 

@@ -17,15 +17,15 @@ class StepProfiler:
 
     Args:
       steps: numbers of the steps to trace, counted from 1; may be empty.
-      folder: where TensorBoard looks for event files.
+      folder: where TensorBoard looks for event files; None where there are no steps to trace.
     """
 
-    def __init__(self, steps: range, folder: Path) -> None:
+    def __init__(self, steps: range, folder: Path | None) -> None:
         self._steps = steps
         self._folder = folder
         self._first: int | None = None
 
-    def stop(self, step: int, planned: int) -> int:
+    def limit(self, step: int, planned: int) -> int:
         """Returns up to where to go on in one go after `step`: traced steps are made one by one."""
         if step + 1 in self._steps:
             return step + 1

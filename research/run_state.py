@@ -23,7 +23,8 @@ class RunState:
       loss_scale: for float16.
       tally: the training sums of the epoch under way.
       best_loss: the least validation loss so far, infinite before the first.
-      epochs_without_gain: int64, how many epochs of fine-tuning ago that was.
+      epochs_without_gain: int64, how many epochs ago that was, of those that early stopping
+        counts.
       seconds: time spent so far, over all resumptions, from when the network is built: running
         the frozen layers beforehand, validation and checkpoints are in it. What was lost with a
         kill is not: it goes back with the other values.
@@ -53,20 +54,34 @@ class RunState:
         """Whether steps were made since the last validation."""
         return self.tally.read().weight > 0
 
+    def note_validation(self, loss: float, counts: bool) -> bool:
+        """Remembers a validation loss, and tells whether it is the least so far.
+
+        Args:
+          loss: in nats.
+          counts: whether early stopping counts an epoch without a lower one.
+        """
+        is_best = loss < float(self.best_loss.numpy())
+        if is_best:
+            self.best_loss.assign(loss)
+            self.epochs_without_gain.assign(0)
+        elif counts:
+            self.epochs_without_gain.assign_add(1)
+        return is_best
+
     @property
-    def variables(self) -> list[tf.Variable]:
-        """All that is remembered."""
-        scale = self.loss_scale
-        return [
-            self.step,
-            self.tally.variable,
-            self.best_loss,
-            self.epochs_without_gain,
-            self.seconds,
-            scale.scale,
-            scale.good_steps,
-            scale.skipped_steps,
-        ]
+    def variables(self) -> dict[str, tf.Variable]:
+        """All that is remembered, by its name in a checkpoint."""
+        return {
+            "step": self.step,
+            "tally": self.tally.variable,
+            "best_loss": self.best_loss,
+            "epochs_without_gain": self.epochs_without_gain,
+            "seconds": self.seconds,
+            "loss_scale": self.loss_scale.scale,
+            "good_steps": self.loss_scale.good_steps,
+            "skipped_steps": self.loss_scale.skipped_steps,
+        }
 
     @property
     def current_step(self) -> int:
@@ -93,15 +108,8 @@ def make_checkpoint(
     return tf.train.Checkpoint(
         model=model,
         random_counters=counters,
-        step=state.step,
-        tally=state.tally.variable,
         averages=averages.variables if averages else [],
-        best_loss=state.best_loss,
-        epochs_without_gain=state.epochs_without_gain,
-        seconds=state.seconds,
-        loss_scale=state.loss_scale.scale,
-        good_steps=state.loss_scale.good_steps,
-        skipped_steps=state.loss_scale.skipped_steps,
+        **state.variables,
         **optimizers,
     )
 
@@ -117,5 +125,5 @@ def variables_of(
         *(variable.value for variable in model.variables),
         *(variable.value for group in groups for variable in group.optimizer.variables),
         *(averages.variables if averages else ()),
-        *state.variables,
+        *state.variables.values(),
     ]

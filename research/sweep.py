@@ -9,6 +9,7 @@ import numpy as np
 
 MEMORY = 0.9  # the share of itself that the smoothed loss keeps in a step
 UNSETTLED = 10  # steps in which few losses are in the average
+FEWEST = UNSETTLED + 3  # steps that a suggestion takes
 DIVERGED = 4.0  # times the least loss so far
 
 
@@ -27,6 +28,13 @@ class Sweep:
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     suggestion: float | None
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no suggestion, in a few words."""
+        if len(self.rates) < FEWEST:
+            return f"as the loss rose far or became infinite within {len(self.rates) + 1} steps"
+        return "as the loss does not fall"
 
 
 def smooth(losses: Sequence[float]) -> tuple[float, ...]:
@@ -48,7 +56,7 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | Non
     Returns:
       None where the loss does not fall.
     """
-    if len(losses) < UNSETTLED + 3:
+    if len(losses) < FEWEST:
         return None
     settled, among = np.asarray(losses[UNSETTLED:]), rates[UNSETTLED:]
     lowest = int(np.argmin(settled))

@@ -20,15 +20,15 @@ from research.interruption import Interrupted, deferred
 from research.learner import Learner
 from research.learning_rate_finder import find_learning_rates
 from research.loader import DataLoader
-from research.logbook import Logbook
-from research.meter import Meter
-from research.plan import Plan
+from research.logbook import Records
+from research.meter import Interval, Meter
+from research.metrics import Metrics
 from research.precompute import Feed
-from research.preparation import begin_or_resume, set_up
+from research.preparation import Run, begin_or_resume, set_up
 from research.profiler import StepProfiler
 from research.run_directory import RunDirectory, find_run, write_file
-from research.run_state import RunState
-from research.sources import Source, open_source
+from research.source import Source
+from research.sources import open_source
 from research.team import Team
 
 
@@ -59,10 +59,10 @@ def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | N
             "workers; unset it, or give --distribution=none"
         )
     team = runtime.start(config, cluster)
-    if config.find_learning_rate:
-        suggest_learning_rates(config, team, directory, source)
-        return None
     try:
+        if config.find_learning_rate:
+            suggest_learning_rates(config, team, directory, source)
+            return None
         if directory and resuming:
             directory.lock.acquire()
         with team.watching():
@@ -105,36 +105,39 @@ def train_together(
         flush=True,
     )
     logbook, feeds, resumed = begin_or_resume(run, directory, resuming)
-    plan, state = run.plan, run.state
-
-    histograms = logbook.write_histograms(config.histogram_every)
+    histograms = logbook.make_histograms(config.histogram_every)
 
     @functools.cache
-    def learner_of(feed: Feed, trained: int) -> Learner:
-        groups = run.groups[:trained]
+    def learner_of(feed: Feed, begun: int) -> Learner:
         return Learner(
-            team.strategy, feed.network, groups, state, run.options, run.averages, histograms
+            team.strategy,
+            feed.network,
+            run.groups[:begun],
+            run.state,
+            run.options,
+            run.averages,
+            histograms,
         )
 
     if resumed:
-        _, start = next_position(plan, state)
-        logbook.resume(state.current_step, validated=start < plan.steps_per_epoch)
+        validated = run.position.steps_done < run.plan.steps_per_epoch
+        logbook.resume(run.state.current_step, validated)
     else:
-        logbook.begin(config, run.photos)
+        logbook.begin(run.config, run.photos)
     traced_steps = parse_steps(config.profile_steps) if directory else range(0)
-    profiler = StepProfiler(traced_steps, directory.events / "train" if directory else Path())
+    profiler = StepProfiler(traced_steps, directory.events / "train" if directory else None)
     with deferred() as request:
         ending = Ending(team, request)
-        while not is_finished(config, plan, state):
-            epoch, _ = next_position(plan, state)
-            feed = feeds.head if epoch < run.features_until else feeds.all
-            first = epoch * plan.steps_per_epoch
+        while not run.is_finished:
+            epoch = run.position.epoch
+            feed = feeds.for_epoch(epoch)
+            first = epoch * run.plan.steps_per_epoch
             begun = sum(group.schedule.first_step <= first for group in run.groups)
-            learner = learner_of(feed, begun)
             with collected():
-                train_epoch(config, learner, feed.loader, plan, logbook, profiler, ending)
-        stalled = int(state.epochs_without_gain.numpy())
-        logbook.end(state.current_step, state.loss_scale.read().skipped_steps, stalled)
+                train_epoch(run, learner_of(feed, begun), feed.loader, logbook, profiler, ending)
+        stalled = int(run.state.epochs_without_gain.numpy())
+        skipped = run.state.loss_scale.read().skipped_steps
+        logbook.end(run.state.current_step, skipped, stalled)
 
 
 def suggest_learning_rates(
@@ -149,31 +152,11 @@ def suggest_learning_rates(
     print(console.suggestions(sweeps, file), flush=True)
 
 
-def next_position(plan: Plan, state: RunState) -> tuple[int, int]:
-    """Returns the epoch, from 0, and the batch in it to go on with.
-
-    Behind an epoch's last batch stands a run that was interrupted before its validation.
-    """
-    epoch, start = plan.position(state.current_step)
-    if start == 0 and state.within_epoch:
-        return epoch - 1, plan.steps_per_epoch
-    return epoch, start
-
-
-def is_finished(config: TrainConfig, plan: Plan, state: RunState) -> bool:
-    """Tells whether all epochs are trained, or the validation loss no longer falls."""
-    epoch, _ = next_position(plan, state)
-    patience = config.early_stopping
-    stalled = patience is not None and int(state.epochs_without_gain.numpy()) >= patience
-    return stalled or epoch >= plan.epochs
-
-
 def train_epoch(
-    config: TrainConfig,
+    run: Run,
     learner: Learner,
     loader: DataLoader,
-    plan: Plan,
-    logbook: Logbook,
+    logbook: Records,
     profiler: StepProfiler,
     ending: Ending,
 ) -> None:
@@ -183,27 +166,57 @@ def train_epoch(
       TrainingDivergedError: before anything that is not finite was saved.
       Interrupted: after everything was saved.
     """
-    state = learner.state
+    state, epoch = run.state, run.position.epoch
+    trained = train_steps_of_epoch(run, learner, loader, logbook, profiler, ending)
+    learner.average_statistics()
+    validation = validate(learner, loader, logbook, ending)
     step = state.current_step
-    epoch, start = next_position(plan, state)
-    end = (epoch + 1) * plan.steps_per_epoch
-    training = iter(
+    state.count_seconds()
+    logbook.epoch(step, trained, validation, state.seconds.numpy())
+    state.tally.reset()
+    is_best = state.note_validation(validation.loss, run.counts_for_early_stopping(epoch))
+    logbook.save(step, is_best)
+    number = ending.signal(all_ask=True)
+    if number and not run.is_finished:
+        raise Interrupted(number, logbook.how_to_go_on(step))
+
+
+def train_steps_of_epoch(
+    run: Run,
+    learner: Learner,
+    loader: DataLoader,
+    logbook: Records,
+    profiler: StepProfiler,
+    ending: Ending,
+) -> Interval:
+    """Makes the steps that are left of an epoch.
+
+    Returns:
+      The speed of the steps made here, and the metrics of all of the epoch.
+
+    Raises:
+      TrainingDivergedError: before anything that is not finite was saved.
+      Interrupted: after the step was saved.
+    """
+    plan, state, every = run.plan, run.state, run.config.checkpoint_every
+    step, (epoch, start) = state.current_step, run.position
+    begin, end = epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch
+    batches = iter(
         runtime.share_out(
             lambda share: loader.epoch_batches(epoch, start, share),
             learner.strategy,
-            config.accumulate_steps,
+            run.config.accumulate_steps,
         )
     )
     meter = Meter(state.tally.read())
     with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
         while step < end:
-            every = (learner.steps_an_interval, config.checkpoint_every)
-            stop = profiler.stop(step, plan.stop(step, *every))
-            with profiler.traced(stop):
-                done = learner.train_steps(training, stop - step, ending.is_asked)
+            pause = profiler.limit(step, plan.next_due(step, learner.steps_an_interval, every))
+            with profiler.traced(pause):
+                done = learner.train_steps(batches, pause - step, ending.is_asked)
             step += done.number
             meter.waited(done.waiting_seconds)
-            saving = config.checkpoint_every is not None and step % config.checkpoint_every == 0
+            saving = every is not None and step % every == 0
             due = step % learner.steps_an_interval == 0 or step == end
             if not (due or saving or ending.is_asked()):
                 continue  # fetching figures makes the host wait for the device
@@ -211,7 +224,7 @@ def train_epoch(
             figures = read_scalars(learner, step, done.scalars)
             check_finite(step, logbook, {"loss": sums.loss, **figures})
             logbook.interval(step, meter.interval(sums), figures)
-            progress.show(step - (epoch * plan.steps_per_epoch), meter.epoch(sums))
+            progress.show(step - begin, meter.epoch(sums))
             number = ending.signal(all_ask=due)
             if (saving or number) and step < end:  # the last step's follows the validation
                 learner.average_statistics()
@@ -219,9 +232,17 @@ def train_epoch(
                 logbook.save(step)
                 if number:
                     raise Interrupted(number, logbook.how_to_go_on(step))
+    return meter.epoch(state.tally.read())
 
-    trained = meter.epoch(state.tally.read())
-    learner.average_statistics()
+
+def validate(learner: Learner, loader: DataLoader, logbook: Records, ending: Ending) -> Metrics:
+    """Returns the metrics of the validation split.
+
+    Raises:
+      TrainingDivergedError: the loss is infinite or NaN.
+      Interrupted: after the steps before it were saved.
+    """
+    state, step = learner.state, learner.state.current_step
     batches = runtime.share_out(
         lambda share: loader.split_batches("validation", share), learner.strategy
     )
@@ -232,16 +253,4 @@ def train_epoch(
         logbook.save(step, validated=False)
         raise Interrupted(interrupted.number, logbook.how_to_go_on(step)) from None
     check_finite(step, logbook, {"validation loss": validation.loss})
-    state.count_seconds()
-    logbook.epoch(step, trained, validation, state.seconds.numpy())
-    state.tally.reset()
-    best = validation.loss < state.best_loss.numpy()
-    if best:
-        state.best_loss.assign(validation.loss)
-        state.epochs_without_gain.assign(0)
-    elif epoch >= plan.head_epochs:
-        state.epochs_without_gain.assign_add(1)
-    logbook.save(step, best)
-    number = ending.signal(all_ask=True)
-    if number and not is_finished(config, plan, state):
-        raise Interrupted(number, logbook.how_to_go_on(step))
+    return validation

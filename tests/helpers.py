@@ -18,9 +18,9 @@ from research.builder import build_network
 from research.checkpoint import Checkpoints
 from research.config import TrainConfig
 from research.examples import load_examples
+from research.folder_source import FolderSource
 from research.run_directory import RunDirectory
 from research.sketches import sketch_jpeg
-from research.sources import FolderSource
 
 ROOT = Path(__file__).resolve().parents[1]
 

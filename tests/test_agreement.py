@@ -8,8 +8,8 @@ import pytest
 
 from research.agreement import check_data, describe_data, list_photos
 from research.errors import UserError
+from research.folder_source import FolderSource
 from research.loader import DataLoader
-from research.sources import FolderSource
 
 
 def photos_in(folder) -> DataLoader:

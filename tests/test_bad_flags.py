@@ -85,7 +85,9 @@ def test_what_the_trial_found_once(flags, expected, tmp_path, monkeypatch):
     [
         ("run_train.py", "--fixed_crops --random_crop_area=0.5", "one kind of crop"),
         ("run_train.py", "--gradual_unfreezing=1 --bn_mode=train", "give --bn_mode=frozen"),
-        ("run_train.py", "--hyperrule --steps_per_epoch=3", "leave out --steps_per_epoch"),
+        ("run_train.py", "--hyperrule --steps_per_epoch=3", "what --steps_per_epoch would set"),
+        ("run_train.py", "--hyperrule --epochs=3 --mixup=1", "leave out them, or hyperrule"),
+        ("run_train.py", "--hyperrule --trunk_cache=memory", "give --trunk_cache=auto"),
         ("run_train.py", "--trunk_cache=disk --mixup=0.2", "give --trunk_cache=auto"),
         ("run_train.py", "--epochs=0 --head_epochs=0", "at least one epoch"),
         ("run_train.py", "--image_size=4096 --evaluation_scale=2", "expected 32 to 4096"),

@@ -9,6 +9,7 @@ import pytest
 
 from research.builder import augmentation_of, make_loss
 from research.config import TrainConfig
+from research.errors import UserError
 from tests.learners import CONFIG, feed, make_learner, model_of, some_photos
 
 STAGES = dataclasses.replace(CONFIG, unfreeze_from="stage1", stage_decay=0.5)
@@ -62,6 +63,16 @@ def test_gradual_unfreezing_begins_one_stage_after_another():
         "backbone_stage2": 9,
         "backbone_stage1": 15,
     }
+
+
+def test_stages_that_would_never_begin_are_refused():
+    config = dataclasses.replace(
+        CONFIG, unfreeze_from="stage1", gradual_unfreezing=2, head_epochs=1, epochs=4
+    )
+    with pytest.raises(UserError, match="give at least --epochs=5"):
+        make_learner(config, photos=24)
+    assert make_learner(dataclasses.replace(config, epochs=5), photos=24)
+    assert make_learner(dataclasses.replace(config, epochs=0), photos=24)  # the head alone
 
 
 def test_augmentation_comes_from_the_settings():

@@ -20,11 +20,11 @@ from research.commands import EvalConfig
 from research.comparison import comparison_table, difference
 from research.errors import UserError
 from research.evaluate import evaluate, new_checkpoints
+from research.folder_source import FolderSource
 from research.loader import DataLoader
 from research.run_directory import RunDirectory
 from research.scores import Predictions
 from research.sketches import sketch_jpeg
-from research.sources import FolderSource
 from tests.helpers import make_run
 
 

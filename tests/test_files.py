@@ -12,8 +12,9 @@ import pytest
 from research.errors import UserError
 from research.examples import load_examples
 from research.files import BYTES_AT_MOST
+from research.folder_source import FolderSource
 from research.printable import printable
-from research.sources import SPLITS, FolderSource
+from research.source import SPLITS
 from tests.helpers import draw_photos
 
 

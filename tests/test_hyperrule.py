@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from research.config import TrainConfig
+from research.errors import UserError
 from research.hyperrule import follow_hyperrule
 
 
@@ -27,3 +28,9 @@ def test_the_number_of_photos_decides(photos, updates, warmup, mixup):
 def test_nothing_changes_unless_it_is_asked_for():
     config = TrainConfig()
     assert follow_hyperrule(config, 1_600) is config
+
+
+def test_what_the_rule_chooses_cannot_be_given_too():
+    assert TrainConfig(hyperrule=True, head_epochs=0)  # as its recipe says
+    with pytest.raises(UserError, match="what --warmup would set"):
+        TrainConfig(hyperrule=True, warmup="3steps")

@@ -9,9 +9,9 @@ import tensorflow as tf
 from research.augmentation import Augmentation
 from research.batches import epoch_order
 from research.errors import UserError
+from research.folder_source import FolderSource
 from research.loader import DataLoader
 from research.runtime import share_out
-from research.sources import FolderSource
 from tests.helpers import draw_photos
 
 

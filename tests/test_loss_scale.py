@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import keras
@@ -11,8 +12,12 @@ import pytest
 import tensorflow as tf
 
 from research import loss_scale, runtime
-from research.figures import read_scalars
+from research.figures import TrainingDivergedError, check_finite, read_scalars
+from research.learning_rate_finder import sweep_rates
+from research.logbook import SilentLogbook
 from research.loss_scale import LossScale
+from research.plan import make_plan
+from research.schedules import Rising
 from tests.learners import (
     CONFIG,
     feed,
@@ -94,6 +99,17 @@ def test_the_head_and_the_loss_are_float32(precision):
     assert learner.state.tally.variable.dtype == tf.float64
 
 
+def test_a_skipped_step_is_no_loss_to_the_learning_rate_finder(float16):
+    learner = make_learner(SMALL)
+    learner.state.loss_scale.scale.assign(2.0**30)  # halved until gradients no longer overflow
+    batches = itertools.cycle(feed(learner, some_photos(16), 8))
+    sweep = sweep_rates(learner, Rising(1e-7, 1e-6, 0, 24), batches)
+    skipped = learner.state.loss_scale.read().skipped_steps
+    assert skipped > 5
+    assert len(sweep.rates) == 24 - skipped
+    assert min(sweep.losses) > 0.3
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("xla", [False, True])
 def test_an_overflow_on_one_device_skips_the_step_on_all(float16, replicas, xla):
@@ -165,8 +181,11 @@ def test_a_scale_that_finds_no_end_is_a_divergence():
     figures = read_scalars(learner, 1, norm)
     assert "gradient_norm/head" not in figures
     assert figures["loss_scale"] == 2.0**15
+    logbook = SilentLogbook(make_plan(SMALL, 24))
+    check_finite(1, logbook, figures)
     learner.state.loss_scale.scale.assign(0.5)
-    assert np.isnan(read_scalars(learner, 1, norm)["loss_scale"])
+    with pytest.raises(TrainingDivergedError, match="the loss_scale became 0"):
+        check_finite(1, logbook, read_scalars(learner, 1, norm))
 
 
 def test_other_formats_have_no_scale():

@@ -28,9 +28,9 @@ def test_position_of_a_step():
 
 def test_steps_go_on_to_what_is_due_next_and_at_most_to_the_end_of_the_epoch():
     plan = make_plan(TrainConfig(batch_size=8, head_epochs=0, epochs=3), photos=8 * 25)
-    assert [plan.stop(step, 10, None) for step in (0, 9, 10, 20, 24, 25)] == [
+    assert [plan.next_due(step, 10, None) for step in (0, 9, 10, 20, 24, 25)] == [
         *(10, 10, 20, 25),
         *(25, 30),
     ]
-    assert plan.stop(0, 100, 7) == 7
-    assert plan.stop(24, 100, 7) == 25
+    assert plan.next_due(0, 100, 7) == 7
+    assert plan.next_due(24, 100, 7) == 25

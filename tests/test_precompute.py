@@ -15,9 +15,10 @@ from research import runtime
 from research.augmentation import Augmentation
 from research.backbone import stage_starts
 from research.backbones import find_backbone
-from research.builder import make_groups
+from research.builder import feature_epochs, make_groups
 from research.config import TrainConfig
 from research.errors import UserError
+from research.folder_source import FolderSource
 from research.learner import Learner
 from research.loader import DataLoader, scale_to_unit
 from research.model import Wrapper, freeze_below
@@ -25,7 +26,6 @@ from research.plan import make_plan
 from research.precompute import FrozenLayers, bytes_a_photo
 from research.residual import build_small_resnet
 from research.run_state import RunState
-from research.sources import FolderSource
 from research.split import split_backbone
 from research.steps import Network
 from tests.learners import CONFIG as SETTINGS
@@ -115,15 +115,15 @@ def train(network, photos, config=CONFIG, strategy=None):
     state = RunState()
     plan = make_plan(config, photos.num_train_examples)
     groups = make_groups(config, network.model, state.step, plan)
-    head_epochs = plan.head_epochs if len(groups) > 1 else plan.epochs
+    features_until = feature_epochs(config, plan, groups)
     devices = strategy.num_replicas_in_sync
-    frozen = FrozenLayers(config, network, photos, plan, head_epochs, devices)
+    frozen = FrozenLayers(config, network, photos, plan, features_until, devices)
     feeds = frozen.run(frozen.choose(0, None))
     losses = []
     for epoch in range(plan.epochs):
-        alone = epoch < head_epochs
-        feed = feeds.head if alone else feeds.all
-        learner = Learner(strategy, feed.network, groups[:1] if alone else groups, state)
+        feed = feeds.for_epoch(epoch)
+        begun = groups if epoch >= plan.head_epochs else groups[:1]
+        learner = Learner(strategy, feed.network, begun, state)
         batches = iter(
             runtime.share_out(
                 lambda share, feed=feed, epoch=epoch: feed.loader.epoch_batches(epoch, 0, share),
@@ -149,8 +149,8 @@ def both(build, cut, photos, config=CONFIG, bn_mode="frozen"):
 
 def assert_same_features(feeds, network, photos):
     """Compares features from the cache with those from photos, photo by photo, before training."""
-    from_cache = dataclasses.replace(network, given=feeds.all.network.given)
-    cached = next(iter(feeds.all.loader.split_batches("validation")))
+    from_cache = dataclasses.replace(network, given=feeds.whole.network.given)
+    cached = next(iter(feeds.whole.loader.split_batches("validation")))
     whole = next(iter(photos.split_batches("validation")))
     expected = network.features(whole, training=False).numpy()
     spread = expected.std(axis=0).max()
@@ -165,7 +165,7 @@ def test_losses_with_the_cached_trunk_are_those_without(decoded, build, name, cu
     if isinstance(cut, str):
         cut = stage_starts(build(), find_backbone(name))[cut]
     with_cache, without, feeds = both(build, cut, photos)
-    assert feeds.all.network.given == "activations"
+    assert feeds.whole.network.given == "activations"
     assert_same_features(feeds, make_network(build, cut), photos)
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
 
@@ -184,8 +184,8 @@ def test_each_view_is_cached_so_that_augmentation_stays_exact(decoded, augmentat
     photos = loader_of(decoded, augmentation)
     with_cache, without, feeds = both(small_resnet, 30, photos, config)
     assert feeds.head.network.given == ("features" if head_epochs else "activations")
-    assert feeds.all.network.given == ("activations" if head_epochs < 2 else "photos")
-    last = feeds.head if head_epochs == 2 else feeds.all
+    assert feeds.whole.network.given == ("activations" if head_epochs < 2 else "photos")
+    last = feeds.head if head_epochs == 2 else feeds.whole
     assert last.loader.examples("train").views == augmentation.views
     assert last.loader.examples("validation").views == 1
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
@@ -199,7 +199,7 @@ def test_mirror_images_are_cached_for_validation_too(decoded, given):
     config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
     photos = loader_of(decoded, mirror_averaging=True)
     with_cache, without, feeds = both(small_resnet, 30, photos, config)
-    feed = feeds.head if head_epochs else feeds.all
+    feed = feeds.head if head_epochs else feeds.whole
     assert feed.network.given == given
     assert feed.loader.examples("train").views == 1
     assert feed.loader.examples("validation").views == 2
@@ -220,7 +220,7 @@ def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, endless):
     flip = Augmentation(horizontal_flip=True)
     photos = loader_of(decoded, dataclasses.replace(flip, **endless))
     losses, feeds = train(make_network(small_resnet, 30), photos, config)
-    assert (feeds.head.network.given, feeds.all.network.given) == ("features", "photos")
+    assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
     assert feeds.head.loader.examples("train").views == 2
     plain, _ = train(make_network(small_resnet, 30), loader_of(decoded, flip), config)
     assert losses[0] == pytest.approx(plain[0], rel=1e-4)
@@ -240,7 +240,7 @@ def test_the_head_trains_from_pooled_features(decoded, bn_mode):
 
 def test_features_need_no_activations_where_nothing_else_is_trained(decoded):
     with_cache, without, feeds = both(small_resnet, None, loader_of(decoded))
-    assert (feeds.head.network.given, feeds.all.network.given) == ("features", "photos")
+    assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
 
 
@@ -283,7 +283,7 @@ def test_phases_are_planned_from_where_the_run_stands(decoded):
     config = dataclasses.replace(CONFIG, head_epochs=2, epochs=3, steps_per_epoch=None)
     network, photos = make_network(small_resnet, 30), loader_of(decoded)
     plan = make_plan(config, photos.num_train_examples)
-    frozen = FrozenLayers(config, network, photos, plan, head_epochs=2)
+    frozen = FrozenLayers(config, network, photos, plan, features_until=2)
     tuned, head = frozen.phases(0)
     assert (tuned.given, tuned.epochs, tuned.visits) == ("activations", 3, 3)
     assert (head.given, head.epochs, head.visits) == ("features", 2, 2)

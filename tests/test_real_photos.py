@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from research.loader import DataLoader
-from research.sources import TfdsSource
+from research.tfds_source import TfdsSource
 from tests.helpers import ROOT, run_script
 
 SHARED = ROOT.parent / "shared"

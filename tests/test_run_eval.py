@@ -14,8 +14,8 @@ import tensorflow as tf
 from research.builder import build_network
 from research.checkpoint import restore_model
 from research.config import TrainConfig
+from research.folder_source import FolderSource
 from research.loader import DataLoader
-from research.sources import FolderSource
 from tests.helpers import SMALL_RUN, draw_photos, read_metrics, run_script
 
 
@@ -77,7 +77,7 @@ def test_another_size_and_mirror_images(trained, photo_folder):
     process = run_script(trained, "run_eval.py", *flags)
     assert process.returncode == 0, process.stderr
     assert "64 x 64 pixels, also mirrored" in process.stdout
-    (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.validation.json")
+    (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.validation.64px.mirrored.json")
     figures = json.loads(file.read_text())
     assert (figures["image_size"], figures["mirror_averaging"]) == (64, True)
     config = TrainConfig.from_json((trained / "run" / "config.json").read_text())
@@ -91,7 +91,6 @@ def test_another_size_and_mirror_images(trained, photo_folder):
     logits = np.mean(both, axis=0).astype(float)
     losses = np.log1p(np.exp(-logits)) + (1 - labels) * logits
     assert figures["loss"]["value"] == pytest.approx(losses.mean(), rel=1e-4)
-    file.unlink()
 
 
 def test_averaged_weights_are_what_is_evaluated(photo_folder, tmp_path):
@@ -105,7 +104,7 @@ def test_averaged_weights_are_what_is_evaluated(photo_folder, tmp_path):
     # At the size it was trained at, the figures are those that the training printed.
     same = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation", "--image_size=32"]
     assert run_script(tmp_path, "run_eval.py", *same).returncode == 0
-    (file,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.json")
+    (file,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.32px.json")
     last = read_metrics(tmp_path / "run")[-1]
     assert json.loads(file.read_text())["loss"]["value"] == pytest.approx(
         last["validation_loss"], rel=1e-4

@@ -19,8 +19,8 @@ from research.commands import ExportConfig
 from research.errors import UserError
 from research.examples import load_examples
 from research.export import export, preprocessing_layer, serving_model
+from research.folder_source import FolderSource
 from research.scores import Predictions
-from research.sources import FolderSource
 from tests.helpers import SMALL_CONFIG, make_run, run_script
 
 # Reads photos, asks one exported model, and prints what it says.

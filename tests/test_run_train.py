@@ -18,7 +18,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from research.sources import FolderSource
+from research.folder_source import FolderSource
 from tests.helpers import (
     ROOT,
     SMALL_RUN,
@@ -354,8 +354,11 @@ def test_a_run_whose_validation_loss_no_longer_falls_ends_early(photo_folder, tm
     assert len(rows) == best + 1 + 2
     assert f"{len(rows)} epochs in" in process.stdout
     assert "the validation loss did not fall for 2 epochs" in process.stdout
+    assert "run_eval.py --ckpt_dir=run --checkpoint=best" in process.stdout
+    assert "trunk cache" in process.stdout
     again = run_script(tmp_path, "run_train.py", *flags)
     assert again.returncode == 0, again.stderr
+    assert "trunk cache" not in again.stdout  # nothing is computed for a run that has ended
     assert len(read_metrics(tmp_path / "run")) == len(rows)
 
 

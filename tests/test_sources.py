@@ -14,14 +14,10 @@ from sklearn.datasets import load_digits
 from research import sketches
 from research.decode import decode_image
 from research.errors import UserError
-from research.sources import (
-    SPLITS,
-    FolderSource,
-    TfdsSource,
-    open_source,
-    split_fraction,
-    standard_splits,
-)
+from research.folder_source import FolderSource, split_fraction
+from research.source import SPLITS
+from research.sources import open_source
+from research.tfds_source import TfdsSource, standard_splits
 from tests.helpers import draw_photos
 
 
@@ -37,6 +33,54 @@ def test_folder_splits_are_disjoint_and_complete(photo_folder):
     )
     assert sorted(itertools.chain(*found)) == everything
     assert [source.count(split) for split in SPLITS] == [len(part) for part in found]
+
+
+def draw_splits(root: Path, *parts: str) -> Path:
+    for part in parts:
+        (root / part).mkdir(parents=True)
+        draw_photos(root / part, 30)
+    return root
+
+
+@pytest.mark.parametrize("names_of_parts", [("train", "val", "test"), ("Train", "valid", "test")])
+def test_a_folder_that_is_split_stays_split(tmp_path, names_of_parts):
+    source = FolderSource(str(draw_splits(tmp_path, *names_of_parts)))
+    assert source.class_names == ("cat", "dog")
+    for split, part in zip(SPLITS, names_of_parts, strict=True):
+        assert {name.split("/")[0] for name in names(source, split)} == {part}
+        assert source.count(split) == 60
+        labels = {(example.name.split("/")[1], example.label) for example in source.examples(split)}
+        assert labels == {("cat", 0), ("dog", 1)}
+
+
+@pytest.mark.parametrize("other", ["validation", "test"])
+def test_with_one_split_held_out_validation_is_a_tenth_of_the_rest(tmp_path, other):
+    source = FolderSource(str(draw_splits(tmp_path, "train", other)))
+    assert {name.split("/")[0] for name in names(source, "test")} == {other}
+    assert source.count("test") == 60
+    assert 0 < source.count("validation") < 20
+    assert source.count("train") + source.count("validation") == 60
+    assert {name.split("/")[0] for name in names(source, "validation")} == {"train"}
+
+
+def test_a_folder_of_training_photos_alone_is_cut_as_one_without_it(tmp_path):
+    whole = FolderSource(str(draw_splits(tmp_path, "train")))
+    inner = FolderSource(str(tmp_path / "train"))
+    for split in SPLITS:
+        assert names(whole, split) == [f"train/{name}" for name in names(inner, split)]
+
+
+def test_classes_that_are_called_like_splits_are_classes(tmp_path):
+    photos = draw_photos(tmp_path, 5)
+    (photos / "cat").rename(photos / "train")  # on rails, beside a dog
+    assert FolderSource(str(photos)).class_names == ("dog", "train")
+
+
+def test_a_class_that_training_does_not_know_is_refused(tmp_path):
+    draw_splits(tmp_path, "train", "test")
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "bird")
+    with pytest.raises(UserError, match="has the class 'bird' in 'test', but not in 'train'"):
+        FolderSource(str(tmp_path))
 
 
 def test_split_sizes_are_80_10_10():
