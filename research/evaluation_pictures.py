@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from PIL import Image
-from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
+from sklearn import metrics
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from research.intervals import wilson_interval
 from research.pictures import no_formula, photo_grid, plain
@@ -117,9 +118,9 @@ def roc_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     """Draws true over false positive rates, a curve a class against the rest."""
     figure, axis = _square(len(class_names))
     for curve in one_against_rest(predictions, class_names):
-        RocCurveDisplay.from_predictions(
-            curve.of_class, curve.probabilities, name=no_formula(plain(curve.name)), ax=axis
-        )
+        false, true, _ = metrics.roc_curve(curve.of_class, curve.probabilities)
+        axis.plot(false, true, label=_named(curve, "AUC", metrics.auc(false, true)))
+    axis.plot([0, 1], [0, 1], ":", color="grey", label="chance")
     axis.set(xlabel="false positive rate", ylabel="true positive rate")
     axis.legend(loc="lower right", fontsize=9)
     return figure
@@ -129,12 +130,16 @@ def precision_recall_curves(predictions: Predictions, class_names: Sequence[str]
     """Draws precision over recall, a curve a class against the rest."""
     figure, axis = _square(len(class_names))
     for curve in one_against_rest(predictions, class_names):
-        PrecisionRecallDisplay.from_predictions(
-            curve.of_class, curve.probabilities, name=no_formula(plain(curve.name)), ax=axis
-        )
+        precision, recall, _ = metrics.precision_recall_curve(curve.of_class, curve.probabilities)
+        average = metrics.average_precision_score(curve.of_class, curve.probabilities)
+        axis.step(recall, precision, where="post", label=_named(curve, "AP", average))
     axis.set(xlabel="recall", ylabel="precision")
     axis.legend(loc="lower left", fontsize=9)
     return figure
+
+
+def _named(curve: Curve, figure: str, value: float) -> str:
+    return f"{no_formula(plain(curve.name))} ({figure} = {value:.3f})"
 
 
 def _square(classes: int) -> tuple[Figure, Axes]:
