@@ -10,7 +10,11 @@ import tensorflow as tf
 
 from research.rand_augment import rand_augment
 
-DRAWS = 18  # numbers drawn for an example and epoch; what each is for: see `Augmentation`
+# What is drawn for an example and epoch: the places of the numbers that decide each thing.
+CROP, CROP_AREA, CROP_RATIO, CROP_TOP, CROP_LEFT, FLIP = range(6)
+JITTER, RAND_AUGMENT = slice(6, 9), slice(9, 13)
+PARTNER, IS_CUT, CUT_CORNER, PARTNER_SHARE = 13, 14, slice(15, 17), 17
+DRAWS = 18
 
 # The whole photo, its centre and its corners, as (top, left, bottom, right) in shares of it.
 FIXED_CROPS = np.array(
@@ -25,7 +29,6 @@ FIXED_CROPS = np.array(
     np.float32,
 )
 WIDEST_RATIO = 4 / 3
-PARTNER, PARTNER_SHARE = 13, 17
 
 Numbers = Any  # a numpy array or a tensor
 
@@ -39,16 +42,15 @@ class Augmentation:
     cached view is the one that would have been computed.
 
     Attributes:
-      rand_augment: magnitude of two random operations on the pixels, in [0, 10]; 0 for none (draws
-        9 to 12).
-      fixed_crops: show the whole photo or one of five crops of it, 7/8 as high and wide (draw 0).
+      rand_augment: magnitude of two random operations on the pixels, in [0, 10]; 0 for none.
+      fixed_crops: show the whole photo or one of five crops of it, 7/8 as high and wide.
       random_crop_area: show a part of at least this share of the area, in (0, 1], with sides of
-        3:4 to 4:3 (Szegedy et al. 2014, arXiv 1409.4842; draws 1 to 4); 1 for the whole.
-      horizontal_flip: mirror left to right, one in two (draw 5).
+        3:4 to 4:3 (Szegedy et al. 2014, arXiv 1409.4842); 1 for the whole.
+      horizontal_flip: mirror left to right, one in two.
       colour_jitter: vary brightness, contrast and saturation by factors of up to 1 ± this, in
-        [0, 1] (draws 6 to 8).
+        [0, 1].
       mixup: parameter of the Beta distribution by which to blend a photo with another of the set
-        (Zhang et al. 2018, arXiv 1710.09412); 0 for not (draws 13 to 17 for this and the next).
+        (Zhang et al. 2018, arXiv 1710.09412); 0 for not.
       cutmix: the same to replace a box (Yun et al. 2019, arXiv 1905.04899).
     """
 
@@ -64,7 +66,7 @@ class Augmentation:
         """Returns what decides how an epoch shows each example: float32 (count, DRAWS).
 
         An example's numbers follow from the seed, the epoch and its index, whatever the order, the
-        batches and the devices. All are in [0, 1), but number 13, the index of another example.
+        batches and the devices. All are in [0, 1), but that at `PARTNER`, another example's index.
         """
         # The third number keeps these draws apart from those of the order.
         generator = np.random.default_rng([seed, epoch, 1])
@@ -98,21 +100,21 @@ class Augmentation:
     def cuts(self, draws: Numbers) -> Numbers:
         """Tells by draws, (..., DRAWS), where another photo comes as a box, not as a blend."""
         if self.mixup and self.cutmix:
-            return draws[..., 14] < 0.5
-        return draws[..., 14] < (1.0 if self.cutmix else 0.0)
+            return draws[..., IS_CUT] < 0.5
+        return draws[..., IS_CUT] < (1.0 if self.cutmix else 0.0)
 
     def view_of(self, draws: np.ndarray) -> np.ndarray:
         """Returns which of the views some draws, (..., DRAWS), choose: int64 in [0, views)."""
         crops = len(FIXED_CROPS) if self.fixed_crops else 1
-        crop = (draws[..., 0] * crops).astype(np.int64)
-        return 2 * crop + (draws[..., 5] < 0.5) if self.horizontal_flip else crop
+        crop = (draws[..., CROP] * crops).astype(np.int64)
+        return 2 * crop + (draws[..., FLIP] < 0.5) if self.horizontal_flip else crop
 
     def draws_of(self, view: int) -> np.ndarray:
         """Returns draws, float32 (DRAWS,), that choose a view."""
         draws = np.zeros(DRAWS, np.float32)
         crop, mirrored = divmod(view, 2) if self.horizontal_flip else (view, 1)
-        draws[0] = (crop + 0.5) / len(FIXED_CROPS)
-        draws[5] = 0.25 if mirrored else 0.75
+        draws[CROP] = (crop + 0.5) / len(FIXED_CROPS)
+        draws[FLIP] = 0.25 if mirrored else 0.75
         return draws
 
     def apply(self, photos: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -131,10 +133,10 @@ class Augmentation:
             cropped = tf.image.crop_and_resize(photos, boxes, tf.range(tf.shape(boxes)[0]), size)
             photos = tf.ensure_shape(cropped, photos.shape)
         if self.horizontal_flip:
-            mirrored = draws[:, 5, tf.newaxis, tf.newaxis, tf.newaxis] < 0.5
+            mirrored = draws[:, FLIP, tf.newaxis, tf.newaxis, tf.newaxis] < 0.5
             photos = tf.where(mirrored, tf.reverse(photos, [2]), photos)
         if self.colour_jitter:
-            photos = self._jitter(photos, draws[:, 6:9])
+            photos = self._jitter(photos, draws[:, JITTER])
         return photos
 
     def change_pixels(self, photos: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -143,7 +145,7 @@ class Augmentation:
             return photos
         return np.stack(
             [
-                rand_augment(photo, self.rand_augment, numbers[9:13])
+                rand_augment(photo, self.rand_augment, numbers[RAND_AUGMENT])
                 for photo, numbers in zip(photos, draws, strict=True)
             ]
         )
@@ -162,7 +164,7 @@ class Augmentation:
           The mixtures, and the partner's share in each, float32 (batch,).
         """
         share = draws[:, PARTNER_SHARE]
-        boxes = self._inside_box(share, draws[:, 15:17], photos.shape[1], photos.shape[2])
+        boxes = self._inside_box(share, draws[:, CUT_CORNER], photos.shape[1], photos.shape[2])
         blend = tf.broadcast_to(share[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.shape(boxes))
         partly = tf.where(self.cuts(draws)[:, tf.newaxis, tf.newaxis, tf.newaxis], boxes, blend)
         # A box is a whole number of pixels high and wide: its true share counts.
@@ -185,12 +187,12 @@ class Augmentation:
     def _boxes(self, draws: tf.Tensor) -> tf.Tensor:
         """Returns the parts to show, (batch, 4): top, left, bottom, right in shares."""
         if self.random_crop_area == 1:
-            return tf.gather(FIXED_CROPS, tf.cast(draws[:, 0] * len(FIXED_CROPS), tf.int32))
-        area = 1 - draws[:, 1] * (1 - self.random_crop_area)
+            return tf.gather(FIXED_CROPS, tf.cast(draws[:, CROP] * len(FIXED_CROPS), tf.int32))
+        area = 1 - draws[:, CROP_AREA] * (1 - self.random_crop_area)
         # A large part is nearly a square: neither side can be longer than the photo's.
-        ratio = tf.minimum(WIDEST_RATIO, 1 / area) ** (2 * draws[:, 2] - 1)
+        ratio = tf.minimum(WIDEST_RATIO, 1 / area) ** (2 * draws[:, CROP_RATIO] - 1)
         height, width = tf.sqrt(area / ratio), tf.sqrt(area * ratio)
-        top, left = draws[:, 3] * (1 - height), draws[:, 4] * (1 - width)
+        top, left = draws[:, CROP_TOP] * (1 - height), draws[:, CROP_LEFT] * (1 - width)
         return tf.stack([top, left, top + height, left + width], axis=1)
 
     def _jitter(self, photos: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:

@@ -100,8 +100,9 @@ def make_batches(
     order: np.ndarray,
     batch_size: int,
     preprocessing: Preprocessing | None,
+    *,
     share: Share | None = None,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation = Augmentation(),
     draws: np.ndarray | None = None,
     mirrored: bool = False,
 ) -> tf.data.Dataset:
@@ -114,9 +115,8 @@ def make_batches(
       preprocessing: applied to the photos, as float32 in [0, 255]; None leaves inputs as they are.
       share: the part that some devices take, one element a device and step, all of one shape;
         None for whole batches, of which the last may be short.
-      augmentation: how photos are changed before that, or chosen among the views that inputs hold;
-        None to leave them.
-      draws: what decides how, float32 (examples, DRAWS).
+      augmentation: how photos are changed before that, or chosen among the views that inputs hold.
+      draws: what decides how, float32 (examples, DRAWS); needed with an augmentation.
       mirrored: give mirror images too; of inputs that hold views, the second one.
 
     Returns:
@@ -135,57 +135,52 @@ def make_batches(
         rows = indices.shape[1]
         chosen = tf.data.Dataset.from_tensor_slices((indices, weights))
 
-    if augmentation is None or draws is None:
-        augmentation, draws = Augmentation(), np.zeros((len(examples), 0), np.float32)
-    chooses_view = augmentation if examples.views > 1 and not mirrored else None
-    if chooses_view:
+    if draws is None:
+        draws = np.zeros((len(examples), 0), np.float32)
+    shown_by = np.arange(len(examples))  # the row of the inputs that shows each example
+    if examples.views > 1 and not mirrored:
+        shown_by += augmentation.view_of(draws) * len(examples)
         augmentation = Augmentation()  # it is in the inputs already
-    tables = [*inputs, examples.labels]
-    # A tensor, which goes with the data set: TensorFlow keeps `gather`, and what it refers to, for
-    # as long as the process lives.
-    all_draws = tf.constant(draws)
+    # Tensors, which go with the data set: TensorFlow keeps `take`, and what it refers to, for as
+    # long as the process lives.
+    all_draws, all_rows, labels = map(tf.constant, (draws, shown_by, examples.labels))
 
-    def gather(indices: np.ndarray, drawn: np.ndarray, skipped: np.ndarray) -> list[np.ndarray]:
-        found = indices + skipped
-        if chooses_view:
-            found += chooses_view.view_of(drawn) * len(examples)
-        # `take` lets go of Python's lock, so that the next step can be started meanwhile.
-        gathered = [np.take(array, found, axis=0) for array in inputs]
-        if augmentation.rand_augment:
-            gathered = [augmentation.change_pixels(gathered[0], drawn)]
-        return [*gathered, examples.labels[indices]]
+    def take(taken: np.ndarray, drawn: np.ndarray) -> list[np.ndarray]:
+        # `np.take` lets go of Python's lock, so that the next step can be started meanwhile.
+        gathered = [np.take(array, taken, axis=0) for array in inputs]
+        return [augmentation.change_pixels(gathered[0], drawn), *gathered[1:]]
 
-    def of(indices: tf.Tensor, skipped: int = 0) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        """Returns the inputs, labels and draws of examples, after rows of inputs left out."""
+    def read(indices: tf.Tensor, skipped: int = 0) -> list[tf.Tensor]:
+        """Returns what shows some examples, from so many rows of the inputs on."""
         drawn = tf.gather(all_draws, indices)
-        types = [tf.as_dtype(table.dtype) for table in tables]
-        gathered = tf.numpy_function(
-            gather, [indices, drawn, tf.constant(skipped, tf.int64)], types, stateful=False
-        )
-        for tensor, table in zip(gathered, tables, strict=True):
-            tensor.set_shape((rows, *table.shape[1:]))
-        *images, label = gathered
+        types = [tf.as_dtype(array.dtype) for array in inputs]
+        taken = tf.gather(all_rows, indices) + skipped
+        images = tf.numpy_function(take, [taken, drawn], types, stateful=False)
+        for tensor, array in zip(images, inputs, strict=True):
+            tensor.set_shape((rows, *array.shape[1:]))
         if preprocessing is not None or augmentation != Augmentation():
             images = [augmentation.apply(tf.cast(image, tf.float32), drawn) for image in images]
-        return images, label, drawn
+        return images
 
-    def prepared(images: list[tf.Tensor]) -> tf.Tensor | tuple[tf.Tensor, ...]:
+    def preprocess(images: list[tf.Tensor]) -> tf.Tensor | tuple[tf.Tensor, ...]:
         if preprocessing is not None:
             images = [preprocessing(image) for image in images]
         return images[0] if len(images) == 1 else tuple(images)
 
     def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
-        images, label, drawn = of(indices)
-        batch = {"label": label, "weight": weights}
+        images = read(indices)
+        batch = {"label": tf.gather(labels, indices), "weight": weights}
         if mirrored and examples.views > 1:
-            batch["mirrored"] = prepared(of(indices, len(examples))[0])
+            batch["mirrored"] = preprocess(read(indices, skipped=len(examples)))
         elif mirrored:
-            batch["mirrored"] = prepared([tf.reverse(image, [2]) for image in images])
+            batch["mirrored"] = preprocess([tf.reverse(image, [2]) for image in images])
         if augmentation.mixes:
-            partners, batch["partner_label"], _ = of(tf.cast(drawn[:, PARTNER], tf.int64))
-            mixed, batch["partner_share"] = augmentation.mix(images[0], partners[0], drawn)
+            drawn = tf.gather(all_draws, indices)
+            partners = tf.cast(drawn[:, PARTNER], tf.int64)
+            batch["partner_label"] = tf.gather(labels, partners)
+            mixed, batch["partner_share"] = augmentation.mix(images[0], read(partners)[0], drawn)
             images = [mixed]
-        return {"image": prepared(images), **batch}
+        return {"image": preprocess(images), **batch}
 
     return (
         chosen.map(batch_of, num_parallel_calls=2, deterministic=True)

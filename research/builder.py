@@ -190,9 +190,9 @@ def make_loader(config: TrainConfig, source: Source, built: BuiltNetwork) -> Dat
     )
 
 
-def augmentation_of(config: TrainConfig) -> Augmentation | None:
-    """Returns how training photos are changed, None if they are not."""
-    augmentation = Augmentation(
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """Returns how training photos are changed."""
+    return Augmentation(
         rand_augment=config.rand_augment,
         fixed_crops=config.fixed_crops,
         random_crop_area=config.random_crop_area,
@@ -201,7 +201,6 @@ def augmentation_of(config: TrainConfig) -> Augmentation | None:
         mixup=config.mixup,
         cutmix=config.cutmix,
     )
-    return augmentation if augmentation != Augmentation() else None
 
 
 def make_loss(config: TrainConfig, photos: DataLoader) -> Loss:

@@ -81,7 +81,7 @@ class Classifier:
                 order,
                 size,
                 self.built.backbone.preprocessing,
-                share,
+                share=share,
                 mirrored=self.config.mirror_averaging,
             ),
             self._strategy,

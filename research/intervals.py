@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 Interval = tuple[float, float]
 
@@ -25,19 +26,9 @@ def percentiles(drawn: Sequence[float] | np.ndarray) -> Interval | None:
     return float(low), float(high)
 
 
-def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> Interval | None:
-    """Returns the Wilson score interval of a proportion (Wilson 1927); 95 % by default.
-
-    Args:
-      successes: 0 to `trials`.
-      trials: how many; None is returned for none.
-      z: standard normal quantile of the interval's upper end.
-    """
+def wilson_interval(successes: float, trials: float) -> Interval | None:
+    """Returns the 95 % Wilson score interval of a proportion (Wilson 1927), None of no trials."""
     if not trials:
         return None
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    margin = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    low, high = (centre - margin) / scale, (centre + margin) / scale
-    return max(0.0, float(low)), min(1.0, float(high))
+    interval = stats.binomtest(round(successes), round(trials)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

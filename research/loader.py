@@ -40,7 +40,7 @@ class DataLoader:
       steps_per_epoch: ends each epoch after so many steps, and the next one goes on with the photos
         after them; None for epochs of all photos.
       seed: of the order of photos and of how they are changed.
-      augmentation: how training photos are changed by chance, anew each epoch; not at all if None.
+      augmentation: how training photos are changed by chance, anew each epoch.
       mirror_averaging: give the mirror images of photos that are evaluated too.
 
     Raises:
@@ -57,7 +57,7 @@ class DataLoader:
         shuffle_size: int = 1000,
         steps_per_epoch: int | None = None,
         seed: int = 0,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation = Augmentation(),
         mirror_averaging: bool = False,
     ) -> None:
         self.image_size = image_size
@@ -112,17 +112,14 @@ class DataLoader:
         length = min((self.steps_per_epoch or count) * photos_a_step, count)
         order = continued_order(count, self.shuffle_size, self.seed, epoch, length)
         rest = order[start * photos_a_step :]
-        draws = None
-        if self.augmentation:
-            draws = self.augmentation.epoch_draws(count, self.seed, epoch)
         return make_batches(
             examples,
             rest,
             self._largest_batch(examples),
             self.preprocessing,
-            share,
-            self.augmentation,
-            draws,
+            share=share,
+            augmentation=self.augmentation,
+            draws=self.augmentation.epoch_draws(count, self.seed, epoch),
         )
 
     def split_batches(self, split: str, share: Share | None = None) -> tf.data.Dataset:
@@ -135,11 +132,11 @@ class DataLoader:
             order,
             size,
             self.preprocessing,
-            share,
+            share=share,
             mirrored=self.mirror_averaging,
         )
 
-    def with_augmentation(self, augmentation: Augmentation | None) -> DataLoader:
+    def with_augmentation(self, augmentation: Augmentation) -> DataLoader:
         """Returns a loader of the same photos in the same order that changes them otherwise."""
         other = copy.copy(self)
         other.augmentation = augmentation
@@ -147,32 +144,24 @@ class DataLoader:
 
     def shown_plainly(self) -> DataLoader:
         """Returns a loader of the same photos that shows them in a few views only."""
-        return self.with_augmentation(self.augmentation.plain if self.augmentation else None)
+        return self.with_augmentation(self.augmentation.plain)
 
-    def views(self, split: str) -> int | None:
-        """In how many ways photos are shown: in training by chance; None where without end."""
-        changes = self.changes(split)
-        return changes.views if changes else 1
-
-    def changes(self, split: str) -> Augmentation | None:
+    def changes(self, split: str) -> Augmentation:
         """How photos of a split are changed: in training by chance, else to be averaged over."""
         if split == "train":
             return self.augmentation
-        return Augmentation(horizontal_flip=True) if self.mirror_averaging else None
+        return Augmentation(horizontal_flip=self.mirror_averaging)
 
     def view_batches(self, split: str, view: int, batch_size: int) -> tf.data.Dataset:
         """Returns all photos of a split once, in stored order, all in the same view."""
-        examples, draws, changes = self.examples(split), None, self.changes(split)
-        if changes:
-            draws = np.tile(changes.draws_of(view), (len(examples), 1))
+        examples, changes = self.examples(split), self.changes(split)
         return make_batches(
             examples,
             np.arange(len(examples)),
             batch_size,
             self.preprocessing,
-            None,
-            changes,
-            draws,
+            augmentation=changes,
+            draws=np.tile(changes.draws_of(view), (len(examples), 1)),
         )
 
     def _largest_batch(self, examples: Examples) -> int:

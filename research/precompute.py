@@ -135,8 +135,8 @@ class FrozenLayers:
             kept = Photos(
                 shown.num_train_examples,
                 len(shown.examples("validation")),
-                shown.views("train"),
-                shown.views("validation") or 1,
+                shown.changes("train").views,
+                shown.changes("validation").views or 1,
             )
             return Phase(given, kept, epochs, visits, size, spared, other, self._devices)
 
@@ -333,7 +333,7 @@ def _prepared(photos: DataLoader, split: str, size: int, views: int) -> str:
     for view in range(views):
         image: tf.Tensor = tf.constant(picture)
         changes = photos.changes(split)
-        if changes and views > 1:
+        if views > 1:
             image = changes.apply(image, changes.draws_of(view)[np.newaxis])
         if photos.preprocessing:
             image = photos.preprocessing(image)

@@ -118,7 +118,7 @@ def test_what_decides_an_epoch_goes_with_it():
     augmentation = Augmentation(horizontal_flip=True)
     draws = augmentation.epoch_draws(8, seed=0, epoch=0)
     kept = weakref.ref(draws)
-    batches = make_batches(examples, np.arange(8), 4, None, None, augmentation, draws)
+    batches = make_batches(examples, np.arange(8), 4, None, augmentation=augmentation, draws=draws)
     assert len(list(batches)) == 2
     del draws, batches
     gc.collect()

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from research.augmentation import Augmentation
 from research.builder import augmentation_of, make_loss
 from research.config import TrainConfig
 from research.errors import UserError
@@ -76,7 +77,7 @@ def test_stages_that_would_never_begin_are_refused():
 
 
 def test_augmentation_comes_from_the_settings():
-    assert augmentation_of(TrainConfig(horizontal_flip=False)) is None
+    assert augmentation_of(TrainConfig(horizontal_flip=False)) == Augmentation()
     config = TrainConfig(mixup=0.1, cutmix=0.2, rand_augment=3, colour_jitter=0.4)
     augmentation = augmentation_of(config)
     assert (augmentation.mixup, augmentation.cutmix) == (0.1, 0.2)

@@ -76,7 +76,7 @@ def decoded(photo_folder):
 
 
 def loader_of(
-    decoded: DataLoader, augmentation: Augmentation | None = None, mirror_averaging: bool = False
+    decoded: DataLoader, augmentation: Augmentation = Augmentation(), mirror_averaging: bool = False
 ) -> DataLoader:
     loader = DataLoader(
         SIZE,
