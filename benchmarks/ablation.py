@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation_report import plot, summarize, table
-from benchmarks.ablation_rows import EVALUATIONS, ROWS, key_of, settings_of
+from benchmarks.ablation_rows import (
+    DATA_FLAGS,
+    EVALUATIONS,
+    ROWS,
+    key_of,
+    settings_of,
+    ways_of,
+)
 from benchmarks.record import RESULTS
 from flags.command_line import parse_config
 from research.commands import EvalConfig
@@ -118,7 +125,7 @@ def run_rows(arguments: Any, file: Path) -> None:
     ]
     data = [f"--dataset={arguments.dataset}", f"--weights={Path(arguments.weights).absolute()}"]
     data += [f"--data_dir={Path(arguments.data_dir).absolute()}"] if arguments.data_dir else []
-    data += [f"--backbone={BACKBONE}"]
+    data += [f"--backbone={BACKBONE}", *DATA_FLAGS.get(arguments.dataset, ())]
     all_cores = sorted(os.sched_getaffinity(0))
     free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for job in range(arguments.jobs):
@@ -127,7 +134,7 @@ def run_rows(arguments: Any, file: Path) -> None:
     def run(row: str, fold: Fold) -> dict[str, Any]:
         asked = {
             "fold": dataclasses.asdict(fold),
-            "evaluations": list(EVALUATIONS)[: None if row == "default" else 1],
+            "evaluations": ways_of(row),
             "cores": (cores := free.get()),
         }
         command = [sys.executable, "-m", "benchmarks.ablation", "--run", json.dumps(asked)]

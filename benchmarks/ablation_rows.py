@@ -24,8 +24,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "20 head-only epochs": ("--head_epochs=20",),
     "5 epochs": ("--epochs=5",),
     "20 epochs": ("--epochs=20",),
-    "backbone rate / 3": ("--backbone_learning_rate=3e-5",),
-    "backbone rate x 3": ("--backbone_learning_rate=3e-4",),
+    "backbone rate / 3": ("--backbone_learning_rate=1e-5",),
+    "backbone rate x 3": ("--backbone_learning_rate=1e-4",),
     "constant rates": ("--head_schedule=constant", "--backbone_schedule=constant"),
     "one cycle": ("--head_schedule=one_cycle", "--backbone_schedule=one_cycle"),
     "no warm-up": ("--warmup=0steps",),
@@ -46,7 +46,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "early stopping": ("--early_stopping=3",),
     "balanced class weights": ("--class_weights=balanced",),
 }
-# How the default's runs are evaluated; those of other rows are as the first.
+# Of data sets, besides rows: what is another thing in a mirror is not mirrored.
+DATA_FLAGS = {"digits": ("--nohorizontal_flip", "--nomirror_averaging")}
+# How the default's runs are evaluated; those of other rows are as the first, but see `ways_of`.
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "": {},
     "checkpoint of least validation loss": {"checkpoint": ("best",)},
@@ -54,6 +56,13 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
     "evaluated at 160": {"image_size": 160},
     "evaluated at 224": {"image_size": 224},
 }
+
+
+def ways_of(row: str) -> list[str]:
+    """Returns in which ways of `EVALUATIONS` a row's runs are evaluated."""
+    if row == "early stopping":  # its last epochs are those that made it worse
+        return ["", "checkpoint of least validation loss"]
+    return list(EVALUATIONS) if row == "default" else [""]
 
 
 def key_of(alternative: str, figure: str) -> str:

@@ -163,7 +163,7 @@ class TrainConfig(settings.Validated):
         "adam", OPTIMIZERS, "optimizer of the unfrozen layers"
     )
     backbone_learning_rate: float = settings.rate(
-        1e-4, "learning rate of the unfrozen backbone layers"
+        3e-5, "learning rate of the unfrozen backbone layers"
     )
     backbone_schedule: str = settings.choice(
         "cosine", SCHEDULES, "how the backbone's learning rate develops"
