@@ -19,7 +19,7 @@ def settings(recipe: str) -> TrainConfig:
 
 def test_the_promised_recipes_are_there():
     names = {path.stem for path in RECIPES}
-    assert {"article", "default", "fast", "best", "hyperrule", "sketches"} <= names
+    assert {"article", "default", "fast", "best", "hyperrule", "sketches", "digits"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -65,7 +65,7 @@ def test_the_hyperrule_is_bits():
 
 def test_recipes_name_no_photos_or_weights():
     for path in RECIPES:
-        if path.stem != "sketches":
+        if path.stem not in ("sketches", "digits"):  # which are of built-in data
             same = ("dataset", "image_folder", "data_dir", "weights", "ckpt_dir", "backbone")
             for name in same:
                 default = getattr(TrainConfig(), name)
