@@ -64,7 +64,10 @@ def describe_run(
 def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
     """Returns a table of what is frozen and what is trained, one part of the model a line."""
     optimizers = {
-        group.name: f"{type(group.optimizer).__name__} {group.schedule}" for group in groups
+        group.name: f"{type(group.optimizer).__name__} {group.schedule}"
+        if group.schedule.first_step < group.schedule.last_step
+        else "- (epochs is 0)"
+        for group in groups
     }
     rows = [("part", "layers", "parameters", "trained by")]
     for part in summarize_parts(built.network.model, built.first_trainable):

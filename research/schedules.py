@@ -76,6 +76,11 @@ class InTurn:
         """The step at which the group begins to train."""
         return self.first.first_step
 
+    @property
+    def last_step(self) -> int:
+        """The step after the run's last."""
+        return self.then.last_step
+
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """Returns the float32 learning rate at a step, counted from 0."""
         begun = tf.cast(step, tf.int64) >= self.then.first_step
@@ -102,6 +107,11 @@ class Rising:
     highest: float
     first_step: int
     steps: int
+
+    @property
+    def last_step(self) -> int:
+        """The step after the last of them."""
+        return self.first_step + self.steps
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """Returns the float32 learning rate at a step, counted from 0."""
