@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from research.errors import UserError
+from research.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import keras
@@ -93,7 +93,7 @@ def build_backbone(
     except Exception as error:
         if not _is_download_failure(error):
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(
             f"could not download the ImageNet weights of {backbone.name} ({reason}); give "
             "--weights=FILE, or --weights=none to train from scratch"

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
+from research.errors import one_line
+
 # Pillow would try all that it knows, among them formats that start another program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "PPM")
 PIXELS_AT_MOST = 120_000_000  # what the largest cameras make; in memory four bytes each
@@ -72,7 +74,7 @@ def decode_image(encoded: bytes | None, size: int | None = None) -> np.ndarray:
     except Image.DecompressionBombError:
         raise DamagedImageError(f"more than {PIXELS_AT_MOST:,} pixels") from None
     except Exception as error:  # Pillow's readers raise nearly every type on malformed bytes
-        raise DamagedImageError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise DamagedImageError(one_line(error)) from error
 
 
 def _pixels(image: Image.Image, size: int | None) -> np.ndarray:

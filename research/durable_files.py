@@ -34,6 +34,17 @@ def reason_of(error: Exception) -> str:
     return first_line(error).rpartition("; ")[2]  # TensorFlow names a path before it
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a file atomically, and the folders that it lies in.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with stored(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader finds the old content or the new, never a part."""
     partial = path.with_name(path.name + ".partial")

@@ -16,3 +16,8 @@ def first_line(error: Exception) -> str:
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", line)
+
+
+def one_line(error: Exception) -> str:
+    """Returns all that an error says, in one line, or its name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

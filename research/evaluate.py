@@ -12,10 +12,11 @@ from research.checkpoint_files import pointed
 from research.commands import EvalConfig
 from research.comparison import comparison_table
 from research.console import short_path
+from research.durable_files import write_file
 from research.errors import UserError
 from research.evaluation import Evaluation
 from research.evaluator import Evaluator, open_photos
-from research.run_directory import RunDirectory, write_file
+from research.run_directory import RunDirectory
 from research.source import Source
 
 SECONDS_BETWEEN_LOOKS = 1.0

@@ -15,10 +15,11 @@ from research.calibration import decide
 from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, EvalConfig
 from research.console import short_path
+from research.durable_files import write_file
 from research.evaluation import Evaluation, predictions_csv
 from research.examples import Examples
 from research.grad_cam import grad_cam
-from research.run_directory import RunDirectory, write_file
+from research.run_directory import RunDirectory
 from research.scores import Decisions, Predictions, confusion, of_classes, overall
 from research.source import Source
 from research.sources import open_source

@@ -27,11 +27,11 @@ def main(config: InspectConfig) -> None:
     # They tell of every step they take.
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    from research.durable_files import write_file
     from research.inspection import inspect
     from research.inspection_pictures import duplicate_grid, sample_grid
     from research.inspection_report import as_json, report
     from research.pictures import png
-    from research.run_directory import write_file
     from research.sources import open_source
 
     out = Path(config.out) if config.out else None

@@ -29,6 +29,9 @@ from research.steps import (
     reduce_gradients,
 )
 
+# Steps between two looks at what they did: few enough to see, too many to be slowed down by it.
+STEPS_IN_A_LOOP, STEPS_ONE_BY_ONE = 100, 10
+
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
@@ -70,7 +73,8 @@ class Learner:
     Args:
       strategy: that everything was built under.
       network: what the steps compute with.
-      groups: the parameter groups to train; without `backbone`, it runs in inference mode.
+      groups: the parameter groups to train; where `head` is alone, the backbone runs in inference
+        mode.
       state: the run's clock and sums.
       options: how training steps are computed.
       averages: of the weights, to follow in training and to evaluate; None to evaluate the weights.
@@ -96,28 +100,10 @@ class Learner:
         self.histograms = histograms
         with strategy.scope():
             self._eval_tally = Tally()
-
-        @tf.function
-        def run_eval_step(batch: Batch) -> None:
-            sums = strategy.run(lambda part: eval_step(network, part), (batch,))
-            self._eval_tally.add(Sums(*map(self._first, sums)))
-
-        @tf.function
-        def average_statistics() -> None:
-            def on_replica() -> None:
-                context = tf.distribute.get_replica_context()
-                values = [tf.identity(variable.value) for variable in statistics]
-                means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
-                for variable, mean in zip(statistics, means, strict=True):
-                    variable.assign(mean)
-
-            strategy.run(on_replica)
-
-        statistics = trained_statistics(network.model)
-        self._average_statistics = average_statistics if statistics else None
         self._train_step = self._compile_train_step()
         self._train_loop = self._compile_train_loop()
-        self._eval_step = run_eval_step
+        self._eval_step = self._compile_eval_step()
+        self._average_statistics = self._compile_average_statistics()
 
     def _compile_train_step(self) -> tf.types.experimental.GenericFunction:
         """Returns the step that updates the groups, for all devices together."""
@@ -200,7 +186,7 @@ class Learner:
     @property
     def steps_an_interval(self) -> int:
         """Steps after which to fetch figures, for which the host waits for the device."""
-        return 100 if self._loops_on_device else 10
+        return STEPS_IN_A_LOOP if self._loops_on_device else STEPS_ONE_BY_ONE
 
     @property
     def _loops_on_device(self) -> bool:
@@ -241,20 +227,20 @@ class Learner:
                 waited = tf.timestamp() - begin
             return self._train_step(batch), waited
 
-        def another(
-            number: tf.Tensor, batches: Iterator[Batch], waited: tf.Tensor
-        ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
-            scalars, more = step(batches)
-            return number + 1, scalars, waited + more
-
         @tf.function
         def loop(
             batches: Iterator[Batch], count: tf.Tensor
         ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            def another(
+                number: tf.Tensor, _: dict[str, tf.Tensor], waited: tf.Tensor
+            ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
+                scalars, more = step(batches)
+                return number + 1, scalars, waited + more
+
             scalars, waited = step(batches)
             _, scalars, waited = tf.while_loop(
                 lambda number, *_: number < count,
-                lambda number, _, waited: another(number, batches, waited),
+                another,
                 (tf.constant(1), scalars, waited),
                 parallel_iterations=1,
             )
@@ -262,8 +248,39 @@ class Learner:
 
         return loop
 
+    def _compile_eval_step(self) -> tf.types.experimental.GenericFunction:
+        """Returns the step that adds a batch's sums to those of the evaluation."""
+
+        @tf.function
+        def step(batch: Batch) -> None:
+            sums = self.strategy.run(lambda part: eval_step(self.network, part), (batch,))
+            self._eval_tally.add(Sums(*map(self._first, sums)))
+
+        return step
+
+    def _compile_average_statistics(self) -> tf.types.experimental.GenericFunction | None:
+        """Returns what averages BatchNorm's statistics over the devices; None where none learns."""
+        statistics = trained_statistics(self.network.model)
+        if not statistics:
+            return None
+
+        def on_replica() -> None:
+            context = tf.distribute.get_replica_context()
+            values = [tf.identity(variable.value) for variable in statistics]
+            means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+            for variable, mean in zip(statistics, means, strict=True):
+                variable.assign(mean)
+
+        @tf.function
+        def average() -> None:
+            self.strategy.run(on_replica)
+
+        return average
+
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """Makes one update; returns the step's scalars by tag: each updated group's gradient norm.
+        """Makes one update; returns the step's scalars by tag.
+
+        They are each updated group's gradient norm, and the penalty where weights have one.
 
         In float16, a step whose gradients overflowed only moves the clock and the loss scale.
         """

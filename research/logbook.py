@@ -9,12 +9,13 @@ from typing import Any
 from research import console, pictures
 from research.checkpoint import Checkpoints
 from research.config import TrainConfig
+from research.durable_files import write_file
 from research.histograms import Histograms
 from research.loader import DataLoader
 from research.meter import Interval
 from research.metrics import Metrics
 from research.plan import Plan
-from research.run_directory import RunDirectory, write_file
+from research.run_directory import RunDirectory
 from research.summaries import Summaries
 
 

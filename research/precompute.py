@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
-import json
 import os
 import sys
 import tempfile
@@ -19,6 +16,7 @@ import tensorflow as tf
 import tqdm
 
 from research.batches import Batch
+from research.cache_description import describe_kept
 from research.cache_store import CacheStore, MakeRows
 from research.config import TrainConfig
 from research.errors import UserError
@@ -167,7 +165,8 @@ class FrozenLayers:
                 setting = "again" if cached.get(phase.given) else "off"
             described = None
             if setting == "disk" or (setting in ("auto", "again") and self._store.has_entries):
-                described = self._describe(phase)
+                shown = self._shown(phase.given)
+                described = describe_kept(self._network, shown, phase.given, phase.photos.shown)
             if setting == "disk" and described is None:
                 raise UserError(
                     "trunk_cache is 'disk', but the backbone has a layer without get_config(), so "
@@ -236,49 +235,6 @@ class FrozenLayers:
                 kept[split] = dataclasses.replace(examples, inputs=arrays, views=views)
         return Feed(dataclasses.replace(network, given=phase.given), loader.with_examples(kept))
 
-    def _describe(self, phase: Phase) -> dict[str, dict[str, Any]] | None:
-        """Describes, by split, all that what is kept follows from; None if layers cannot be told.
-
-        What photos are turned into before the first layer is described by what becomes of a test
-        picture, in each view.
-        """
-        model, parts = self._network.model, self._network.parts
-        try:
-            layers = _without(json.loads(model.backbone.to_json()), ("trainable", "synchronized"))
-        except (NotImplementedError, TypeError, ValueError):  # a layer that cannot be written down
-            return None
-        frozen, trained = parts.trunk, None
-        if phase.given == "features":
-            # What is trained is folded otherwise, which shows in the last bits.
-            frozen = model.backbone
-            trained = [layer.trainable for layer in model.backbone._flatten_layers()]
-        weights = hashlib.sha256()
-        for variable in frozen.weights if frozen else ():
-            weights.update(f"{variable.shape}".encode())
-            weights.update(np.ascontiguousarray(variable.numpy()).data)
-        made_by = {
-            "format": 1,
-            "kept": phase.given,
-            "layers_sha256": _hash_of_json([layers, trained]),
-            "weights_sha256": weights.hexdigest(),
-            "crossing": list(parts.crossing),
-            "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
-            "tensorflow": importlib.metadata.version("tensorflow"),
-            "keras": importlib.metadata.version("keras"),
-        }
-        described = {}
-        shown = self._shown(phase.given)
-        for split, views in phase.photos.shown.items():
-            (pixels,) = shown.examples(split).inputs
-            described[split] = {
-                **made_by,
-                "photos": len(pixels),
-                "photos_sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
-                "views": views,
-                "prepared_sha256": _prepared(shown, split, pixels.shape[1], views),
-            }
-        return described
-
 
 def _default_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -324,31 +280,3 @@ def _fill(
                 one.append(values)
             bar.update(len(made[0]))
     return rows
-
-
-def _prepared(photos: DataLoader, split: str, size: int, views: int) -> str:
-    """Hashes what becomes of a test picture before the first layer, in each view."""
-    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.float32)
-    digest = hashlib.sha256()
-    for view in range(views):
-        image: tf.Tensor = tf.constant(picture)
-        changes = photos.changes(split)
-        if views > 1:
-            image = changes.apply(image, changes.draws_of(view)[np.newaxis])
-        if photos.preprocessing:
-            image = photos.preprocessing(image)
-        digest.update(image.numpy().data)
-    return digest.hexdigest()
-
-
-def _hash_of_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _without(config: Any, left_out: tuple[str, ...]) -> Any:
-    """Leaves out settings that do not change what frozen layers make, at every depth."""
-    if isinstance(config, dict):
-        return {
-            key: _without(value, left_out) for key, value in config.items() if key not in left_out
-        }
-    return [_without(value, left_out) for value in config] if isinstance(config, list) else config

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.config import TrainConfig
-from research.durable_files import append_line, stored, write_atomically
+from research.durable_files import append_line, stored, write_atomically, write_file
 from research.errors import UserError
 from research.printable import printable
 from research.run_lock import LOCK, RunLock
@@ -28,17 +28,6 @@ FIGURES = (
     "validation_loss",
     "validation_accuracy",
 )
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a file atomically, and the folders that it lies in.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    with stored(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
 
 
 MADE_FIRST = (

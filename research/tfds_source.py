@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from research.digits import Digits
-from research.errors import UserError
+from research.errors import UserError, first_line
 from research.printable import printable
 from research.sketches import Sketches
 from research.source import EncodedExample
@@ -153,7 +153,7 @@ def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # a wrong version, a broken builder: TFDS raises what it likes
         raise UserError(
-            f"dataset {name!r} cannot be opened ({_first_line(error)}); {WAYS_OUT}"
+            f"dataset {name!r} cannot be opened ({_reason_of(error)}); {WAYS_OUT}"
         ) from error
 
 
@@ -200,7 +200,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
             _remove_empty_folders(folder)
         if not existed:
             _remove_empty_folders(root)
-        reason = _first_line(error)
+        reason = _reason_of(error)
         raise UserError(
             f"dataset {name!r} is not prepared and could not be downloaded ({reason}); {WAYS_OUT}"
         ) from error
@@ -213,6 +213,5 @@ def _remove_empty_folders(root: Path) -> None:
             os.rmdir(folder)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"
+def _reason_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)[:160]}"

@@ -11,6 +11,7 @@ from research import console, pictures, runtime
 from research.agreement import check_settings
 from research.cluster import find_cluster
 from research.config import TrainConfig
+from research.durable_files import write_file
 from research.durations import parse_steps
 from research.ending import Ending
 from research.errors import UserError
@@ -26,7 +27,7 @@ from research.metrics import Metrics
 from research.precompute import Feed
 from research.preparation import Run, begin_or_resume, set_up
 from research.profiler import StepProfiler
-from research.run_directory import RunDirectory, find_run, write_file
+from research.run_directory import RunDirectory, find_run
 from research.source import Source
 from research.sources import open_source
 from research.team import Team

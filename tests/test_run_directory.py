@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from research.config import TrainConfig
+from research.durable_files import write_file
 from research.errors import UserError
 from research.logbook import Logbook
 from research.run_directory import (
@@ -13,7 +14,6 @@ from research.run_directory import (
     RunDirectory,
     default_path,
     find_run,
-    write_file,
 )
 
 
