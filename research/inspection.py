@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
 from research.decode import DamagedImageError, oddities_ignored
 from research.duplicates import PAIRS_AT_MOST, equal_groups, similar_pairs
 from research.fingerprints import Fingerprint, fingerprint
 from research.parallel import in_parallel
+from research.progress import photo_bar
 from research.source import SPLITS, EncodedExample, Source
 
 SAME_FILE, SAME_PIXELS, LOOKS_ALIKE = "same file", "same pixels", "looks alike"
@@ -123,14 +122,7 @@ def _fingerprints(source: Source) -> Iterator[tuple[Photo, Fingerprint | Damaged
         except DamagedImageError as damage:
             return damage
 
-    with tqdm.tqdm(
-        desc="inspecting",
-        unit=" photos",
-        total=sum(source.count(split) for split in SPLITS),
-        leave=False,
-        disable=not sys.stderr.isatty(),
-        ncols=79,
-    ) as bar:
+    with photo_bar("inspecting", sum(source.count(split) for split in SPLITS)) as bar:
         for split in SPLITS:
             stored = in_parallel(source.examples(split), work, PHOTOS_A_CHUNK)
             for place, (example, found) in enumerate(stored):

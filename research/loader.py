@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
 from research.augmentation import Augmentation
 from research.batches import Preprocessing, Share, continued_order, make_batches
 from research.decode import DamagedImageError, decode_image, oddities_ignored
 from research.errors import UserError
 from research.examples import Examples, load_examples
+from research.progress import photo_bar
 from research.source import Source
 from research.sources import open_source
 
@@ -171,13 +170,7 @@ class DataLoader:
     def examples(self, split: str) -> Examples:
         """Returns the decoded photos of a split, which are kept from the first call on."""
         if split not in self._loaded:
-            with tqdm.tqdm(
-                desc=f"decoding {split}",
-                unit=" photos",
-                leave=False,
-                disable=not sys.stderr.isatty(),
-                ncols=79,
-            ) as bar:
+            with photo_bar(f"decoding {split}") as bar:
 
                 def show(done: int, total: int) -> None:
                     bar.total = total

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from research.errors import UserError
 from research.loader import DataLoader
 from research.machine import free_disk, free_memory
 from research.plan import Plan
+from research.progress import photo_bar
 from research.rows import Rows, rows_in_a_file
 from research.split import SplitBackbone
 from research.steps import Network
@@ -215,14 +215,7 @@ class FrozenLayers:
             return network.activations(batch)
 
         kept = {}
-        with tqdm.tqdm(
-            desc="running the frozen layers",
-            total=phase.kept_photos,
-            unit=" photos",
-            leave=False,
-            ncols=79,
-            disable=not sys.stderr.isatty(),
-        ) as bar:
+        with photo_bar("running the frozen layers", phase.kept_photos) as bar:
             for split, views in phase.photos.shown.items():
                 fill = functools.partial(_fill, run, loader, split, views, bar)
                 if choice.described is not None:

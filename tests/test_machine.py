@@ -14,7 +14,14 @@ def test_without_limits_the_machine_is_what_there_is(tmp_path):
     assert 0 < free_memory(tmp_path) <= psutil.virtual_memory().total
 
 
-@pytest.mark.parametrize(("quota", "count"), [("100000 100000", 1), ("50000 100000", 1)])
+@pytest.mark.parametrize(
+    ("quota", "count"),
+    [
+        ("100000 100000", 1),
+        ("50000 100000", 1),
+        ("150000 100000", min(2, len(os.sched_getaffinity(0)))),
+    ],
+)
 def test_a_containers_share_of_processors_counts(tmp_path, quota, count):
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert processors(tmp_path) == count
