@@ -131,9 +131,11 @@ def plot(summaries: list[Summary], file: Path) -> None:
         (right, "log loss, nats", [s.log_loss for s in summaries]),
     ):
         means, errors = zip(*pairs, strict=True)
-        axis.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
-        axis.axvline(means[0], color="grey", linewidth=0.8)
+        axis.errorbar(means, places, xerr=errors, fmt="o", capsize=3, label="mean, standard error")
+        axis.axvline(means[0], color="grey", linewidth=0.8, label="default")
         axis.set_title(title)
         axis.grid(alpha=0.3)
-    left.set_yticks(list(places), [summary.row for summary in summaries])
+    names = [f"{one.row}, {one.runs} run{'s'[: one.runs > 1]}" for one in summaries]
+    left.set_yticks(list(places), names)
+    right.legend(loc="lower right", fontsize=9)
     figure.savefig(file, dpi=100)
