@@ -1,4 +1,4 @@
-"""Evaluates a trained run on photos that it was not trained on: figures and pictures.
+"""Evaluates a trained run on photos that it never saw: figures and pictures.
 
 python run_eval.py --ckpt_dir=DIR
 python run_eval.py --ckpt_dir=DIR --checkpoint=latest --split=validation
