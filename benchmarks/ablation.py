@@ -30,6 +30,7 @@ from benchmarks.ablation_report import plot, summarize, table
 from benchmarks.ablation_rows import (
     DATA_FLAGS,
     EVALUATIONS,
+    REMOVED,
     ROWS,
     key_of,
     settings_of,
@@ -171,7 +172,7 @@ def current_runs(file: Path, folds: int) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    now = {row: settings_of(row) for row in ROWS}
+    now = {**{row: settings_of(row) for row in ROWS}, **REMOVED}
     return [run for run in runs if run["folds"] == folds and now.get(run["row"]) == run["settings"]]
 
 

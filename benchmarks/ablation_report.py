@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks.ablation_rows import EVALUATIONS, ROWS, key_of, title_of
+from benchmarks.ablation_rows import EVALUATIONS, REMOVED, ROWS, key_of, title_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
                 found.setdefault(title_of(run["row"], name), {})[run["seed"], run["fold"]] = figures
     default = found["default"]
     summaries = []
-    for row in (title_of(row, name) for row in ROWS for name in EVALUATIONS):
+    for row in (title_of(row, name) for row in (*ROWS, *REMOVED) for name in EVALUATIONS):
         if row not in found:
             continue
         own = found[row]

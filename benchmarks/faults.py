@@ -39,7 +39,7 @@ COMMON = (
 )
 SETTINGS = {
     "short": ("--head_epochs=0", "--trunk_cache=disk", "--cache_dir=kept"),
-    "cached": ("--fixed_crops", "--trunk_cache=disk", "--cache_dir=kept"),
+    "cached": ("--trunk_cache=disk", "--cache_dir=kept"),
     "photos": (
         *("--trunk_cache=off", "--bn_mode=train", "--random_crop_area=0.5", "--mixup=0.4"),
         *("--rand_augment=5", "--colour_jitter=0.2"),

@@ -11,23 +11,12 @@ import tensorflow as tf
 from research.rand_augment import rand_augment
 
 # What is drawn for an example and epoch: the places of the numbers that decide each thing.
-CROP, CROP_AREA, CROP_RATIO, CROP_TOP, CROP_LEFT, FLIP = range(6)
+# None is at place 0 any more: without it all others, and what earlier runs showed, would change.
+CROP_AREA, CROP_RATIO, CROP_TOP, CROP_LEFT, FLIP = range(1, 6)
 JITTER, RAND_AUGMENT = slice(6, 9), slice(9, 13)
 PARTNER, IS_CUT, CUT_CORNER, PARTNER_SHARE = 13, 14, slice(15, 17), 17
 DRAWS = 18
 
-# The whole photo, its centre and its corners, as (top, left, bottom, right) in shares of it.
-FIXED_CROPS = np.array(
-    [
-        (0, 0, 1, 1),
-        (1 / 16, 1 / 16, 15 / 16, 15 / 16),
-        (0, 0, 7 / 8, 7 / 8),
-        (0, 1 / 8, 7 / 8, 1),
-        (1 / 8, 0, 1, 7 / 8),
-        (1 / 8, 1 / 8, 1, 1),
-    ],
-    np.float32,
-)
 WIDEST_RATIO = 4 / 3
 
 Numbers = Any  # a numpy array or a tensor
@@ -43,7 +32,6 @@ class Augmentation:
 
     Attributes:
       rand_augment: magnitude of two random operations on the pixels, in [0, 10]; 0 for none.
-      fixed_crops: show the whole photo or one of five crops of it, 7/8 as high and wide.
       random_crop_area: show a part of at least this share of the area, in (0, 1], with sides of
         3:4 to 4:3 (Szegedy et al. 2014, arXiv 1409.4842); 1 for the whole.
       horizontal_flip: mirror left to right, one in two.
@@ -55,7 +43,6 @@ class Augmentation:
     """
 
     rand_augment: float = 0.0
-    fixed_crops: bool = False
     random_crop_area: float = 1.0
     horizontal_flip: bool = False
     colour_jitter: float = 0.0
@@ -85,12 +72,12 @@ class Augmentation:
         """In how many ways a photo may be shown; None where there is no end of them."""
         if self != self.plain:
             return None
-        return (len(FIXED_CROPS) if self.fixed_crops else 1) * (2 if self.horizontal_flip else 1)
+        return 2 if self.horizontal_flip else 1
 
     @property
     def plain(self) -> Augmentation:
         """What is left of it in a few views."""
-        return Augmentation(fixed_crops=self.fixed_crops, horizontal_flip=self.horizontal_flip)
+        return Augmentation(horizontal_flip=self.horizontal_flip)
 
     @property
     def mixes(self) -> bool:
@@ -105,16 +92,13 @@ class Augmentation:
 
     def view_of(self, draws: np.ndarray) -> np.ndarray:
         """Returns which of the views some draws, (..., DRAWS), choose: int64 in [0, views)."""
-        crops = len(FIXED_CROPS) if self.fixed_crops else 1
-        crop = (draws[..., CROP] * crops).astype(np.int64)
-        return 2 * crop + (draws[..., FLIP] < 0.5) if self.horizontal_flip else crop
+        mirrored = (draws[..., FLIP] < 0.5) if self.horizontal_flip else np.zeros(draws.shape[:-1])
+        return mirrored.astype(np.int64)
 
     def draws_of(self, view: int) -> np.ndarray:
         """Returns draws, float32 (DRAWS,), that choose a view."""
         draws = np.zeros(DRAWS, np.float32)
-        crop, mirrored = divmod(view, 2) if self.horizontal_flip else (view, 1)
-        draws[CROP] = (crop + 0.5) / len(FIXED_CROPS)
-        draws[FLIP] = 0.25 if mirrored else 0.75
+        draws[FLIP] = 0.25 if view else 0.75
         return draws
 
     def apply(self, photos: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -127,7 +111,7 @@ class Augmentation:
         Returns:
           Photos of the same shape and range.
         """
-        if self.fixed_crops or self.random_crop_area < 1:
+        if self.random_crop_area < 1:
             boxes = self._boxes(draws)
             size = tf.shape(photos)[1:3]
             cropped = tf.image.crop_and_resize(photos, boxes, tf.range(tf.shape(boxes)[0]), size)
@@ -186,8 +170,6 @@ class Augmentation:
 
     def _boxes(self, draws: tf.Tensor) -> tf.Tensor:
         """Returns the parts to show, (batch, 4): top, left, bottom, right in shares."""
-        if self.random_crop_area == 1:
-            return tf.gather(FIXED_CROPS, tf.cast(draws[:, CROP] * len(FIXED_CROPS), tf.int32))
         area = 1 - draws[:, CROP_AREA] * (1 - self.random_crop_area)
         # A large part is nearly a square: neither side can be longer than the photo's.
         ratio = tf.minimum(WIDEST_RATIO, 1 / area) ** (2 * draws[:, CROP_RATIO] - 1)

@@ -194,7 +194,6 @@ def augmentation_of(config: TrainConfig) -> Augmentation:
     """Returns how training photos are changed."""
     return Augmentation(
         rand_augment=config.rand_augment,
-        fixed_crops=config.fixed_crops,
         random_crop_area=config.random_crop_area,
         horizontal_flip=config.horizontal_flip,
         colour_jitter=config.colour_jitter,

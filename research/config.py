@@ -72,11 +72,6 @@ class TrainConfig(settings.Validated):
         "mirror training photos left to right, one in two by chance, anew each epoch; not for "
         "writing, digits and what else is another thing in a mirror",
     )
-    fixed_crops: bool = settings.switch(
-        False,
-        "show training photos whole or one of five crops of them (centre, corners; 7/8 as high and "
-        "wide), by chance, anew each epoch",
-    )
     random_crop_area: float = settings.rate(
         1.0,
         "train on a random part of each photo of at least this share of its area; this and what "
@@ -374,16 +369,12 @@ class TrainConfig(settings.Validated):
         return None
 
     def _check_augmentation(self) -> None:
-        if self.fixed_crops and self.random_crop_area < 1:
-            raise UserError(
-                "fixed_crops and random_crop_area are both given; expected one kind of crop"
-            )
         endless = self.draws_without_end
         if endless and self.epochs and self.trunk_cache in ("memory", "disk"):
             raise UserError(
                 f"trunk_cache is {self.trunk_cache!r} and {endless} is {getattr(self, endless)}, "
                 "which shows each photo otherwise every time; give --trunk_cache=auto, or only "
-                "--horizontal_flip and --fixed_crops, whose views can be cached"
+                "--horizontal_flip, whose views can be cached"
             )
 
     def to_json(self) -> str:

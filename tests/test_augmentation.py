@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.augmentation import DRAWS, FIXED_CROPS, PARTNER, PARTNER_SHARE, Augmentation
+from research.augmentation import DRAWS, PARTNER, PARTNER_SHARE, Augmentation
 from research.rand_augment import OPERATIONS, rand_augment
 
 
@@ -27,8 +27,6 @@ def test_draws_follow_from_seed_epoch_and_example_alone():
     [
         (Augmentation(), 1),
         (Augmentation(horizontal_flip=True), 2),
-        (Augmentation(fixed_crops=True), 6),
-        (Augmentation(fixed_crops=True, horizontal_flip=True), 12),
         (Augmentation(random_crop_area=0.5), None),
         (Augmentation(horizontal_flip=True, colour_jitter=0.1), None),
     ],
@@ -45,9 +43,8 @@ def test_how_many_views_there_are(augmentation, views):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("crops", [False, True])
-def test_what_is_shown_is_the_view_that_was_drawn(flip, crops):
-    augmentation = Augmentation(fixed_crops=crops, horizontal_flip=flip)
+def test_what_is_shown_is_the_view_that_was_drawn(flip):
+    augmentation = Augmentation(horizontal_flip=flip)
     images, draws = photos(30), Augmentation().epoch_draws(30, 0, 0)
     shown = augmentation.apply(tf.constant(images), tf.constant(draws)).numpy()
     for image, drawn, result in zip(images, draws, shown, strict=True):
@@ -63,17 +60,6 @@ def test_mirrored_photos_are_mirrored_and_others_are_as_they_were():
     plain, mirrored = augmentation.apply(tf.constant(images), tf.constant(draws)).numpy()
     np.testing.assert_array_equal(plain, images[0])
     np.testing.assert_array_equal(mirrored, images[1][:, ::-1])
-
-
-def test_fixed_crops_are_the_whole_the_centre_and_the_corners():
-    augmentation = Augmentation(fixed_crops=True)
-    rows, columns = np.meshgrid(np.arange(17.0), np.arange(17.0), indexing="ij")
-    ramp = np.stack([rows, columns, 0 * rows], axis=-1)[None].astype(np.float32)
-    for view, (top, left, bottom, right) in enumerate(FIXED_CROPS):
-        draws = augmentation.draws_of(view)[None]
-        shown = augmentation.apply(tf.constant(ramp), tf.constant(draws)).numpy()[0]
-        np.testing.assert_allclose(shown[0, 0, :2], [16 * top, 16 * left], atol=1e-4)
-        np.testing.assert_allclose(shown[-1, -1, :2], [16 * bottom, 16 * right], atol=1e-4)
 
 
 @pytest.mark.parametrize("least", [0.08, 0.5, 0.9, 0.99])

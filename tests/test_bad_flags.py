@@ -83,7 +83,6 @@ def test_what_the_trial_found_once(flags, expected, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "flags", "expected"),
     [
-        ("run_train.py", "--fixed_crops --random_crop_area=0.5", "one kind of crop"),
         ("run_train.py", "--gradual_unfreezing=1 --bn_mode=train", "give --bn_mode=frozen"),
         ("run_train.py", "--hyperrule --steps_per_epoch=3", "what --steps_per_epoch would set"),
         ("run_train.py", "--hyperrule --epochs=3 --mixup=1", "leave out them, or hyperrule"),

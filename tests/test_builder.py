@@ -84,7 +84,7 @@ def test_augmentation_comes_from_the_settings():
     assert (augmentation.rand_augment, augmentation.colour_jitter) == (3, 0.4)
     for name in ("mixup", "cutmix", "rand_augment", "colour_jitter"):
         assert TrainConfig(**{name: 0.5}).draws_without_end == name
-    assert TrainConfig(horizontal_flip=True, fixed_crops=True).draws_without_end is None
+    assert TrainConfig(horizontal_flip=True).draws_without_end is None
 
 
 def test_balanced_class_weights_count_the_photos_that_are_trained_on():

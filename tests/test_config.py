@@ -60,12 +60,7 @@ def test_no_epoch_at_all_is_refused():
 def test_endless_views_and_a_cached_trunk_exclude_each_other(setting, endless):
     with pytest.raises(UserError, match=f"{endless} is 0.3, which .* give --trunk_cache=auto"):
         TrainConfig(trunk_cache=setting, **{endless: 0.3})
-    TrainConfig(trunk_cache=setting, horizontal_flip=True, fixed_crops=True)
-
-
-def test_there_is_one_kind_of_crop():
-    with pytest.raises(UserError, match="fixed_crops and random_crop_area are both given"):
-        TrainConfig(fixed_crops=True, random_crop_area=0.5)
+    TrainConfig(trunk_cache=setting, horizontal_flip=True)
 
 
 def test_steps_to_profile():
