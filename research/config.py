@@ -204,7 +204,8 @@ class TrainConfig(settings.Validated):
     evaluation_scale: float = settings.rate(
         1.2,
         "run_eval.py evaluates at this times --image_size, rounded to a multiple of 32 pixels, as "
-        "networks see more in a larger picture than they were trained on (FixRes)",
+        "networks see more in a larger photo than they were trained on (FixRes); 1 for what always "
+        "fills the picture alike, such as scans and digits",
         maximum=8.0,
     )
     bn_mode: str = settings.choice(

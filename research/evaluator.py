@@ -59,7 +59,11 @@ class Evaluator:
         """Evaluates the restored checkpoint; prints and writes the figures of each split."""
         decisions: Decisions | None = None
         if any(map(self._is_decided, self._config.split)):
-            decisions = decide(self._predict("validation"))
+            validation = self._predict("validation")
+            decisions = decide(validation)
+            note = self._note_on_size(float(validation.losses().mean()))
+            if note:
+                print(f"{note}\n")
         evaluations: list[Evaluation] = []
         for split in self._config.split:
             evaluation = self._evaluate(split, decisions if self._is_decided(split) else None)
@@ -70,6 +74,16 @@ class Evaluator:
         if report:
             print(report, flush=True)
         return evaluations
+
+    def _note_on_size(self, loss: float) -> str | None:
+        """Compares the validation loss with that of the same step of the training."""
+        classifier = self.classifier
+        rows = classifier.directory.read_metrics()
+        losses = [row["validation_loss"] for row in rows if row["step"] == classifier.step]
+        trained_at = classifier.directory.read_config().image_size
+        if not losses:
+            return None
+        return size_note(loss, classifier.config.image_size, losses[-1], trained_at)
 
     def _is_decided(self, split: str) -> bool:
         """Tells whether temperature and threshold mean something: chosen on other photos."""
@@ -137,6 +151,25 @@ class Evaluator:
         for curve in curves:
             tag = "precision_recall" if len(names) == 2 else f"precision_recall/{curve.name}"
             summaries.curve(tag, curve.of_class, curve.probabilities)
+
+
+def size_note(loss: float, size: int, loss_before: float, size_before: int) -> str | None:
+    """Says that another size than that of the training is worse; None if it is not, or is the same.
+
+    Args:
+      loss: of validation, in nats, now.
+      size: height and width in pixels, now.
+      loss_before: in training.
+      size_before: in training.
+    """
+    if size == size_before or loss <= max(1.25 * loss_before, loss_before + 0.02):
+        return None
+    return (
+        f"note: the validation loss is {loss:.4f} at {size} pixels, and was {loss_before:.4f} at "
+        f"{size_before} in\ntraining: evaluate with --image_size={size_before}, and train with "
+        "--evaluation_scale=1.\nA larger size is for photos, not for what always fills the picture "
+        "alike."
+    )
 
 
 def draw(

@@ -20,6 +20,7 @@ from research.commands import EvalConfig
 from research.comparison import comparison_table, difference
 from research.errors import UserError
 from research.evaluate import evaluate, new_checkpoints
+from research.evaluator import size_note
 from research.folder_source import FolderSource
 from research.loader import DataLoader
 from research.run_directory import RunDirectory
@@ -82,6 +83,15 @@ def test_the_table_compares_with_the_first_of_the_split_within_80_columns(evalua
 def test_learning_curves_of_the_runs_are_drawn_on_shared_axes(runs, evaluated):
     with Image.open(runs / "one" / "pictures" / "learning_curves.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_a_size_at_which_the_model_is_worse_is_told():
+    note = size_note(0.5241, 192, 0.1327, 160)
+    assert "--image_size=160" in note
+    assert max(map(len, note.splitlines())) <= 80
+    assert size_note(0.5241, 160, 0.1327, 160) is None
+    assert size_note(0.04, 192, 0.06, 160) is None
+    assert size_note(0.03, 192, 0.02, 160) is None  # of a hundredth of a nat nothing can be said
 
 
 def test_pictures_and_events_of_an_evaluation(runs, evaluated):
