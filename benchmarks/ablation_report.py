@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.ablation_rows import EVALUATIONS, REMOVED, ROWS, key_of, title_of
+
+
+class Difference(NamedTuple):
+    """How much a row differs from the default on the same folds.
+
+    Attributes:
+      mean: over the folds.
+      error: its standard error; NaN of one fold.
+      probability: the p-value of the test that there is no difference; NaN of one fold.
+    """
+
+    mean: float
+    error: float
+    probability: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +36,7 @@ class Summary:
       runs: how many it is made of.
       accuracy: mean over the runs, and its standard error.
       log_loss: the same, in nats.
-      accuracy_difference: to `default` on the same folds, mean, and the p-value of a paired test.
+      accuracy_difference: to `default` on the same folds.
       log_loss_difference: the same.
       core_seconds: of training, median: seconds of all cores together.
     """
@@ -31,8 +45,8 @@ class Summary:
     runs: int
     accuracy: tuple[float, float]
     log_loss: tuple[float, float]
-    accuracy_difference: tuple[float, float]
-    log_loss_difference: tuple[float, float]
+    accuracy_difference: Difference
+    log_loss_difference: Difference
     core_seconds: float
 
 
@@ -80,8 +94,8 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
-def paired_test(differences: np.ndarray, folds: int) -> tuple[float, float]:
-    """Returns the mean difference and the p-value of a corrected resampled t-test.
+def paired_test(differences: np.ndarray, folds: int) -> Difference:
+    """Returns the mean of paired differences, tested by a corrected resampled t-test.
 
     Runs share training photos, so that they are not independent: the variance is multiplied by
     1 / n + 1 / (folds - 1) instead of 1 / n (Nadeau and Bengio 2003, Machine Learning 52).
@@ -89,10 +103,11 @@ def paired_test(differences: np.ndarray, folds: int) -> tuple[float, float]:
     count = len(differences)
     deviation = differences.std(ddof=1) if count > 1 else 0.0
     if not deviation:
-        return float(differences.mean()) if count else np.nan, np.nan
+        return Difference(float(differences.mean()) if count else np.nan, np.nan, np.nan)
     error = deviation * np.sqrt(1 / count + 1 / (folds - 1))
     t = differences.mean() / error
-    return float(differences.mean()), float(2 * stats.t.sf(abs(t), count - 1))
+    probability = 2 * stats.t.sf(abs(t), count - 1)
+    return Difference(float(differences.mean()), float(error), float(probability))
 
 
 def table(summaries: list[Summary]) -> str:
@@ -103,9 +118,10 @@ def table(summaries: list[Summary]) -> str:
         known = "" if np.isnan(error) else f" ± {scale * error:.{digits}f}"
         return f"{scale * mean:.{digits}f}{known}"
 
-    def change(difference: tuple[float, float], scale: float, digits: int) -> str:
-        mean, probability = difference
-        known = "" if np.isnan(probability) else f" (p {probability:.2f})"
+    def change(difference: Difference, scale: float, digits: int) -> str:
+        mean, _, probability = difference
+        small = "p < 0.01" if probability < 0.01 else f"p {probability:.2f}"
+        known = "" if np.isnan(probability) else f" ({small})"
         return "" if np.isnan(mean) or one is summaries[0] else f"{scale * mean:+.{digits}f}{known}"
 
     lines = [
@@ -122,20 +138,23 @@ def table(summaries: list[Summary]) -> str:
 
 
 def plot(summaries: list[Summary], file: Path) -> None:
-    """Draws accuracy and log loss of each row with their standard errors."""
-    figure = Figure(figsize=(9, 1.2 + 0.28 * len(summaries)), layout="constrained")
+    """Draws how much each row differs from the default on the same folds, with standard errors."""
+    others = [one for one in summaries if one.row != "default"]
+    figure = Figure(figsize=(9, 1.2 + 0.28 * len(others)), layout="constrained")
+    figure.suptitle("more than the default, on the same folds")
     left, right = figure.subplots(1, 2, sharey=True)
-    places = range(len(summaries), 0, -1)
-    for axis, title, pairs in (
-        (left, "accuracy, %", [(100 * a, 100 * e) for a, e in (s.accuracy for s in summaries)]),
-        (right, "log loss, nats", [s.log_loss for s in summaries]),
+    places = range(len(others), 0, -1)
+    for axis, title, scale, found in (
+        (left, "accuracy, points", 100, [one.accuracy_difference for one in others]),
+        (right, "log loss, nats", 1, [one.log_loss_difference for one in others]),
     ):
-        means, errors = zip(*pairs, strict=True)
-        axis.errorbar(means, places, xerr=errors, fmt="o", capsize=3, label="mean, standard error")
-        axis.axvline(means[0], color="grey", linewidth=0.8, label="default")
+        means = [scale * one.mean for one in found]
+        errors = [scale * one.error for one in found]
+        axis.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
+        axis.axvline(0, color="grey", linewidth=0.8)
         axis.set_title(title)
         axis.grid(alpha=0.3)
-    names = [f"{one.row}, {one.runs} run{'s'[: one.runs > 1]}" for one in summaries]
+        axis.margins(y=0.02)
+    names = [f"{one.row}, {one.runs} run{'s'[: one.runs > 1]}" for one in others]
     left.set_yticks(list(places), names)
-    right.legend(loc="lower right", fontsize=9)
     figure.savefig(file, dpi=100)

@@ -31,12 +31,13 @@ def test_each_photo_is_in_the_test_of_one_fold():
 
 def test_the_paired_test_corrects_for_shared_training_photos():
     differences = np.array([0.01, 0.03, 0.02, 0.00, 0.04])
-    mean, probability = paired_test(differences, folds=5)
+    mean, error, probability = paired_test(differences, folds=5)
     assert mean == pytest.approx(0.02)
-    t = 0.02 / (differences.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4))
+    assert error == pytest.approx(differences.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4))
+    t = 0.02 / error
     assert probability == pytest.approx(2 * (1 - stats.t.cdf(t, 4)))
     assert probability > stats.ttest_1samp(differences, 0).pvalue
-    assert np.isnan(paired_test(np.zeros(5), 5)[1])
+    assert np.isnan(paired_test(np.zeros(5), 5).probability)
 
 
 def test_mean_and_error():
