@@ -126,7 +126,8 @@ def run_rows(arguments: Any, file: Path) -> None:
     ]
     data = [f"--dataset={arguments.dataset}", f"--weights={Path(arguments.weights).absolute()}"]
     data += [f"--data_dir={Path(arguments.data_dir).absolute()}"] if arguments.data_dir else []
-    data += [f"--backbone={BACKBONE}", *DATA_FLAGS.get(arguments.dataset, ())]
+    data += [f"--backbone={BACKBONE}"]
+    last = DATA_FLAGS.get(arguments.dataset, ())  # recipes say otherwise
     all_cores = sorted(os.sched_getaffinity(0))
     free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for job in range(arguments.jobs):
@@ -140,7 +141,7 @@ def run_rows(arguments: Any, file: Path) -> None:
         }
         command = [sys.executable, "-m", "benchmarks.ablation", "--run", json.dumps(asked)]
         process = subprocess.run(
-            [*command, "--", *data, *ROWS[row]], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [*command, "--", *data, *ROWS[row], *last], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
         free.put(cores)
         if process.returncode:
