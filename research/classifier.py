@@ -43,6 +43,7 @@ class Classifier:
         self.directory = RunDirectory(ckpt_dir)
         trained = self.directory.read_config()
         self.class_names = self.directory.read_class_names()
+        self.checkpoint = ""
         path = find_checkpoint(self.directory.checkpoints, checkpoint)
         if mirror_averaging is None:
             mirror_averaging = trained.mirror_averaging
@@ -65,10 +66,12 @@ class Classifier:
         self.restore(path)
 
     def restore(self, checkpoint: str) -> None:
-        """Takes the weights, or their averages, of another checkpoint, given as `checkpoint`."""
-        model = self.built.network.model
-        self.checkpoint = find_checkpoint(self.directory.checkpoints, checkpoint)
-        self.step = restore_model(model, self.checkpoint, self._averages)
+        """Takes the weights, or their averages, of a checkpoint, unless it has them already."""
+        path = find_checkpoint(self.directory.checkpoints, checkpoint)
+        if path == self.checkpoint:
+            return
+        self.step = restore_model(self.built.network.model, path, self._averages)
+        self.checkpoint = path
         if self._averages:
             self._averages.take_place()
 

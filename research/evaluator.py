@@ -42,6 +42,7 @@ class Evaluator:
     def __init__(self, config: EvalConfig, ckpt_dir: str, checkpoint: str, source: Source) -> None:
         self._config = config
         trained = RunDirectory(ckpt_dir).read_config()
+        self._trained_size = trained.image_size
         self._is_own = not (config.dataset or config.image_folder)
         self.classifier = Classifier(
             ckpt_dir,
@@ -80,10 +81,9 @@ class Evaluator:
         classifier = self.classifier
         rows = classifier.directory.read_metrics()
         losses = [row["validation_loss"] for row in rows if row["step"] == classifier.step]
-        trained_at = classifier.directory.read_config().image_size
         if not losses:
             return None
-        return size_note(loss, classifier.config.image_size, losses[-1], trained_at)
+        return size_note(loss, classifier.config.image_size, losses[-1], self._trained_size)
 
     def _is_decided(self, split: str) -> bool:
         """Tells whether temperature and threshold mean something: chosen on other photos."""
