@@ -83,7 +83,7 @@ def make_groups(
       UserError: there are too few epochs for the last stage to begin.
     """
     parts = _parts_to_train(config, model)
-    _check_beginnings(plan, [name for name, _ in parts])
+    _check_beginnings(plan, len(parts))
     of_head = _of_head(config, plan, not parts)
     groups = [build_group(config, "head", model.head.trainable_variables, of_head, step)]
     for index, (name, variables) in enumerate(parts):
@@ -113,14 +113,14 @@ def build_group(
     )
 
 
-def _check_beginnings(plan: Plan, parts: Sequence[str]) -> None:
+def _check_beginnings(plan: Plan, parts: int) -> None:
     """Raises `UserError` where a part of the backbone would never begin to train."""
     epochs = plan.epochs - plan.head_epochs
     between = plan.unfreezing_steps // plan.steps_per_epoch
-    needed = (len(parts) - 1) * between + 1
+    needed = (parts - 1) * between + 1
     if between and 0 < epochs < needed:
         raise UserError(
-            f"gradual_unfreezing is {between} and epochs is {epochs}, but there are {len(parts)} "
+            f"gradual_unfreezing is {between} and epochs is {epochs}, but there are {parts} "
             f"stages to unfreeze, of which the last would begin with epoch {needed}; give at least "
             f"--epochs={needed}, a smaller --gradual_unfreezing, or a later --unfreeze_from"
         )
