@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from research.config import TrainConfig
+from research.config import CHOSEN_BY_HYPERRULE, TrainConfig
 from research.errors import UserError
 from research.hyperrule import follow_hyperrule
 
@@ -34,3 +36,12 @@ def test_what_the_rule_chooses_cannot_be_given_too():
     assert TrainConfig(hyperrule=True, head_epochs=0)  # as its recipe says
     with pytest.raises(UserError, match="what --warmup would set"):
         TrainConfig(hyperrule=True, warmup="3steps")
+
+
+@pytest.mark.parametrize("photos", [1_600, 20_000])
+def test_all_that_it_changes_is_what_it_is_said_to_choose(photos):
+    config = TrainConfig(hyperrule=True)
+    ruled = follow_hyperrule(config, photos)
+    before, after = map(dataclasses.asdict, (config, ruled))
+    changed = {name for name, value in after.items() if value != before[name]}
+    assert changed - {"hyperrule"} <= set(CHOSEN_BY_HYPERRULE)
