@@ -3,13 +3,12 @@
 Of the same pixels, each format gives the checkpoint's probabilities to 1e-4 (measured: 3e-6). Of
 JPEG bytes, which the SavedModel decodes and resizes with TensorFlow and training with Pillow, to
 0.05 for single photos and 0.002 in the mean (measured: 0.007 and 0.0001 on 200 photos, 0.02 and
-0.001 on small drawings). It does not turn photos by what their EXIF data say.
+0.001 on small drawings).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import io
 import os
@@ -29,6 +28,7 @@ from research.commands import MIRROR_AVERAGING, ExportConfig
 from research.console import short_path
 from research.durable_files import cannot_be_written, reason_of, write_atomically
 from research.errors import UserError
+from research.served_photos import decode_upright
 
 Writer = Callable[[keras.Model, tuple[str, ...], Path], None]
 
@@ -192,30 +192,13 @@ def write_saved_model(model: keras.Model, class_names: tuple[str, ...], path: Pa
         labels = tf.gather(tf.constant(class_names), tf.argmax(probabilities, axis=1))
         return {"label": labels, "probabilities": probabilities}
 
-    def decode_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-        # As Pillow does it: by accurate arithmetic, and one far larger than needed at a half, a
-        # quarter or an eighth of its size; see `decode_image`.
-        larger = tf.reduce_min(tf.io.extract_jpeg_shape(encoded)[:2]) // (3 * size // 2)
-        ways = [
-            functools.partial(
-                tf.io.decode_jpeg, encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"
-            )
-            for ratio in (1, 2, 4, 8)
-        ]
-        return tf.switch_case(tf.reduce_sum(tf.cast(larger >= [2, 4, 8], tf.int32)), ways)
-
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        photo = tf.cond(
-            tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
-            lambda: decode_jpeg(encoded),
-            lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-        )
-        photo = tf.image.resize(tf.cast(photo, tf.float32), (size, size), antialias=True)
-        return tf.clip_by_value(tf.round(photo), 0.0, 255.0)
-
     def of_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        photos = tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32)
-        return of_pixels(tf.ensure_shape(photos, (None, size, size, 3)))
+        photos = tf.map_fn(
+            lambda encoded: decode_upright(encoded, size),
+            image_bytes,
+            fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32),
+        )
+        return of_pixels(photos)
 
     archive = keras.export.ExportArchive()
     archive.track(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import ExifTags, Image
 
 from research.builder import build_network
 from research.classifier import Classifier
@@ -143,6 +145,21 @@ def test_a_saved_model_takes_other_sizes_and_formats(exported, photos, tmp_path)
     assert signatures["serving_default"](image_bytes=png)["probabilities"].numpy() == (
         pytest.approx(large, abs=1e-5)
     )
+
+
+def test_a_saved_model_turns_photos_upright(exported, photos):
+    ask_bytes = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    upright = Image.open(io.BytesIO(photos.encoded[0]))
+    lying, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned a quarter clockwise
+    answers = []
+    for photo, options in ((upright, {}), (lying, {"exif": exif}), (lying, {})):
+        buffer = io.BytesIO()
+        photo.save(buffer, "JPEG", quality=100, subsampling=0, **options)
+        said = ask_bytes(image_bytes=tf.constant([buffer.getvalue()]))["probabilities"]
+        answers.append(said.numpy())
+    assert np.abs(answers[0] - answers[1]).max() < BYTES / 5
+    assert np.abs(answers[0] - answers[2]).max() > BYTES / 5
 
 
 def test_each_kind_of_preprocessing_is_inside(tmp_path):

@@ -1,0 +1,115 @@
+"""Photos as a served model gets them, encoded, made pixels by TensorFlow's own operations alone.
+
+They stand for `decode.py` where there is no Pillow: what is here goes into the exported graph.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import tensorflow as tf
+
+SEARCHED_BYTES = 2**17  # two segments at their longest: Exif is the first, or comes after JFIF's
+EXIF = int.from_bytes(b"\xff\xe1", "big"), int.from_bytes(b"Exif\0\0", "big")
+START_OF_SCAN = 0xFFDA  # pixels follow
+LITTLE_ENDIAN = int.from_bytes(b"II", "big")
+ORIENTATION, SHORT = 0x0112, 3
+
+
+def decode_upright(encoded: tf.Tensor, size: int) -> tf.Tensor:
+    """Decodes a photo as `decode_image` does, a JPEG upright by its EXIF orientation.
+
+    Args:
+      encoded: string scalar, the content of a JPEG, PNG, GIF or BMP file; of several frames the
+        first is taken.
+      size: height and width of the result in pixels.
+
+    Returns:
+      float32 RGB of shape (size, size, 3), whole numbers in [0, 255].
+    """
+
+    def decoded(photo: tf.Tensor) -> tf.Tensor:
+        photo = tf.image.resize(tf.cast(photo, tf.float32), (size, size), antialias=True)
+        return tf.clip_by_value(tf.round(photo), 0.0, 255.0)
+
+    return tf.cond(
+        tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
+        lambda: turn(decoded(_decode_jpeg(encoded, size)), exif_orientation(encoded)),
+        lambda: decoded(tf.io.decode_image(encoded, channels=3, expand_animations=False)),
+    )
+
+
+def _decode_jpeg(encoded: tf.Tensor, size: int) -> tf.Tensor:
+    # As Pillow does it: by accurate arithmetic, and one far larger than needed at a half, a
+    # quarter or an eighth of its size; see `decode_image`.
+    larger = tf.reduce_min(tf.io.extract_jpeg_shape(encoded)[:2]) // (3 * size // 2)
+    ways = [
+        functools.partial(
+            tf.io.decode_jpeg, encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"
+        )
+        for ratio in (1, 2, 4, 8)
+    ]
+    return tf.switch_case(tf.reduce_sum(tf.cast(larger >= [2, 4, 8], tf.int32)), ways)
+
+
+def turn(photo: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Turns a square photo upright.
+
+    Args:
+      photo: (size, size, channels).
+      orientation: integer scalar, as EXIF has it: 1 for upright to 8.
+    """
+    photo = tf.where(orientation >= 5, tf.transpose(photo, (1, 0, 2)), photo)
+    columns = tf.reduce_any(orientation == [2, 3, 6, 7])
+    rows = tf.reduce_any(orientation == [3, 4, 7, 8])
+    photo = tf.where(columns, tf.reverse(photo, [1]), photo)
+    return tf.where(rows, tf.reverse(photo, [0]), photo)
+
+
+def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """Reads how a JPEG's rows and columns are to be turned (CIPA DC-008, Exif 2.32, 4.6.4).
+
+    Args:
+      encoded: string scalar, the content of the file.
+
+    Returns:
+      int32 scalar from 1, upright, to 8; 1 too where EXIF data are missing or damaged.
+    """
+    content = tf.io.decode_raw(tf.strings.substr(encoded, 0, SEARCHED_BYTES), tf.uint8)
+    # With zeros behind it, so that places that damaged files point to hold something.
+    content = tf.pad(content, [[0, SEARCHED_BYTES + 8 - tf.size(content)]])
+
+    def number(place: tf.Tensor, digits: int) -> tf.Tensor:
+        """Returns the big-endian numbers of so many bytes at some places."""
+        first = tf.clip_by_value(place, 0, SEARCHED_BYTES)[..., tf.newaxis]
+        found = tf.cast(tf.gather(content, first + tf.range(digits, dtype=tf.int64)), tf.int64)
+        return tf.reduce_sum(found * [256**k for k in reversed(range(digits))], axis=-1)
+
+    def is_exif(segment: tf.Tensor) -> tf.Tensor:
+        return (number(segment, 2) == EXIF[0]) & (number(segment + 4, 6) == EXIF[1])
+
+    def is_another(segment: tf.Tensor) -> tf.Tensor:
+        marker = number(segment, 2)
+        return (marker > 0xFF00) & (marker != START_OF_SCAN) & ~is_exif(segment)
+
+    (segment,) = tf.while_loop(
+        is_another,
+        lambda segment: (segment + 2 + number(segment + 2, 2),),
+        (tf.constant(2, tf.int64),),
+        maximum_iterations=64,
+    )
+    header = segment + 10
+    is_little = number(header, 2) == LITTLE_ENDIAN
+
+    def value(place: tf.Tensor, digits: int) -> tf.Tensor:
+        """Returns numbers in the byte order of the EXIF data."""
+        turned = sum(number(place + k, 1) * 256**k for k in range(digits))
+        return tf.where(is_little, turned, number(place, digits))
+
+    directory = header + value(header + 4, 4)
+    entries = directory + 2 + 12 * tf.range(tf.minimum(value(directory, 2), 1000))
+    is_orientation = (value(entries, 2) == ORIENTATION) & (value(entries + 2, 2) == SHORT)
+    found = tf.boolean_mask(value(entries + 8, 2), is_orientation)
+    orientation = tf.concat([found, [1]], axis=0)[0]
+    is_known = is_exif(segment) & (orientation >= 1) & (orientation <= 8)
+    return tf.cast(tf.where(is_known, orientation, 1), tf.int32)

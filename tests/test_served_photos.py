@@ -1,0 +1,83 @@
+"""What an exported model does to encoded photos is what training did to them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import ExifTags, Image
+
+from research.decode import decode_image
+from research.served_photos import decode_upright, exif_orientation
+
+
+def corners(width: int = 60, height: int = 44) -> Image.Image:
+    """A photo that looks different each way it is turned."""
+    photo = Image.new("RGB", (width, height), "grey")
+    photo.paste("red", (0, 0, width // 2, height // 2))
+    photo.paste("blue", (width // 2, 0, width, height // 2))
+    photo.paste("white", (0, height // 2, width // 3, height))
+    return photo
+
+
+def encoded(orientation: object = None, endian: str = "<", form: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif.endian = endian
+    exif[ExifTags.Base.Make] = "Camera"  # an entry before it, whose value is elsewhere
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    buffer = io.BytesIO()
+    corners().save(buffer, form, exif=exif, quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def orientation_of():
+    return tf.function(exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
+
+
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_in_training(orientation, endian):
+    content = encoded(orientation, endian)
+    wanted = decode_image(content, 32)
+    found = decode_upright(tf.constant(content), 32).numpy()
+    assert found.shape == (32, 32, 3)
+    assert np.abs(found - wanted).mean() < 1
+    if orientation > 1:  # and it is turned indeed
+        assert np.abs(found - decode_upright(tf.constant(encoded()), 32)).mean() > 20
+
+
+def test_where_exif_says_nothing_a_photo_stays_as_it_is(orientation_of):
+    for content in (encoded(), encoded(0), encoded(9), encoded(60000), b"\xff\xd8\xff", b""):
+        assert orientation_of(content) == 1
+
+
+def test_exif_is_found_behind_another_segment(orientation_of):
+    """Segments of the camera's own come before it at times, as long as they may be."""
+    content = encoded(6)
+    other = b"\xff\xe0" + (65535).to_bytes(2, "big") + b"Exif" * 16383 + b"E"
+    assert orientation_of(content[:2] + other + content[2:]) == 6
+    assert orientation_of(content[:2] + 2 * other + content[2:]) == 1  # too far away
+
+
+def test_damaged_exif_is_no_error(orientation_of):
+    """Each cut, and each byte of the header changed, gives some orientation."""
+    content = encoded(6)
+    header = content.index(b"\xff\xdb")  # what comes after EXIF
+    random = np.random.default_rng(0)
+    for place in range(header):
+        damaged = bytearray(content)
+        damaged[place] = random.integers(256)
+        for changed in (content[:place], bytes(damaged)):
+            assert 1 <= orientation_of(changed) <= 8
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF"])
+def test_other_formats_are_decoded(form):
+    buffer = io.BytesIO()
+    corners().save(buffer, form)
+    found = decode_upright(tf.constant(buffer.getvalue()), 32).numpy()
+    assert np.abs(found - decode_image(buffer.getvalue(), 32)).mean() < 1
