@@ -6,7 +6,7 @@ python run_eval.py --ckpt_dir=DIR --checkpoint=latest --split=validation
 
 from flags.command_line import run
 from research.commands import EvalConfig
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 
 def main(config: EvalConfig) -> None:

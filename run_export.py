@@ -6,7 +6,7 @@ python run_export.py --ckpt_dir=DIR --format=onnx --out=model.onnx
 
 from flags.command_line import run
 from research.commands import ExportConfig
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 
 def main(config: ExportConfig) -> None:

@@ -8,7 +8,7 @@ import sys
 
 from flags.command_line import run_with_paths
 from research.commands import PredictConfig
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 
 def main(config: PredictConfig, paths: list[str]) -> None:

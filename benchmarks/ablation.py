@@ -40,7 +40,7 @@ from benchmarks.record import RESULTS
 from flags.command_line import parse_config
 from research.commands import EvalConfig
 from research.config import TrainConfig
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "MobileNetV2"
@@ -74,8 +74,8 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
     from research.evaluate import evaluate
-    from research.source import EncodedExample, Source
-    from research.sources import open_source
+    from research.photos.source import EncodedExample, Source
+    from research.photos.sources import open_source
     from research.train import train
 
     class FoldSource(Source):

@@ -31,7 +31,7 @@ from benchmarks.flag_cases import PROGRAMS, Program, command_lines, write_flagfi
 from benchmarks.record import write_result
 from flags.command_line import run_with_paths
 from research.config import TrainConfig
-from research.printable import printable
+from research.process.printable import printable
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 40

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 import_tensorflow()  # before others do, and without what that prints
 

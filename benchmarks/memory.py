@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.record import write_result
-from research.sketches import sketch_jpeg
+from research.photos.sketches import sketch_jpeg
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = 96

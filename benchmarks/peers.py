@@ -17,10 +17,10 @@ from research.builder import BuiltNetwork, build_network, make_groups
 from research.config import TrainConfig
 from research.learner import Learner, StepOptions
 from research.loader import DataLoader
+from research.photos.sources import open_source
 from research.plan import Plan, make_plan
 from research.run_state import RunState
 from research.runtime import resolve_xla
-from research.sources import open_source
 
 IMAGE_SIZE, BATCH_SIZE = 160, 32
 

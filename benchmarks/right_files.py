@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 CACHED = {"photos": "abc", "layers": [1, 2]}
 
@@ -41,21 +41,21 @@ class Reader:
           UserError: it is refused.
         """
         if reader == "weights":
-            from research.weights import load_weights
+            from research.networks.weights import load_weights
 
             self._forget()
             load_weights(self._backbone, str(file))
             return [variable.numpy() for variable in self._backbone.weights]
         if reader == "run":
             return self._read_run(folder / "run")
-        from research.cache_store import CacheStore
+        from research.trunk.cache_store import CacheStore
 
         found = CacheStore(folder / "cache").find(CACHED)
         return None if found is None else [np.array(array) for array in found]
 
     def _read_run(self, path: Path) -> Any:
         from research.checkpoint import Checkpoints, find_checkpoint, restore_model
-        from research.run_directory import RunDirectory
+        from research.storage.run_directory import RunDirectory
 
         self._forget()
         directory = RunDirectory(path)
@@ -111,7 +111,7 @@ def write_run(state: Any, folder: Path) -> None:
     """Writes a run that has come to step 7."""
     from research.checkpoint import Checkpoints
     from research.config import TrainConfig
-    from research.run_directory import FIGURES, RunDirectory
+    from research.storage.run_directory import FIGURES, RunDirectory
 
     directory = RunDirectory(folder)
     config = TrainConfig(backbone="SmallResNet", image_size=32, weights="none")
@@ -123,8 +123,8 @@ def write_run(state: Any, folder: Path) -> None:
 
 def write_cache(folder: Path) -> None:
     """Writes an entry of a trunk cache."""
-    from research.cache_store import CacheStore, MakeRows
-    from research.rows import Rows
+    from research.photos.rows import Rows
+    from research.trunk.cache_store import CacheStore, MakeRows
 
     def make(make_rows: MakeRows) -> list[Rows]:
         values = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)

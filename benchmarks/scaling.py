@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.record import write_result
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
@@ -65,7 +65,7 @@ def load_of(backbone: str, unfreeze_from: str) -> Load:
     """Builds a model without weights and counts."""
     from research.builder import build_network
     from research.config import TrainConfig
-    from research.cost import multiplications
+    from research.networks.cost import multiplications
 
     config = TrainConfig(backbone=backbone, unfreeze_from=unfreeze_from, weights="none")
     built = build_network(config, 2)

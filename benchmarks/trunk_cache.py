@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.arguments import add_data_arguments
 from benchmarks.record import write_result
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 TUNED = {"MobileNetV2": 24, "ResNet101V2": 6}  # and the steps that are timed of each
 HEAD_ALONE = "MobileNetV2"
@@ -34,7 +34,7 @@ def timed(action: Callable[[], object]) -> float:
 def tuned_steps(backbone: str, steps: int, arguments: Any) -> dict[str, float]:
     """Times our step from 100 on with and without cached activations, in turns."""
     from benchmarks import peers
-    from research.precompute import FrozenLayers
+    from research.trunk.precompute import FrozenLayers
 
     photos = peers.photos_of(arguments)
     config = dataclasses.replace(peers.article(), backbone=backbone, trunk_cache="memory")
@@ -70,7 +70,7 @@ def head_epochs(arguments: Any) -> dict[str, float]:
     import keras
 
     from benchmarks import peers
-    from research.run_directory import RunDirectory
+    from research.storage.run_directory import RunDirectory
     from research.train import train
 
     photos = peers.photos_of(arguments)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from research.program import ended_by_a_line, fail
+from research.process.program import ended_by_a_line, fail
 from research.settings import setting_of, value_type
 
 Config = TypeVar("Config")

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from research.backbone import Backbone, Stage, nearest_names
 from research.errors import UserError
+from research.networks.backbone import Backbone, Stage, nearest_names
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from research.backbone import Build, Preprocessing
+    from research.networks.backbone import Build, Preprocessing
 
 
 def keras_application(name: str) -> Build:
@@ -81,7 +81,7 @@ def _efficientnet(name: str) -> Build:
 
 
 def _small_resnet(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
-    from research.residual import build_small_resnet
+    from research.networks.residual import build_small_resnet
 
     return build_small_resnet(input_shape, weights)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from research.augmentation import PARTNER, Augmentation
-from research.examples import Examples
+from research.photos.augmentation import PARTNER, Augmentation
+from research.photos.examples import Examples
 
 Batch = dict[str, tf.Tensor]
 Preprocessing = Callable[[tf.Tensor], tf.Tensor]

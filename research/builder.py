@@ -9,22 +9,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from research.augmentation import Augmentation
 from research.averages import WeightAverages
-from research.backbone import Backbone, build_backbone, first_trainable_layer, stage_starts
 from research.backbones import find_backbone
 from research.config import WEIGHTS_BY_NAME, TrainConfig
 from research.errors import UserError
 from research.loader import DataLoader
 from research.losses import Loss, balanced_weights
 from research.model import Wrapper, freeze_below, penalize, trained_backbone
+from research.networks.backbone import Backbone, build_backbone, first_trainable_layer, stage_starts
+from research.networks.weights import load_weights
 from research.optimizers import Group, check_partition, make_group
+from research.photos.augmentation import Augmentation
+from research.photos.source import Source
 from research.plan import Plan
 from research.schedules import InTurn, Rising, Schedule
-from research.source import Source
 from research.split import split_backbone
 from research.steps import Network
-from research.weights import load_weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import tensorflow as tf
 
 from research.averages import WeightAverages
-from research.checkpoint_files import damage_of, link, move, point, seal, whole_checkpoints
-from research.checkpoint_index import check_index
-from research.durable_files import cannot_be_written, reason_of
 from research.errors import UserError, first_line
 from research.model import Wrapper
+from research.storage.checkpoint_files import damage_of, link, move, point, seal, whole_checkpoints
+from research.storage.checkpoint_index import check_index
+from research.storage.durable_files import cannot_be_written, reason_of
 
 # What TensorFlow raises for a checkpoint that is damaged, or of another model.
 UNREADABLE = (

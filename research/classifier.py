@@ -11,9 +11,9 @@ from research import runtime
 from research.batches import Batch, make_batches
 from research.builder import build_network, follow_weights
 from research.checkpoint import find_checkpoint, restore_model
-from research.examples import Examples
-from research.run_directory import RunDirectory
+from research.photos.examples import Examples
 from research.steps import predict_step
+from research.storage.run_directory import RunDirectory
 
 
 class Classifier:

@@ -6,18 +6,18 @@ import os
 import time
 from collections.abc import Iterator
 
-from research import pictures
 from research.checkpoint import find_checkpoint
-from research.checkpoint_files import pointed
 from research.commands import EvalConfig
-from research.comparison import comparison_table
-from research.console import short_path
-from research.durable_files import write_file
 from research.errors import UserError
-from research.evaluation import Evaluation
-from research.evaluator import Evaluator, open_photos
-from research.run_directory import RunDirectory
-from research.source import Source
+from research.evaluation.comparison import comparison_table
+from research.evaluation.evaluation import Evaluation
+from research.evaluation.evaluator import Evaluator, open_photos
+from research.photos.source import Source
+from research.reports import pictures
+from research.reports.console import short_path
+from research.storage.checkpoint_files import pointed
+from research.storage.durable_files import write_file
+from research.storage.run_directory import RunDirectory
 
 SECONDS_BETWEEN_LOOKS = 1.0
 

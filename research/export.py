@@ -25,10 +25,10 @@ import tensorflow as tf
 from research.batches import Preprocessing
 from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, ExportConfig
-from research.console import short_path
-from research.durable_files import cannot_be_written, reason_of, write_atomically
 from research.errors import UserError
+from research.reports.console import short_path
 from research.served_photos import decode_upright
+from research.storage.durable_files import cannot_be_written, reason_of, write_atomically
 
 Writer = Callable[[keras.Model, tuple[str, ...], Path], None]
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from research.errors import UserError
 from research.learner import Learner
-from research.logbook import Records
+from research.reports.logbook import Records
 
 
 class TrainingDivergedError(UserError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from research.event_files import EventFiles
+from research.storage.event_files import EventFiles
 
 
 class Histograms:

@@ -10,11 +10,11 @@ import logging
 import sys
 from pathlib import Path
 
-from research.arguments import parse_arguments
 from research.commands import InspectConfig
-from research.environment import import_tensorflow
 from research.errors import UserError
-from research.program import ended_by_a_line
+from research.process.arguments import parse_arguments
+from research.process.environment import import_tensorflow
+from research.process.program import ended_by_a_line
 
 
 def main(config: InspectConfig) -> None:
@@ -27,12 +27,12 @@ def main(config: InspectConfig) -> None:
     # They tell of every step they take.
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from research.durable_files import write_file
-    from research.inspection import inspect
-    from research.inspection_pictures import duplicate_grid, sample_grid
-    from research.inspection_report import as_json, report
-    from research.pictures import png
-    from research.sources import open_source
+    from research.inspection.inspection import inspect
+    from research.inspection.inspection_pictures import duplicate_grid, sample_grid
+    from research.inspection.inspection_report import as_json, report
+    from research.photos.sources import open_source
+    from research.reports.pictures import png
+    from research.storage.durable_files import write_file
 
     out = Path(config.out) if config.out else None
     if out and out.exists() and not out.is_dir():

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from research.augmentation import Augmentation
 from research.batches import Preprocessing, Share, continued_order, make_batches
-from research.decode import DamagedImageError, decode_image, oddities_ignored
 from research.errors import UserError
-from research.examples import Examples, load_examples
-from research.progress import photo_bar
-from research.source import Source
-from research.sources import open_source
+from research.photos.augmentation import Augmentation
+from research.photos.decode import DamagedImageError, decode_image, oddities_ignored
+from research.photos.examples import Examples, load_examples
+from research.photos.source import Source
+from research.photos.sources import open_source
+from research.process.progress import photo_bar
 
 
 def scale_to_unit(image: tf.Tensor) -> tf.Tensor:

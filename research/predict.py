@@ -14,11 +14,11 @@ from typing import NamedTuple, TextIO
 from research.classifier import Classifier
 from research.commands import MIRROR_AVERAGING, PredictConfig
 from research.errors import UserError
-from research.examples import load_examples
-from research.files import image_files
-from research.printable import printable
-from research.scores import Predictions
-from research.source import EncodedExample, read_example
+from research.evaluation.scores import Predictions
+from research.photos.examples import load_examples
+from research.photos.files import image_files
+from research.photos.source import EncodedExample, read_example
+from research.process.printable import printable
 
 BATCHES_A_CHUNK = 16
 

@@ -9,7 +9,6 @@ import keras
 import tensorflow as tf
 
 from research import runtime
-from research.agreement import check_data, describe_data, list_photos
 from research.averages import WeightAverages
 from research.builder import (
     BuiltNetwork,
@@ -23,21 +22,22 @@ from research.builder import (
 )
 from research.checkpoint import Checkpoints
 from research.config import TrainConfig
-from research.cost import largest_output
 from research.durations import parse_steps
 from research.errors import UserError
+from research.hosts.agreement import check_data, describe_data, list_photos
+from research.hosts.team import Team
 from research.hyperrule import follow_hyperrule
 from research.learner import StepOptions
 from research.loader import DataLoader
-from research.logbook import Logbook, Records, SilentLogbook
-from research.machine import free_memory
+from research.networks.cost import largest_output
 from research.optimizers import Group
+from research.photos.source import Source
 from research.plan import Plan, Position, make_plan
-from research.precompute import Feeds, FrozenLayers
-from research.run_directory import RunDirectory
+from research.process.machine import free_memory
+from research.reports.logbook import Logbook, Records, SilentLogbook
 from research.run_state import RunState, make_checkpoint, variables_of
-from research.source import Source
-from research.team import Team
+from research.storage.run_directory import RunDirectory
+from research.trunk.precompute import Feeds, FrozenLayers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ import keras
 import tensorflow as tf
 
 from research.batches import Share
-from research.cluster import Cluster
 from research.config import TrainConfig
 from research.errors import UserError
-from research.team import Team, join_cluster
+from research.hosts.cluster import Cluster
+from research.hosts.team import Team, join_cluster
 
 
 def set_up(seed: int, deterministic: bool, virtual_devices: int) -> None:

@@ -1,6 +1,6 @@
 """Photos as a served model gets them, encoded, made pixels by TensorFlow's own operations alone.
 
-They stand for `decode.py` where there is no Pillow: what is here goes into the exported graph.
+They stand for `photos/decode.py` where there is no Pillow: this goes into the exported graph.
 """
 
 from __future__ import annotations

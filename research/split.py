@@ -8,9 +8,9 @@ import math
 import keras
 import tensorflow as tf
 
-from research.batch_norm import takes_weights, weigh_batch_norm
-from research.cost import forward_cost
-from research.folding import fold_frozen_batch_norm
+from research.networks.batch_norm import takes_weights, weigh_batch_norm
+from research.networks.cost import forward_cost
+from research.networks.folding import fold_frozen_batch_norm
 
 # About a block of a mobile network.
 LAYERS_TO_RUN_AGAIN = 10

@@ -7,30 +7,31 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from research import console, pictures, runtime
-from research.agreement import check_settings
-from research.cluster import find_cluster
+from research import runtime
 from research.config import TrainConfig
-from research.durable_files import write_file
 from research.durations import parse_steps
-from research.ending import Ending
 from research.errors import UserError
 from research.figures import check_finite, read_scalars
-from research.garbage import collected
-from research.interruption import Interrupted, deferred
+from research.hosts.agreement import check_settings
+from research.hosts.cluster import find_cluster
+from research.hosts.ending import Ending
+from research.hosts.team import Team
 from research.learner import Learner
 from research.learning_rate_finder import find_learning_rates
 from research.loader import DataLoader
-from research.logbook import Records
 from research.meter import Interval, Meter
 from research.metrics import Metrics
-from research.precompute import Feed
+from research.photos.source import Source
+from research.photos.sources import open_source
 from research.preparation import Run, begin_or_resume, set_up
-from research.profiler import StepProfiler
-from research.run_directory import RunDirectory, find_run
-from research.source import Source
-from research.sources import open_source
-from research.team import Team
+from research.process.garbage import collected
+from research.process.interruption import Interrupted, deferred
+from research.reports import console, pictures
+from research.reports.logbook import Records
+from research.reports.profiler import StepProfiler
+from research.storage.durable_files import write_file
+from research.storage.run_directory import RunDirectory, find_run
+from research.trunk.precompute import Feed
 
 
 def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | None:

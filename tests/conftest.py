@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 
 import_tensorflow()
 

@@ -17,10 +17,10 @@ import tensorflow as tf
 from research.builder import build_network
 from research.checkpoint import Checkpoints
 from research.config import TrainConfig
-from research.examples import load_examples
-from research.folder_source import FolderSource
-from research.run_directory import RunDirectory
-from research.sketches import sketch_jpeg
+from research.photos.examples import load_examples
+from research.photos.folder_source import FolderSource
+from research.photos.sketches import sketch_jpeg
+from research.storage.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 

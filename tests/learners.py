@@ -12,9 +12,9 @@ from research import runtime
 from research.batches import make_batches
 from research.builder import build_network, make_groups
 from research.config import TrainConfig
-from research.examples import Examples
 from research.learner import Learner, StepOptions
 from research.metrics import mean_metrics
+from research.photos.examples import Examples
 from research.plan import make_plan
 from research.run_state import RunState
 

@@ -17,15 +17,15 @@ import pytest
 import tensorflow as tf
 from keras.src.utils import file_utils
 
-from research.backbone import (
+from research.backbones import BACKBONES, find_backbone, keras_preprocessing
+from research.errors import UserError
+from research.networks.backbone import (
     Backbone,
     Stage,
     build_backbone,
     first_trainable_layer,
     stage_starts,
 )
-from research.backbones import BACKBONES, find_backbone, keras_preprocessing
-from research.errors import UserError
 from research.split import crossing_tensors
 
 KERAS_NAMES = (

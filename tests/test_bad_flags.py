@@ -11,7 +11,7 @@ from benchmarks.flag_cases import PROGRAMS, Program
 from flags.command_line import parse_config
 from research.config import TrainConfig
 from research.errors import UserError
-from research.printable import printable
+from research.process.printable import printable
 from research.train import train
 from tests.helpers import SMALL_RUN
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.augmentation import Augmentation
 from research.batches import Share, continued_order, epoch_order, make_batches
-from research.examples import Examples
+from research.photos.augmentation import Augmentation
+from research.photos.examples import Examples
 
 
 def some_examples(count: int) -> Examples:

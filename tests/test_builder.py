@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from research.augmentation import Augmentation
 from research.builder import augmentation_of, make_loss
 from research.config import TrainConfig
 from research.errors import UserError
+from research.photos.augmentation import Augmentation
 from tests.learners import CONFIG, feed, make_learner, model_of, some_photos
 
 STAGES = dataclasses.replace(CONFIG, unfreeze_from="stage1", stage_decay=0.5)

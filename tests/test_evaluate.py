@@ -17,15 +17,15 @@ from research import evaluate as evaluating
 from research.builder import build_network
 from research.checkpoint import restore_model
 from research.commands import EvalConfig
-from research.comparison import comparison_table, difference
 from research.errors import UserError
 from research.evaluate import evaluate, new_checkpoints
-from research.evaluator import size_note
-from research.folder_source import FolderSource
+from research.evaluation.comparison import comparison_table, difference
+from research.evaluation.evaluator import size_note
+from research.evaluation.scores import Predictions
 from research.loader import DataLoader
-from research.run_directory import RunDirectory
-from research.scores import Predictions
-from research.sketches import sketch_jpeg
+from research.photos.folder_source import FolderSource
+from research.photos.sketches import sketch_jpeg
+from research.storage.run_directory import RunDirectory
 from tests.helpers import make_run
 
 

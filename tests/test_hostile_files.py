@@ -15,12 +15,12 @@ import pytest
 
 from benchmarks.fuzz_files import HARMLESS, SUBJECTS, fuzz, outcome_of
 from benchmarks.right_files import CACHED, Reader, small_backbone
-from research.cache_store import CacheStore
 from research.checkpoint import find_checkpoint
 from research.errors import UserError
-from research.run_directory import RunDirectory, write_atomically
-from research.sources import open_source
-from research.weights import load_weights
+from research.networks.weights import load_weights
+from research.photos.sources import open_source
+from research.storage.run_directory import RunDirectory, write_atomically
+from research.trunk.cache_store import CacheStore
 
 KERNEL = "layers/conv2d/vars/0"
 

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from research.commands import InspectConfig
-from research.duplicates import PAIRS_AT_MOST, equal_groups, similar_pairs
-from research.fingerprints import fingerprint
-from research.folder_source import FolderSource, split_fraction
-from research.inspection import Duplicate, Inspection, Photo, inspect
-from research.inspection_report import report, shorten
-from research.sketches import sketch_jpeg
-from research.source import SPLITS
+from research.inspection.duplicates import PAIRS_AT_MOST, equal_groups, similar_pairs
+from research.inspection.fingerprints import fingerprint
+from research.inspection.inspection import Duplicate, Inspection, Photo, inspect
+from research.inspection.inspection_report import report, shorten
+from research.photos.folder_source import FolderSource, split_fraction
+from research.photos.sketches import sketch_jpeg
+from research.photos.source import SPLITS
 from tests.helpers import ROOT, draw_photos, script_environment
 
 

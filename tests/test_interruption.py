@@ -26,7 +26,7 @@ from tests.helpers import (
 # Lets a method of a class, or a function, get a signal in its so-and-so-many-th call.
 DRIVER = """
 import importlib, runpy, signal, sys
-from research.environment import import_tensorflow
+from research.process.environment import import_tensorflow
 import_tensorflow()
 script, module, path, call, *signals = sys.argv[1].split(":")
 owner = importlib.import_module(module)
@@ -145,7 +145,7 @@ def test_a_second_signal_ends_at_once(photo_folder, tmp_path):
 
 def test_a_signal_while_the_trunk_is_run_leaves_nothing(photo_folder, tmp_path):
     flags = [*flags_of(photo_folder), "--trunk_cache=disk", "--cache_dir=kept", "--ckpt_dir=run"]
-    place = "research.rows:Rows.append"
+    place = "research.photos.rows:Rows.append"
     process = run_with_signal(tmp_path, "run_train.py", place, 1, [signal.SIGINT], *flags)
     assert process.returncode == 130
     assert process.stderr == "run_train.py: interrupted by Ctrl-C (SIGINT)\n"
@@ -196,7 +196,7 @@ def test_a_signal_from_outside(photo_folder, tmp_path, ready):
         ("run_predict.py", "research.predict:load_examples", ("--ckpt_dir=RUN", "PHOTOS")),
         (
             "research/inspect_data.py",
-            "research.inspection:inspect",
+            "research.inspection.inspection:inspect",
             ("--image_folder=PHOTOS", "--out=RUN/inspection"),
         ),
     ],

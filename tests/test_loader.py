@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.augmentation import Augmentation
 from research.batches import epoch_order
 from research.errors import UserError
-from research.folder_source import FolderSource
 from research.loader import DataLoader
+from research.photos.augmentation import Augmentation
+from research.photos.folder_source import FolderSource
 from research.runtime import share_out
 from tests.helpers import draw_photos
 

@@ -14,9 +14,9 @@ import tensorflow as tf
 from research import loss_scale, runtime
 from research.figures import TrainingDivergedError, check_finite, read_scalars
 from research.learning_rate_finder import sweep_rates
-from research.logbook import SilentLogbook
 from research.loss_scale import LossScale
 from research.plan import make_plan
+from research.reports.logbook import SilentLogbook
 from research.schedules import Rising
 from tests.learners import (
     CONFIG,

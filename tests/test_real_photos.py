@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from research.loader import DataLoader
-from research.tfds_source import TfdsSource
+from research.photos.tfds_source import TfdsSource
 from tests.helpers import ROOT, run_script
 
 SHARED = ROOT.parent / "shared"

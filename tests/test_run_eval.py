@@ -14,8 +14,8 @@ import tensorflow as tf
 from research.builder import build_network
 from research.checkpoint import restore_model
 from research.config import TrainConfig
-from research.folder_source import FolderSource
 from research.loader import DataLoader
+from research.photos.folder_source import FolderSource
 from tests.helpers import SMALL_RUN, draw_photos, read_metrics, run_script
 
 

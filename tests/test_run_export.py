@@ -19,10 +19,10 @@ from research.builder import build_network
 from research.classifier import Classifier
 from research.commands import ExportConfig
 from research.errors import UserError
-from research.examples import load_examples
+from research.evaluation.scores import Predictions
 from research.export import export, preprocessing_layer, serving_model
-from research.folder_source import FolderSource
-from research.scores import Predictions
+from research.photos.examples import load_examples
+from research.photos.folder_source import FolderSource
 from tests.helpers import SMALL_CONFIG, make_run, run_script
 
 # Reads photos, asks one exported model, and prints what it says.

@@ -19,9 +19,9 @@ from research.classifier import Classifier
 from research.commands import EvalConfig, PredictConfig
 from research.errors import UserError
 from research.evaluate import evaluate
-from research.folder_source import FolderSource
+from research.photos.folder_source import FolderSource
+from research.photos.sketches import sketch_jpeg
 from research.predict import DamagedFile, find_files, predict, predict_files
-from research.sketches import sketch_jpeg
 from tests.helpers import ROOT, make_run, run_script, script_environment
 
 ODD = b"not\xffutf8\n, \"and\".jpg"  # fmt: skip

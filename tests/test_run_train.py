@@ -18,7 +18,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from research.folder_source import FolderSource
+from research.photos.folder_source import FolderSource
 from tests.helpers import (
     ROOT,
     SMALL_RUN,

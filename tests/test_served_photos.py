@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import ExifTags, Image
 
-from research.decode import decode_image
+from research.photos.decode import decode_image
 from research.served_photos import decode_upright, exif_orientation
 
 

@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from research.builder import build_network, make_groups
 from research.checkpoint import restore_model
-from research.examples import Examples
 from research.learner import Learner
 from research.metrics import mean_metrics
 from research.optimizers import check_partition, make_group
+from research.photos.examples import Examples
 from research.plan import make_plan
 from research.run_state import RunState, make_checkpoint
 from research.schedules import Schedule

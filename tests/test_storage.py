@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from research.checkpoint import Checkpoints, find_checkpoint
 from research.errors import UserError
-from research.event_files import EventFiles
-from research.run_lock import LOCK, RunLock
+from research.storage.event_files import EventFiles
+from research.storage.run_lock import LOCK, RunLock
 from tests.helpers import (
     ROOT,
     SMALL_RUN,
@@ -231,7 +231,7 @@ def test_a_second_run_in_a_folder_is_refused(run, flags, tmp_path):
 
 def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from research.run_lock import RunLock; "
+        "import os, sys; from pathlib import Path; from research.storage.run_lock import RunLock; "
         "RunLock(Path(sys.argv[1])).acquire(); os._exit(9)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,1 @@
+"""What a checkpoint is worth: figures, how sure they are, pictures, comparisons."""

@@ -1,0 +1,1 @@
+"""Hosts that train together: how they meet, agree and end."""

@@ -1,0 +1,1 @@
+"""Where photos come from, how their files are read, and how they are changed by chance."""

@@ -1,0 +1,61 @@
+"""Work on stored photos on all processors, with a few of them in memory at a time."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from research.photos.source import EncodedExample
+from research.process.machine import processors
+
+Result = TypeVar("Result")
+
+CHUNK_BYTES = 2**23  # of stored photos that a thread takes at a time
+
+
+def in_parallel(
+    examples: Iterator[EncodedExample],
+    work: Callable[[EncodedExample], Result],
+    photos_a_chunk: int = 32,
+) -> Iterator[tuple[EncodedExample, Result]]:
+    """Yields each photo with what a function makes of it, in order.
+
+    Args:
+      examples: what is read in this thread, a little ahead.
+      work: called in other threads, several at a time.
+      photos_a_chunk: handed to a thread together, as handing over one by one costs; fewer where
+        they are large.
+    """
+
+    def work_on(chunk: list[EncodedExample]) -> list[Result]:
+        return [work(example) for example in chunk]
+
+    workers = processors()
+    waiting: collections.deque[tuple[list[EncodedExample], Future[list[Result]]]]
+    waiting = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for chunk in _chunks(examples, photos_a_chunk):
+            waiting.append((chunk, pool.submit(work_on, chunk)))
+            if len(waiting) > 2 * workers:
+                first, results = waiting.popleft()
+                yield from zip(first, results.result(), strict=True)
+        while waiting:
+            first, results = waiting.popleft()
+            yield from zip(first, results.result(), strict=True)
+
+
+def _chunks(
+    examples: Iterator[EncodedExample], photos_a_chunk: int
+) -> Iterator[list[EncodedExample]]:
+    chunk: list[EncodedExample] = []
+    size = 0
+    for example in examples:
+        chunk.append(example)
+        size += len(example.encoded or b"")
+        if len(chunk) >= photos_a_chunk or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

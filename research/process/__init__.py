@@ -1,0 +1,1 @@
+"""A program and its surroundings: command line, signals, memory, machine, terminal."""

@@ -1,0 +1,1 @@
+"""What frozen layers compute, kept instead of computed in every epoch."""

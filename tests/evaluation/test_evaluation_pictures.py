@@ -1,0 +1,110 @@
+"""What evaluation draws: which photos, which curves, and names as they are."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from research.evaluation import evaluation_pictures as drawn
+from research.evaluation.scores import Predictions
+from research.reports import pictures
+
+ODD_NAMES = ("$x_{", "_hidden", "line\nbreak", "日本", "a" * 80)
+
+
+def predictions(classes: int, photos: int = 60) -> Predictions:
+    generator = np.random.default_rng(0)
+    labels = np.arange(photos) % classes
+    logits = generator.normal(size=(photos, 1 if classes == 2 else classes)) * 2
+    names = tuple(f"{ODD_NAMES[row % 5]}{row}.jpg" for row in range(photos))
+    return Predictions(names, labels, logits)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 60])
+def test_each_picture_is_drawn_whatever_the_names(classes, recwarn):
+    said = predictions(classes, 5 * classes)
+    names = [f"{ODD_NAMES[k % 5]}{k}" for k in range(classes)]
+    rows = drawn.most_confident_mistakes(said, most=6)
+    photos = np.random.default_rng(0).integers(255, size=(len(rows), 32, 32, 3)).astype(np.uint8)
+    for figure in (
+        drawn.confusion_matrix(said, names),
+        drawn.reliability(said, said),
+        drawn.roc_curves(said, names),
+        drawn.precision_recall_curves(said, names),
+        drawn.mistakes(photos, rows, said, names),
+    ):
+        image = Image.open(io.BytesIO(pictures.png(figure)))
+        assert max(image.size) <= 2500
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10  # something is on it
+    assert not recwarn.list
+
+
+def test_curves_have_a_name_each_and_are_of_the_worst_classes():
+    said = predictions(12, 120)
+    names = [f"class {k}" for k in range(12)]
+    curves = drawn.one_against_rest(said, names)
+    own = [curve.probabilities[curve.of_class].mean() for curve in curves]
+    assert own == sorted(own)
+    assert len(curves) == 10
+    axis = drawn.roc_curves(said, names).axes[0]
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    shown = [label.partition(" (")[0] for label in labels]
+    assert shown == [*(curve.name for curve in curves), "chance"]
+    assert axis.get_title() == "the 10 of 12 classes that are recognised worst"
+
+
+def test_a_class_without_photos_has_no_curve():
+    said = Predictions(("a", "b"), np.array([0, 0]), np.array([[1.0], [2.0]]))
+    assert drawn.one_against_rest(said, ("cat", "dog")) == []
+
+
+def test_mistakes_come_the_most_confident_first_with_names():
+    logits = np.array([[3.0], [-1.0], [2.0], [5.0], [-4.0]])
+    said = Predictions(("a", "b", "c", "d", "e"), np.array([0, 1, 1, 0, 0]), logits)
+    rows = drawn.most_confident_mistakes(said)
+    assert list(rows) == [3, 0, 1]
+    assert list(drawn.most_confident_mistakes(said, most=1)) == [3]
+    photos = np.zeros((3, 8, 8, 3), np.uint8)
+    titles = [axis.get_title() for axis in drawn.mistakes(photos, rows, said, ("cat", "dog")).axes]
+    assert titles == [
+        "d\ncat, taken for\ndog 0.993",
+        "a\ncat, taken for\ndog 0.953",
+        "b\ndog, taken for\ncat 0.731",
+    ]
+
+
+def test_the_confusion_matrix_says_shares_and_their_intervals():
+    said = Predictions(tuple("abcd"), np.array([0, 0, 1, 1]), np.array([[-1.0], [1], [1], [1]]))
+    texts = [text.get_text() for text in drawn.confusion_matrix(said, ("cat", "dog")).axes[0].texts]
+    assert texts[0] == "1\n50.0%\n9.5% to 90.5%"
+    assert texts[3].startswith("2\n100.0%")
+
+
+def test_an_overlay_is_coloured_where_the_map_is_high_and_grey_elsewhere():
+    photo = np.full((1, 16, 16, 3), (10, 200, 90), np.uint8)
+    heat = np.zeros((1, 4, 4))
+    heat[0, 0, 0] = 1
+    (laid,) = drawn.overlaid(photo, heat)
+    assert laid.shape == (16, 16, 3)
+    assert np.ptp(laid[1, 1].astype(int)) > 50
+    assert np.ptp(laid[12, 12].astype(int)) == 0
+
+
+def test_learning_curves_share_their_axes():
+    def rows(losses):
+        return [
+            {"epoch": k, "train_loss": loss, "validation_loss": loss + 1, "train_accuracy": 0.5,
+             "validation_accuracy": 0.6}
+            for k, loss in enumerate(losses, start=1)
+        ]  # fmt: skip
+
+    figure = pictures.learning_curves([("one", rows([3, 2])), ("_two$", rows([5, 4, 3]))])
+    loss = figure.axes[0]
+    assert [list(line.get_ydata()) for line in loss.lines] == [[4, 3], [3, 2], [6, 5, 4], [5, 4, 3]]
+    assert loss.lines[0].get_color() == loss.lines[1].get_color() != loss.lines[2].get_color()
+    (legend,) = figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["one", r"_two\$"]
+    pictures.png(figure)

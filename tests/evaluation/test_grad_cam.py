@@ -1,0 +1,80 @@
+"""Grad-CAM finds the evidence where it was put, through the cut backbone too."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from research.builder import build_network
+from research.evaluation.grad_cam import grad_cam
+from research.model import Wrapper
+from research.split import split_backbone
+from research.steps import Network
+from tests.helpers import SMALL_CONFIG
+
+
+def bright_spots(classes: int) -> Network:
+    """A network whose first channel lights up where an image is red, the second where green.
+
+    Each is the evidence for its class; of two classes, red speaks for the first.
+    """
+    image = keras.Input((32, 32, 3))
+    features = keras.layers.AveragePooling2D(4)(image)
+    features = keras.layers.Conv2D(2, 1, use_bias=False, name="last")(features)
+    backbone = keras.Model(image, features)
+    backbone.get_layer("last").set_weights([np.eye(3)[None, None, :, :2]])
+    model = Wrapper(backbone, classes)
+    weights = np.array([[-1.0], [1.0]]) if classes == 2 else np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    model.head.set_weights([weights, np.zeros(weights.shape[1])])
+    return Network(model, split_backbone(backbone, 0))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_evidence_lies_where_it_was_put(classes):
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    image[0, 8:12, 20:24, 0] = 1  # red: place (2, 5) of the map of 8 x 8
+    image[0, 24:28, 4:8, 1] = 0.5  # green: place (6, 1)
+    images = tf.constant(np.repeat(image, 2, axis=0))
+    red, green = grad_cam(bright_spots(classes), images, tf.constant([0, 1])).numpy()
+    assert np.argwhere(red == 1).tolist() == [[2, 5]]
+    assert np.argwhere(green == 1).tolist() == [[6, 1]]
+    assert red.sum() == green.sum() == 1  # each is the most in its image; nothing else speaks
+
+
+def test_nothing_speaks_for_a_class_without_evidence():
+    images = tf.zeros((1, 32, 32, 3))
+    assert not grad_cam(bright_spots(2), images, tf.constant([1])).numpy().any()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "unfreeze_from"),
+    [
+        ("MobileNetV2", "stage5"),
+        ("ResNet50V2", "conv5"),
+        ("DenseNet121", "none"),
+        ("EfficientNetV2B0", "block6"),
+        ("VGG16", "block5"),
+        ("ConvNeXtTiny", "stage3"),
+    ],
+)
+def test_each_kind_of_backbone_gives_the_map_of_the_whole_model(backbone, unfreeze_from):
+    """Through trunk and rest, as through the backbone in one piece."""
+    config = dataclasses.replace(
+        SMALL_CONFIG, backbone=backbone, unfreeze_from=unfreeze_from, image_size=64
+    )
+    built = build_network(config, 3)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    images = tf.convert_to_tensor(built.backbone.preprocessing(tf.constant(pixels)))
+    found = grad_cam(built.network, images, tf.constant([0, 2])).numpy()
+    model = built.network.model
+    features = model.backbone(images, training=False).numpy()
+    # Of a mean over places and one dense layer, the gradient is the layer's kernel.
+    kernel = model.head.get_weights()[0][:, [0, 2]]
+    wanted = np.maximum(np.einsum("bhwc,cb->bhw", features, kernel), 0)
+    wanted /= np.maximum(wanted.max(axis=(1, 2), keepdims=True), 1e-30)
+    assert found.shape == features.shape[:3]
+    assert found == pytest.approx(wanted, abs=2e-3)

@@ -1,0 +1,236 @@
+"""Figures of predictions against scikit-learn, Keras and cases worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from research.evaluation.calibration import decide, fit_temperature, fit_threshold, smoothed_targets
+from research.evaluation.intervals import percentiles, resampled_rows, wilson_interval
+from research.evaluation.ranking import areas, resampled_areas
+from research.evaluation.scores import (
+    Decisions,
+    Predictions,
+    calibration_error,
+    confusion,
+    of_classes,
+    overall,
+)
+
+
+def drawn(classes: int, photos: int = 120, decimals: int = 1) -> Predictions:
+    """Predictions of random labels that are right more often than not, with ties among them."""
+    generator, separation = np.random.default_rng(0), 1.5
+    labels = generator.integers(classes, size=photos)
+    labels[:classes] = np.arange(classes)
+    if classes == 2:
+        logits = generator.normal(size=(photos, 1)) + separation * (2 * labels[:, np.newaxis] - 1)
+    else:
+        logits = generator.normal(size=(photos, classes))
+        logits[np.arange(photos), labels] += separation
+    return of_logits(labels, logits.round(decimals))
+
+
+def of_logits(labels, logits) -> Predictions:
+    labels, logits = np.array(labels), np.array(logits, np.float32)
+    return Predictions(tuple(f"{row:03}.jpg" for row in range(len(labels))), labels, logits)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_figures_are_those_of_scikit_learn(classes):
+    predictions = drawn(classes)
+    labels, shares = predictions.labels, predictions.probabilities
+    figures = {name: one.value for name, one in overall(predictions, resamples=5).items()}
+    assert shares.sum(axis=1) == pytest.approx(1)
+    assert figures["accuracy"] == metrics.accuracy_score(labels, shares.argmax(axis=1))
+    assert figures["loss"] == pytest.approx(metrics.log_loss(labels, shares))
+    scores = shares[:, 1] if classes == 2 else shares
+    roc = metrics.roc_auc_score(labels, scores, multi_class="ovr")
+    assert figures["roc_auc"] == pytest.approx(roc)
+    average = metrics.average_precision_score(labels, scores)
+    assert figures["average_precision"] == pytest.approx(average)
+    counts = confusion(predictions, classes)
+    assert (counts == metrics.confusion_matrix(labels, shares.argmax(axis=1))).all()
+
+
+def test_figures_of_two_classes_are_those_of_keras():
+    predictions = drawn(2)
+    labels, second = predictions.labels, predictions.probabilities[:, 1]
+    figures = {name: one.value for name, one in overall(predictions, resamples=0).items()}
+    loss = keras.metrics.BinaryCrossentropy(from_logits=True)
+    accuracy = keras.metrics.BinaryAccuracy()
+    loss.update_state(labels[:, np.newaxis], predictions.logits)
+    accuracy.update_state(labels, second)
+    assert figures["loss"] == pytest.approx(float(loss.result()), rel=1e-5)
+    assert figures["accuracy"] == pytest.approx(float(accuracy.result()))
+    dog = of_classes(predictions, ("cat", "dog"), resamples=0)[1]
+    precision, recall = keras.metrics.Precision(), keras.metrics.Recall()
+    roc = keras.metrics.AUC(num_thresholds=2000)
+    for metric in (precision, recall, roc):
+        metric.update_state(labels, second)
+    assert dog.precision.value == pytest.approx(float(precision.result()))
+    assert dog.recall.value == pytest.approx(float(recall.result()))
+    assert figures["roc_auc"] == pytest.approx(float(roc.result()), abs=2e-3)
+
+
+def test_figures_of_many_classes_are_those_of_keras():
+    predictions = drawn(4, decimals=6)  # of two equal ones Keras would take both
+    names = ("a", "b", "c", "d")
+    loss = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    loss.update_state(predictions.labels, predictions.logits)
+    assert overall(predictions, resamples=0)["loss"].value == pytest.approx(
+        float(loss.result()), rel=1e-5
+    )
+    f1 = keras.metrics.F1Score()
+    f1.update_state(np.eye(4)[predictions.labels], predictions.probabilities)
+    found = [one.f1.value for one in of_classes(predictions, names, resamples=0)]
+    assert found == pytest.approx([float(value) for value in f1.result()], rel=1e-5)
+
+
+def test_calibration_error_by_hand():
+    """Two bins: confidence 0.62 of which 1 in 2 is right, 0.9 of which 2 in 2 are."""
+    confidence = np.array([0.61, 0.63, 0.89, 0.91])
+    correct = np.array([True, False, True, True])
+    assert calibration_error(confidence, correct) == pytest.approx(0.5 * 0.12 + 0.5 * 0.1)
+    assert calibration_error(np.array([1.0]), np.array([True])) == 0
+    assert calibration_error(np.array([1.0]), np.array([False])) == 1
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_areas_of_resamples_are_scikit_learns_of_the_rows_drawn(classes):
+    predictions = drawn(classes, photos=30)
+    labels = predictions.labels
+    scores = predictions.logits if classes == 2 else predictions.probabilities
+    resamples = resampled_rows(30, 60)  # more than are computed at a time
+    found = resampled_areas(labels, scores, resamples)
+    for index, rows in enumerate(resamples):
+        assert found[:, index] == pytest.approx(areas(labels[rows], scores[rows]))
+
+
+def test_areas_where_a_class_is_missing():
+    labels, scores = np.array([0, 1, 1, 0]), np.array([[0.2], [0.8], [0.4], [0.4]])
+    found = resampled_areas(labels, scores, [np.array([0, 3, 3, 0]), np.array([0, 1, 2, 3])])
+    assert np.isnan(found[:, 0]).all()
+    assert found[:, 1] == pytest.approx([0.875, 1 / 2 + 1 / 2 * 2 / 3])
+    assert all(map(math.isnan, areas(np.array([1, 1]), scores[:2])))
+
+
+def test_wilson_interval_matches_published_values():
+    """Newcombe (1998), table I: 81 of 263 and 0 of 20, score method without correction."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    low, high = wilson_interval(20, 20)
+    assert high == 1.0
+    assert low == pytest.approx(1 - 0.1611, abs=5e-5)
+    assert math.isfinite(low)
+    assert wilson_interval(0, 0) is None
+
+
+def test_intervals_by_resampling():
+    """That of a mean is about 1.96 standard errors to each side; no resample, no interval."""
+    predictions = drawn(2, photos=400)
+    losses = predictions.losses()
+    low, high = overall(predictions, resamples=1000)["loss"].interval
+    half = 1.96 * losses.std() / 20
+    assert (low, high) == pytest.approx((losses.mean() - half, losses.mean() + half), rel=0.06)
+    assert overall(predictions, resamples=0)["loss"].interval is None
+    assert overall(predictions, resamples=0)["accuracy"].interval is not None
+    assert percentiles([math.nan, math.nan]) is None
+    assert percentiles([math.nan, *range(101)]) == (2.5, 97.5)
+
+
+def test_intervals_of_classes():
+    labels = [0] * 10 + [1] * 10
+    logits = [[-1]] * 8 + [[1]] * 2 + [[1]] * 9 + [[-1]]
+    cat, dog = of_classes(of_logits(labels, logits), ("cat", "dog"), resamples=300)
+    assert (cat.name, cat.photos, dog.photos) == ("cat", 10, 10)
+    assert cat.precision.value == 8 / 9
+    assert cat.precision.interval == wilson_interval(8, 9)
+    assert cat.recall.interval == wilson_interval(8, 10)
+    assert dog.precision.value == 9 / 11
+    low, high = cat.f1.interval
+    assert 0.5 < low < cat.f1.value < high <= 1
+
+
+def test_a_class_without_photos():
+    predictions = of_logits([0, 1, 0], [[3, 0, 1], [0, 2, 0], [0, 0, 4]])
+    figures = overall(predictions, resamples=20)
+    # The mean is over the classes that have photos.
+    labels, shares = predictions.labels, predictions.probabilities
+    roc = np.mean([metrics.roc_auc_score(labels == k, shares[:, k]) for k in (0, 1)])
+    assert figures["roc_auc"].value == pytest.approx(roc)
+    of_c = of_classes(predictions, ("a", "b", "c"), resamples=20)[2]
+    assert (of_c.photos, of_c.recall.value, of_c.recall.interval) == (0, 0.0, None)
+    assert of_c.precision.value == 0.0
+
+
+def test_one_photo():
+    predictions = of_logits([1], [[2.0]])
+    figures = overall(predictions, decide(drawn(2)), resamples=20)
+    assert figures["accuracy"].value == 1
+    assert figures["accuracy"].interval == wilson_interval(1, 1)
+    assert figures["loss"].value == pytest.approx(math.log1p(math.exp(-2)))
+    assert "roc_auc" not in figures
+    assert of_classes(predictions, ("cat", "dog"))[0].precision.interval is None
+
+
+def test_extreme_logits_give_finite_losses():
+    assert of_logits([0, 1], [[500.0], [-500.0]]).losses() == pytest.approx([500, 500])
+    assert of_logits([1], [[900.0, 0.0, 0.0]]).losses() == pytest.approx([900])
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_temperature_undoes_a_factor_of_the_logits(classes):
+    """Labels drawn from the model's own probabilities are calibrated; three times them are not."""
+    generator = np.random.default_rng(1)
+    logits = 2 * generator.normal(size=(4000, 1 if classes == 2 else classes))
+    shares = of_logits(np.zeros(4000, int), logits).probabilities
+    labels = (shares.cumsum(axis=1) < generator.uniform(size=(4000, 1))).sum(axis=1)
+    predictions = of_logits(labels, 3 * logits)
+    temperature = fit_temperature(predictions)
+    assert temperature == pytest.approx(3, rel=0.08)
+    scaled = overall(predictions, Decisions(temperature, None), resamples=0)
+    assert scaled["loss_at_temperature"].value < scaled["loss"].value - 0.1
+    assert scaled["loss_at_temperature"].value == pytest.approx(
+        of_logits(labels, 3 * logits / temperature).losses().mean(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_temperature_stays_sane_where_validation_has_no_mistake(classes):
+    """Of 100 photos without a mistake, confidence becomes 101 in 102, and no more."""
+    labels = np.arange(100) % classes
+    logits = 8.0 * (2 * labels[:, np.newaxis] - 1) if classes == 2 else 9.0 * np.eye(10)[labels]
+    predictions = of_logits(labels, logits)
+    temperature = fit_temperature(predictions)
+    assert 0.5 < temperature < 3
+    scaled = np.exp(predictions.log_probabilities(temperature)).max(axis=1)
+    assert scaled == pytest.approx(101 / 102, abs=1e-4)
+    # A mistake among other photos then costs little more than what such a model deserves.
+    mistaken = of_logits([*labels, 1 - labels[0]], [*logits, logits[0]])
+    assert mistaken.losses(temperature).mean() < 0.1
+
+
+def test_smoothed_targets():
+    targets = smoothed_targets(np.array([0, 2]), 3)
+    assert targets == pytest.approx(np.array([[6, 1, 1], [1, 1, 6]]) / 8)
+
+
+def test_threshold_is_where_most_are_right():
+    # Above 0.3 lie all dogs and one cat; at 0.5 two dogs would be missed.
+    shares = np.array([0.1, 0.2, 0.25, 0.35, 0.4, 0.45, 0.9, 0.95])
+    labels = np.array([0, 0, 0, 1, 0, 1, 1, 1])
+    predictions = of_logits(labels, np.log(shares / (1 - shares))[:, np.newaxis])
+    threshold = fit_threshold(predictions)
+    assert threshold == pytest.approx(0.425)
+    figures = overall(predictions, Decisions(1.0, threshold), resamples=0)
+    assert figures["accuracy"].value == 6 / 8
+    assert figures["accuracy_at_threshold"].value == 7 / 8
+    assert fit_threshold(of_logits([0, 1], [[-3.0], [3.0]])) == 0.5
+    assert fit_threshold(of_logits([1, 1], [[-3.0], [-2.0]])) == pytest.approx(1 / (1 + math.e**3))
+    assert fit_threshold(of_logits([0, 0], [[3.0], [2.0]])) > 1 / (1 + math.e**-3)
+    assert decide(drawn(3)).threshold is None

@@ -1,0 +1,387 @@
+"""What epochs train from instead of photos, and that the losses do not change by it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.applications.densenet import DenseNet
+
+from research import runtime
+from research.backbones import find_backbone
+from research.builder import feature_epochs, make_groups
+from research.config import TrainConfig
+from research.errors import UserError
+from research.learner import Learner
+from research.loader import DataLoader, scale_to_unit
+from research.model import Wrapper, freeze_below
+from research.networks.backbone import stage_starts
+from research.networks.residual import build_small_resnet
+from research.photos.augmentation import Augmentation
+from research.photos.folder_source import FolderSource
+from research.plan import make_plan
+from research.run_state import RunState
+from research.split import split_backbone
+from research.steps import Network
+from research.trunk.precompute import FrozenLayers, bytes_a_photo
+from tests.learners import CONFIG as SETTINGS
+from tests.learners import mirrored
+
+SIZE = 32
+CONFIG = dataclasses.replace(
+    SETTINGS,
+    image_size=SIZE,
+    epochs=1,
+    steps_per_epoch=3,
+    head_learning_rate=0.1,
+    trunk_cache="memory",
+)
+
+
+def vgg():
+    return find_backbone("VGG16").build((SIZE, SIZE, 3), None)
+
+
+def small_resnet():
+    return build_small_resnet((SIZE, SIZE, 3), None)
+
+
+def small_densenet():
+    """DenseNet as Keras builds it, with two layers a block."""
+    return DenseNet([2, 2, 2, 2], include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
+
+
+# Every stage boundary, and a layer within a block.
+CUTS = [
+    *((vgg, "VGG16", f"block{stage}") for stage in range(2, 6)),
+    (vgg, "VGG16", 12),
+    *((small_resnet, "SmallResNet", f"stage{stage}") for stage in range(1, 4)),
+    (small_resnet, "SmallResNet", 29),
+    *((small_densenet, "DenseNet121", f"conv{stage}") for stage in range(2, 6)),
+    (small_densenet, "DenseNet121", 31),
+]
+
+
+@pytest.fixture(scope="module")
+def decoded(photo_folder):
+    """The drawn photos, decoded once for all tests of this module."""
+    loader = DataLoader(SIZE, 8, source=FolderSource(str(photo_folder)), seed=1)
+    for split in ("train", "validation"):
+        loader.examples(split)
+    return loader
+
+
+def loader_of(
+    decoded: DataLoader, augmentation: Augmentation = Augmentation(), mirror_averaging: bool = False
+) -> DataLoader:
+    loader = DataLoader(
+        SIZE,
+        8,
+        source=decoded.source,
+        seed=1,
+        preprocessing=scale_to_unit,
+        augmentation=augmentation,
+        mirror_averaging=mirror_averaging,
+    )
+    loader._loaded = dict(decoded._loaded)
+    return loader
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    return dataclasses.replace(CONFIG, trunk_cache="disk", cache_dir=str(tmp_path / "cache"))
+
+
+def entries(config: TrainConfig) -> set[str]:
+    return {path.name for path in Path(str(config.cache_dir)).iterdir() if path.is_dir()}
+
+
+def make_network(build=small_resnet, cut: int | None = None, bn_mode: str = "frozen") -> Network:
+    keras.utils.set_random_seed(0)
+    base = build()
+    cut = len(base.layers) if cut is None else cut
+    model = Wrapper(base, 2, seed=0)
+    freeze_below(base, cut, bn_mode)
+    return Network(model, split_backbone(base, cut))
+
+
+def train(network, photos, config=CONFIG, strategy=None):
+    """Trains a run's epochs; returns the mean training and the validation loss of each."""
+    strategy = strategy or tf.distribute.get_strategy()
+    state = RunState()
+    plan = make_plan(config, photos.num_train_examples)
+    groups = make_groups(config, network.model, state.step, plan)
+    features_until = feature_epochs(config, plan, groups)
+    devices = strategy.num_replicas_in_sync
+    frozen = FrozenLayers(config, network, photos, plan, features_until, devices)
+    feeds = frozen.run(frozen.choose(0, None))
+    losses = []
+    for epoch in range(plan.epochs):
+        feed = feeds.for_epoch(epoch)
+        begun = groups if epoch >= plan.head_epochs else groups[:1]
+        learner = Learner(strategy, feed.network, begun, state)
+        batches = iter(
+            runtime.share_out(
+                lambda share, feed=feed, epoch=epoch: feed.loader.epoch_batches(epoch, 0, share),
+                strategy,
+            )
+        )
+        learner.train_steps(batches, plan.steps_per_epoch)
+        sums = state.tally.read()
+        validation = runtime.share_out(
+            lambda share, feed=feed: feed.loader.split_batches("validation", share), strategy
+        )
+        losses.append((sums.loss / sums.weight, learner.evaluate(validation).loss))
+        state.tally.reset()
+    return losses, feeds
+
+
+def both(build, cut, photos, config=CONFIG, bn_mode="frozen"):
+    with_cache, feeds = train(make_network(build, cut, bn_mode), photos, config)
+    off = dataclasses.replace(config, trunk_cache="off")
+    without, _ = train(make_network(build, cut, bn_mode), photos, off)
+    return with_cache, without, feeds
+
+
+def assert_same_features(feeds, network, photos):
+    """Compares features from the cache with those from photos, photo by photo, before training."""
+    from_cache = dataclasses.replace(network, given=feeds.whole.network.given)
+    cached = next(iter(feeds.whole.loader.split_batches("validation")))
+    whole = next(iter(photos.split_batches("validation")))
+    expected = network.features(whole, training=False).numpy()
+    spread = expected.std(axis=0).max()
+    assert spread > 0
+    found = from_cache.features(cached, training=False).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * spread)
+
+
+@pytest.mark.parametrize(("build", "name", "cut"), CUTS)
+def test_losses_with_the_cached_trunk_are_those_without(decoded, build, name, cut):
+    photos = loader_of(decoded)
+    if isinstance(cut, str):
+        cut = stage_starts(build(), find_backbone(name))[cut]
+    with_cache, without, feeds = both(build, cut, photos)
+    assert feeds.whole.network.given == "activations"
+    assert_same_features(feeds, make_network(build, cut), photos)
+    np.testing.assert_allclose(with_cache, without, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head_epochs", [0, 1, 2])
+def test_each_view_is_cached_so_that_augmentation_stays_exact(decoded, head_epochs):
+    augmentation = Augmentation(horizontal_flip=True)
+    config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
+    photos = loader_of(decoded, augmentation)
+    with_cache, without, feeds = both(small_resnet, 30, photos, config)
+    assert feeds.head.network.given == ("features" if head_epochs else "activations")
+    assert feeds.whole.network.given == ("activations" if head_epochs < 2 else "photos")
+    last = feeds.head if head_epochs == 2 else feeds.whole
+    assert last.loader.examples("train").views == 2
+    assert last.loader.examples("validation").views == 1
+    np.testing.assert_allclose(with_cache, without, rtol=1e-4)
+    plain, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
+    assert not np.allclose(plain, without, rtol=1e-3)  # the views do change something
+
+
+@pytest.mark.parametrize("given", ["features", "activations"])
+def test_mirror_images_are_cached_for_validation_too(decoded, given):
+    head_epochs = 2 if given == "features" else 0
+    config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
+    photos = loader_of(decoded, mirror_averaging=True)
+    with_cache, without, feeds = both(small_resnet, 30, photos, config)
+    feed = feeds.head if head_epochs else feeds.whole
+    assert feed.network.given == given
+    assert feed.loader.examples("train").views == 1
+    assert feed.loader.examples("validation").views == 2
+    np.testing.assert_allclose(with_cache, without, rtol=1e-4)
+    single, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
+    assert [row[0] for row in single] == pytest.approx([row[0] for row in without], rel=1e-4)
+    assert [row[1] for row in single] != pytest.approx([row[1] for row in without], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [{"random_crop_area": 0.5}, {"mixup": 0.4}, {"cutmix": 1.0}, {"rand_augment": 5.0}],
+    ids=lambda endless: next(iter(endless)),
+)
+def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, endless):
+    """Head epochs train from features of the few views, as without it."""
+    config = dataclasses.replace(CONFIG, epochs=1, head_epochs=1)
+    flip = Augmentation(horizontal_flip=True)
+    photos = loader_of(decoded, dataclasses.replace(flip, **endless))
+    losses, feeds = train(make_network(small_resnet, 30), photos, config)
+    assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
+    assert feeds.head.loader.examples("train").views == 2
+    plain, _ = train(make_network(small_resnet, 30), loader_of(decoded, flip), config)
+    assert losses[0] == pytest.approx(plain[0], rel=1e-4)
+    assert losses[1][0] != pytest.approx(plain[1][0], rel=1e-4)
+
+
+@pytest.mark.parametrize("bn_mode", ["frozen", "train"])
+def test_the_head_trains_from_pooled_features(decoded, bn_mode):
+    config = dataclasses.replace(CONFIG, head_epochs=2, epochs=1)
+    with_cache, without, feeds = both(small_resnet, 30, loader_of(decoded), config, bn_mode)
+    assert feeds.head.network.given == "features"
+    (features,) = feeds.head.loader.examples("train").inputs
+    assert features.shape == (decoded.num_train_examples, 96)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(with_cache, without, rtol=1e-4)
+
+
+def test_features_need_no_activations_where_nothing_else_is_trained(decoded):
+    with_cache, without, feeds = both(small_resnet, None, loader_of(decoded))
+    assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
+    np.testing.assert_allclose(with_cache, without, rtol=1e-4)
+
+
+def test_a_loop_on_two_devices_gives_what_one_gives(decoded, on_disk):
+    config = dataclasses.replace(on_disk, head_epochs=2)
+    one, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
+    kept = entries(config)
+    with mirrored(2).scope():
+        network = make_network(small_resnet, 30)
+        two, feeds = train(network, loader_of(decoded), config, strategy=mirrored(2))
+    assert feeds.head.network.given == "features"
+    assert entries(config) == kept
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
+def test_a_resumed_run_does_what_it_did(decoded, tmp_path):
+    config = dataclasses.replace(CONFIG, trunk_cache="auto", cache_dir=str(tmp_path))
+    photos, network = loader_of(decoded), make_network(small_resnet, 30)
+
+    def place(config, cached=None):
+        plan = make_plan(config, photos.num_train_examples)
+        (choice,) = FrozenLayers(config, network, photos, plan, 0).choose(0, cached)
+        return choice.decision.place
+
+    assert place(config) is None  # one epoch does not pay
+    assert place(config, {"activations": True}) == "memory"
+    config = dataclasses.replace(config, epochs=30)
+    assert place(config) == "memory"
+    assert place(config, {"activations": False}) is None
+
+
+def test_a_photo_takes_what_crosses_the_cut():
+    parts = make_network(small_resnet, 30).parts
+    (tensor,) = parts.trunk.outputs
+    _, height, width, channels = tensor.shape
+    assert bytes_a_photo(parts) == 4 * height * width * channels
+
+
+def test_phases_are_planned_from_where_the_run_stands(decoded):
+    config = dataclasses.replace(CONFIG, head_epochs=2, epochs=3, steps_per_epoch=None)
+    network, photos = make_network(small_resnet, 30), loader_of(decoded)
+    plan = make_plan(config, photos.num_train_examples)
+    frozen = FrozenLayers(config, network, photos, plan, features_until=2)
+    tuned, head = frozen.phases(0)
+    assert (tuned.given, tuned.epochs, tuned.visits) == ("activations", 3, 3)
+    assert (head.given, head.epochs, head.visits) == ("features", 2, 2)
+    assert head.bytes_a_photo == 4 * 96
+    assert head.spared_cost == pytest.approx(tuned.spared_cost + tuned.other_cost)
+    assert len(frozen.phases(plan.head_steps - 1)) == 2
+    assert frozen.phases(plan.head_steps) == [tuned]
+    assert frozen.phases(plan.steps) == []
+
+
+def test_a_second_run_finds_what_the_first_one_kept(decoded, on_disk, capsys):
+    photos = loader_of(decoded, Augmentation(horizontal_flip=True))
+    in_memory, _ = train(make_network(small_resnet, 30), photos)
+    first, _ = train(make_network(small_resnet, 30), photos, on_disk)
+    assert "activations on disk, " in capsys.readouterr().out
+    kept = entries(on_disk)
+    assert len(kept) == 2  # train and validation
+    for setting in ("disk", "auto"):
+        config = dataclasses.replace(on_disk, trunk_cache=setting)
+        second, _ = train(make_network(small_resnet, 30), photos, config)
+        assert "activations on disk, found there" in capsys.readouterr().out
+        assert first == second == in_memory
+    assert entries(on_disk) == kept
+
+
+def with_other_weights():
+    base = small_resnet()
+    kernel = base.layers[1].kernel
+    value = kernel.numpy()
+    value.flat[0] += 1e-3
+    kernel.assign(value)
+    return base
+
+
+def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
+    photos = loader_of(decoded)
+    train(make_network(small_resnet, 30), photos, on_disk)
+    kept = entries(on_disk)
+
+    def made_anew(network, loader=photos) -> int:
+        nonlocal kept
+        train(network, loader, on_disk)
+        before, kept = kept, entries(on_disk)
+        assert kept > before or kept == before
+        return len(kept - before)
+
+    assert made_anew(make_network(small_resnet, 30)) == 0
+    assert made_anew(make_network(small_resnet, 30, bn_mode="sync")) == 0
+    # Another first trainable layer with the same cut below it is the same trunk.
+    assert made_anew(make_network(small_resnet, 31)) == 0
+    assert made_anew(make_network(with_other_weights, 30)) == 2
+    assert made_anew(make_network(small_resnet, 20)) == 2
+    assert made_anew(make_network(small_resnet, None)) == 2  # features
+    other_photos = loader_of(decoded)
+    examples = other_photos.examples("train")
+    pixels = examples.inputs[0].copy()
+    pixels[-1, 0, 0, 0] ^= 1
+    other_photos._loaded["train"] = dataclasses.replace(examples, inputs=(pixels,))
+    assert made_anew(make_network(small_resnet, 30), other_photos) == 1
+    otherwise_prepared = loader_of(decoded)
+    otherwise_prepared.preprocessing = lambda image: image / 255.0
+    assert made_anew(make_network(small_resnet, 30), otherwise_prepared) == 2
+    assert (
+        made_anew(
+            make_network(small_resnet, 30), loader_of(decoded, Augmentation(horizontal_flip=True))
+        )
+        == 1
+    )
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert made_anew(make_network(small_resnet, 30)) == 2
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_a_layer_whose_code_changed_is_noticed(decoded, on_disk, monkeypatch):
+    photos = loader_of(decoded)
+    train(make_network(small_resnet, 30), photos, on_disk)
+    call = keras.layers.ReLU.call
+    monkeypatch.setattr(keras.layers.ReLU, "call", lambda self, inputs: 3 * call(self, inputs))
+    memory = dataclasses.replace(on_disk, trunk_cache="memory")
+    expected, _ = train(make_network(small_resnet, 30), photos, memory)
+    found, _ = train(make_network(small_resnet, 30), photos, on_disk)
+    assert found == expected
+
+
+class Nameless(keras.layers.Layer):
+    """A layer of which Keras cannot write down what it is made from."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+def with_a_nameless_layer():
+    inputs = keras.Input((SIZE, SIZE, 3))
+    hidden = Nameless(lambda values: 2 * values)(keras.layers.Conv2D(4, 3, strides=4)(inputs))
+    outputs = keras.layers.Conv2D(8, 3, strides=2)(hidden)
+    return keras.Model(inputs, outputs)
+
+
+def test_what_cannot_be_described_is_not_kept_on_disk(decoded, on_disk):
+    with pytest.raises(UserError, match=r"without get_config.*; give --trunk_cache=memory or off"):
+        train(make_network(with_a_nameless_layer, 3), loader_of(decoded), on_disk)
+    assert not Path(on_disk.cache_dir).exists()
