@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import keras
@@ -17,22 +18,17 @@ from research.metrics import mean_metrics
 from research.photos.examples import Examples
 from research.plan import make_plan
 from research.run_state import RunState
+from tests.helpers import SMALL_CONFIG
 
-CONFIG = TrainConfig(
-    backbone="SmallResNet",
-    weights="none",
+CONFIG = dataclasses.replace(
+    SMALL_CONFIG,
     unfreeze_from="stage2",
-    image_size=32,
-    batch_size=8,
     epochs=2,
     head_epochs=0,
     warmup="0steps",
     head_schedule="constant",
     backbone_schedule="constant",
     horizontal_flip=False,
-    weight_averaging=0.0,
-    mirror_averaging=False,
-    evaluation_scale=1.0,
     momentum=0.0,
     head_optimizer="sgd",
     head_learning_rate=0.5,
