@@ -37,6 +37,13 @@ CONFIG = dataclasses.replace(
     trunk_cache="off",
 )
 
+ODD = dataclasses.replace(
+    CONFIG,
+    clip_norm=0.5,  # below the first steps' norms: it does something
+    weight_decay=0.1,
+    l2_penalty=0.01,
+)
+
 
 def some_photos(count: int, classes: int = 2) -> Examples:
     generator = np.random.default_rng(0)

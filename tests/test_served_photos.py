@@ -13,8 +13,9 @@ from research.photos.decode import decode_image
 from research.served_photos import decode_upright, exif_orientation
 
 
-def corners(width: int = 60, height: int = 44) -> Image.Image:
+def corners() -> Image.Image:
     """A photo that looks different each way it is turned."""
+    width, height = 60, 44
     photo = Image.new("RGB", (width, height), "grey")
     photo.paste("red", (0, 0, width // 2, height // 2))
     photo.paste("blue", (width // 2, 0, width, height // 2))
@@ -22,14 +23,14 @@ def corners(width: int = 60, height: int = 44) -> Image.Image:
     return photo
 
 
-def encoded(orientation: object = None, endian: str = "<", form: str = "JPEG") -> bytes:
+def encoded(orientation: int | None = None, endian: str = "<") -> bytes:
     exif = Image.Exif()
     exif.endian = endian
     exif[ExifTags.Base.Make] = "Camera"  # an entry before it, whose value is elsewhere
     if orientation is not None:
         exif[ExifTags.Base.Orientation] = orientation
     buffer = io.BytesIO()
-    corners().save(buffer, form, exif=exif, quality=95)
+    corners().save(buffer, "JPEG", exif=exif, quality=95)
     return buffer.getvalue()
 
 
