@@ -9,22 +9,25 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import functools
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from benchmarks.consistency import Witness, entries, event_bytes, unfinished
 from benchmarks.moments import AIMS, IMPORTS, Moments
-from benchmarks.processes import ROOT, Program, fresh_python, script, start
+from benchmarks.phases import Phases
 from benchmarks.record import write_result
 from tests.helpers import SMALL_RUN, draw_photos, script_environment
+from tests.launcher import ROOT, Launcher, Program
 
 PHOTOS_A_CLASS = 30
 COMMON = (
@@ -97,16 +100,19 @@ class Faults:
     Args:
       folder: for all files.
       seed: of the moments.
+      launcher: that starts the programs.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, launcher: Launcher) -> None:
         self._folder = folder
+        self._launcher = launcher
         self._random = random.Random(seed)
         (folder / "photos").mkdir()
         self._photos = draw_photos(folder / "photos", PHOTOS_A_CLASS)
         (folder / "temporary").mkdir()  # what TensorFlow leaves there when it is killed
         self._environment = {**script_environment(folder), "TMPDIR": str(folder / "temporary")}
-        self._moments = Moments(self._random)
+        self._phases = folder / "phases"
+        self._moments = Moments(self._random, Phases(self._phases))
         self._rounds = 0
         self.kills: list[Kill] = []
         self.violations: list[str] = []
@@ -169,16 +175,20 @@ class Faults:
         flags = (*SMALL_RUN, *COMMON, *SETTINGS[setting], f"--image_folder={self._photos}")
         return Round(folder, flags)
 
-    def _start(self, this: Round, program: str, fresh_start: bool = False) -> Program:
+    def _start(
+        self, this: Round, program: str, fresh_start: bool = False
+    ) -> Program | subprocess.Popen[bytes]:
         self._moments.phases.reset()
         this.starts += 1
-        flags = this.flags_of(program)
-        run = (
-            fresh_python([str(ROOT / program), *flags], self._environment)
-            if fresh_start
-            else script(program, flags, self._environment)
-        )
-        return start(run, this.folder, this.folder / "log.txt")
+        arguments = [str(ROOT / program), *this.flags_of(program)]
+        with (this.folder / "log.txt").open("ab") as log:
+            if fresh_start:
+                command = [sys.executable, *arguments]
+                return subprocess.Popen(
+                    command, cwd=this.folder, env=self._environment, stdout=log, stderr=log
+                )
+            watched = ["-m", "benchmarks.phases", str(self._phases), *arguments]
+            return self._launcher.start(watched, this.folder, self._environment, log, log)
 
     def _kill(self, this: Round, program: str) -> bool:
         """Starts a program and kills it; False if it ended before."""
@@ -203,10 +213,15 @@ class Faults:
         return True
 
     def _predict(self, this: Round) -> None:
-        """Loads an export and writes down what it predicts."""
-        call = functools.partial(predict, this.export, next(self._photos.rglob("*.jpg")))
-        if start(call, this.folder, this.folder / "log.txt").wait():
-            self._expect(this, [f"the export cannot be used: {self._log(this)[-2000:]}"])
+        """Loads an export and writes down what it makes of a photo."""
+        photo = next(self._photos.rglob("*.jpg")).read_bytes()
+        try:
+            serve = tf.saved_model.load(str(this.export)).signatures["serving_default"]
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            self._expect(this, [f"the export cannot be loaded: {error}"])
+        else:
+            said = serve(image_bytes=tf.constant([photo]))
+            np.save(this.folder / "predicted.npy", said["probabilities"].numpy())
 
     def _log(self, this: Round) -> str:
         return (this.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
@@ -215,15 +230,6 @@ class Faults:
         for line in wrong:
             self.violations.append(f"{this.folder.name}, kill {len(self.kills)}: {line}")
             print(f"VIOLATION {self.violations[-1]}", flush=True)
-
-
-def predict(export: Path, photo: Path) -> None:
-    """Writes what a SavedModel makes of a photo to predicted.npy."""
-    import tensorflow as tf  # in a process of its own: here it makes a runtime
-
-    serve = tf.saved_model.load(str(export)).signatures["serving_default"]
-    made = serve(image_bytes=tf.constant([photo.read_bytes()]))
-    np.save("predicted.npy", made["probabilities"].numpy())
 
 
 def table(kills: list[Kill]) -> str:
@@ -236,29 +242,21 @@ def table(kills: list[Kill]) -> str:
     return "\n".join([*lines, f"{'all':<36}{len(kills):>6}{sum(torn.values()):>23}"])
 
 
-def main() -> None:
-    """Kills, prints and writes the counts; exit code 1 if anything was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--unrecorded", action="store_true", help="write no results")
-    arguments = parser.parse_args()
+def disturb(faults: Faults, kills: int) -> dict[str, Any]:
+    """Kills programs until a number of kills or a violation is reached, and returns the counts."""
     begin = time.monotonic()
-    folder = Path(tempfile.mkdtemp())
-    faults = Faults(folder, arguments.seed)
     # The short form has time for one undisturbed run.
-    settings = ["cached", "photos"] if arguments.kills >= 20 else ["short"]
+    settings = ["cached", "photos"] if kills >= 20 else ["short"]
     references = {setting: faults.reference(setting) for setting in settings}
-    if arguments.kills >= 20:
+    if kills >= 20:
         for setting, (_, witness) in references.items():
             faults.fresh(setting, witness)
-    while len(faults.kills) < arguments.kills and not faults.violations:
+    while len(faults.kills) < kills and not faults.violations:
         setting = settings[faults.finished % len(settings)]
-        faults.disturbed(setting, *references[setting], arguments.kills - len(faults.kills))
+        faults.disturbed(setting, *references[setting], kills - len(faults.kills))
     hits = collections.Counter(f"{kill.program}: {kill.hit}" for kill in faults.kills)
-    figures = {
+    return {
         "kills": len(faults.kills),
-        "seed": arguments.seed,
         "violations": faults.violations,
         "runs_finished_like_the_undisturbed_one": faults.finished,
         "states_compared": sum(witness.checked_states for _, witness in references.values()),
@@ -266,9 +264,19 @@ def main() -> None:
         "kills_by_phase": dict(sorted(hits.items())),
         "minutes": round((time.monotonic() - begin) / 60, 1),
     }
+
+
+def main() -> None:
+    """Kills, prints and writes the counts; exit code 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    faults = Faults(folder, arguments.seed, Launcher(folder))
+    figures = {"seed": arguments.seed, **disturb(faults, arguments.kills)}
     print(table(faults.kills))
-    if not arguments.unrecorded:
-        print(f"written to {write_result('faults', figures)}")
+    print(f"written to {write_result('faults', figures)}")
     if faults.violations:
         sys.exit(f"{len(faults.violations)} violations; the files are in {folder}")
     shutil.rmtree(folder)

@@ -10,6 +10,8 @@ import argparse
 import dataclasses
 import math
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,9 +21,9 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.consistency import event_bytes, file_sizes
-from benchmarks.processes import ROOT, fresh_python, start
 from benchmarks.record import write_result
 from tests.helpers import SMALL_RUN, draw_photos, script_environment
+from tests.launcher import ROOT
 
 PHOTOS_A_CLASS = 80
 STEPS_AN_EPOCH = 30  # few: what an epoch leaves behind shows
@@ -76,7 +78,14 @@ def watch(folder: Path, photos: Path, steps: int, flags: tuple[str, ...]) -> lis
     arguments += ["--batch_size=4", f"--steps_per_epoch={STEPS_AN_EPOCH}", f"--epochs={epochs}"]
     arguments += ["--weight_averaging=0.9"]
     arguments += ["--checkpoint_every=20", "--ckpt_dir=run"]
-    process = start(fresh_python(arguments, script_environment(folder)), folder, log)
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=script_environment(folder),
+            stdout=file,
+            stderr=file,
+        )
     samples: list[Sample] = []
     try:
         while process.poll() is None:

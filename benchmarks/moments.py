@@ -6,24 +6,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
-from benchmarks.processes import Phases
+from benchmarks.phases import Phases
 
-MARKS = (
-    ("research.train", "set_up", "set-up"),
-    ("research.train", "begin_or_resume", "set-up"),
-    ("research.trunk.cache_store", "CacheStore.find_or_make", "trunk cache"),
-    ("research.train", "train_epoch", "training"),
-    ("research.learner", "Learner.evaluate", "validation"),
-    ("research.checkpoint", "Checkpoints.save", "checkpoint"),
-    ("research.reports.logbook", "Logbook.begin", "records"),
-    ("research.reports.logbook", "Logbook.interval", "records"),
-    ("research.reports.logbook", "Logbook.epoch", "records"),
-    ("research.reports.logbook", "Logbook.end", "records"),
-    ("research.evaluate", "evaluate", "evaluation"),
-    ("research.evaluation.evaluator", "Evaluator._write", "evaluation files"),
-    ("research.export", "export", "export"),
-    ("keras.export", "ExportArchive.write_out", "export files"),
-)
 IMPORTS = "imports"  # of a new Python, which tells nothing
 ANY = "any moment"
 # What a kill is aimed at, and how often.
@@ -47,11 +31,12 @@ class Moments:
 
     Args:
       generator: draws.
+      phases: of the program that runs.
     """
 
-    def __init__(self, generator: random.Random) -> None:
+    def __init__(self, generator: random.Random, phases: Phases) -> None:
         self._random = generator
-        self.phases = Phases(MARKS)
+        self.phases = phases
         self._life: dict[str, float] = {}
         self._usual: dict[str, tuple[int, float]] = {}  # entries and mean seconds of each phase
 

@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,9 +26,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.consistency import Witness, event_bytes, read_rows
-from benchmarks.processes import ROOT, Program, fresh_python, start
 from benchmarks.record import write_result
 from tests.helpers import SMALL_RUN, draw_photos, script_environment
+from tests.launcher import ROOT
+
+Program = subprocess.Popen[bytes]
 
 PHOTOS_A_CLASS = 40
 SETTINGS = (
@@ -106,11 +109,17 @@ class Soak:
 
     def start(self, name: str, *arguments: str) -> Program:
         """Starts Python with arguments; what it prints goes to a log of this name."""
-        log = self.log(name)
-        log.touch()
         # Where TensorBoard asks the process that reads for it.
         environment = {**self._environment, "no_proxy": "localhost,127.0.0.1"}
-        return start(fresh_python(arguments, environment), self._folder, log)
+        with self.log(name).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self._folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def log(self, name: str) -> Path:
         """The file of what a program prints."""
@@ -153,7 +162,7 @@ class Soak:
                 time.sleep(min(SECONDS_BETWEEN_POLLS, max(0, deadline - time.monotonic())))
             if process.poll() is None:
                 number = self._random.choice(list(SIGNALS))
-                process.kill(number)
+                process.send_signal(number)
                 code = process.wait(60)
                 self.signals[f"{number.name}, exit code {code}"] += 1
                 if code and code not in SIGNALS[number]:  # 0 where it had just ended

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,27 +12,45 @@ import pytest
 
 from research.process.environment import import_tensorflow
 
-import_tensorflow()
+SESSION_FOLDER = "TEST_SESSION_FOLDER"  # environment variable: what the workers of pytest share
 
-import tensorflow as tf  # noqa: E402
 
-from research import runtime  # noqa: E402
-from tests.helpers import draw_photos  # noqa: E402
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the session's folder, in the process that starts the workers."""
+    if SESSION_FOLDER not in os.environ:
+        folder = os.environ[SESSION_FOLDER] = tempfile.mkdtemp(prefix="tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
-)
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Imports TensorFlow where tests are run, and not where they are shared out to workers."""
+    if session.config.getoption("numprocesses", None) and not hasattr(
+        session.config, "workerinput"
+    ):
+        return
+    import_tensorflow()
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+    )
 
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 40 drawn cats and 40 drawn dogs."""
+    from tests.helpers import draw_photos
+
     return draw_photos(tmp_path_factory.mktemp("photos"), 40)
 
 
 @pytest.fixture(scope="module")
 def one_device() -> Iterator[None]:
     """Trained runs are restored on the first of the logical devices, which is quicker."""
+    import tensorflow as tf
+
+    from research import runtime
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "make_strategy", lambda distribution: tf.distribute.get_strategy())
         yield

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import IO, Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,8 +26,10 @@ from research.photos.examples import load_examples
 from research.photos.folder_source import FolderSource
 from research.photos.sketches import sketch_jpeg
 from research.storage.run_directory import RunDirectory
+from tests.launcher import ROOT, Launcher
 
-ROOT = Path(__file__).resolve().parents[1]
+# Environment variable: the folder of a test session, which its processes share.
+SESSION_FOLDER = "TEST_SESSION_FOLDER"
 
 SMALL_RUN = (
     f"--flagfile={ROOT / 'recipes' / 'article.flags'}",  # which no better default changes
@@ -98,8 +105,22 @@ def script_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def run_script(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script of the project as a process in a folder, and returns what it printed."""
+@functools.cache
+def launcher() -> Launcher:
+    """The launcher of this process; its server is shared by the processes of a test session."""
+    return Launcher(Path(os.environ[SESSION_FOLDER]))
+
+
+def run_script(
+    folder: Path, name: str, *flags: str, file_size_limit: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script of the project in a folder and returns what it printed."""
+    arguments = [str(ROOT / name), *flags]
+    return launcher().run(arguments, folder, script_environment(folder), file_size_limit)
+
+
+def run_fresh(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Like `run_script`, in a Python that was not forked from another one."""
     return subprocess.run(
         [sys.executable, str(ROOT / name), *flags],
         cwd=folder,
@@ -108,6 +129,71 @@ def run_script(folder: Path, name: str, *flags: str) -> subprocess.CompletedProc
         text=True,
         timeout=240,
     )
+
+
+class Started:
+    """A script that was started in a folder and can be looked at; it is killed at the end.
+
+    Args:
+      folder: the working directory.
+      name: of the script.
+      flags: of the script.
+      environment: variables beside those of `script_environment`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        flags: Sequence[str],
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        with contextlib.ExitStack() as files:
+            self._stdout = files.enter_context(tempfile.TemporaryFile("w+"))
+            self._stderr = files.enter_context(tempfile.TemporaryFile("w+"))
+            self._files = files.pop_all()
+        self.program = launcher().start(
+            [str(ROOT / name), *flags],
+            folder,
+            {**script_environment(folder), **environment},
+            self._stdout,
+            self._stderr,
+        )
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.program.kill()
+        self.program.wait()
+        self._files.close()
+
+    def wait_until(self, is_there: Callable[[], object], seconds: float = 120) -> None:
+        """Waits for an event; fails if the script ends before it, or if it does not come."""
+        deadline = time.monotonic() + seconds
+        while not is_there():
+            if self.program.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{self.program.args} ended or hangs: {self.stderr}")
+            time.sleep(0.002)
+
+    def end(self, seconds: float = 240) -> tuple[int, str, str]:
+        """Returns the exit code, standard output and standard error."""
+        return self.program.wait(seconds), self.stdout, self.stderr
+
+    @property
+    def stdout(self) -> str:
+        """What it has printed so far."""
+        return _content(self._stdout)
+
+    @property
+    def stderr(self) -> str:
+        """What it has printed on standard error so far."""
+        return _content(self._stderr)
+
+
+def _content(file: IO[str]) -> str:
+    # Not by seeking: the program writes at the same offset.
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
 
 def read_metrics(ckpt_dir: Path) -> list[dict]:

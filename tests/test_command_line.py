@@ -11,7 +11,7 @@ import pytest
 
 from research.commands import EvalConfig
 from research.config import TrainConfig
-from tests.helpers import ROOT, SMALL_RUN, run_script
+from tests.helpers import ROOT, SMALL_RUN, run_fresh, run_script
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from tests.helpers import ROOT, SMALL_RUN, run_script
 )
 def test_help_names_every_setting_at_once(tmp_path, script, config_class):
     begin = time.perf_counter()
-    process = run_script(tmp_path, script, "--help")
+    process = run_fresh(tmp_path, script, "--help")
     assert time.perf_counter() - begin < 5  # TensorFlow alone takes longer on a slow machine
     assert process.returncode == 0
     assert process.stderr == ""

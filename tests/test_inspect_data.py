@@ -23,18 +23,12 @@ from research.inspection.inspection_report import report, shorten
 from research.photos.folder_source import FolderSource, split_fraction
 from research.photos.sketches import sketch_jpeg
 from research.photos.source import SPLITS
-from tests.helpers import ROOT, draw_photos, script_environment
+from tests.helpers import ROOT, draw_photos, launcher, script_environment
 
 
 def run_inspection(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "research.inspect_data", *flags],
-        cwd=folder,
-        env=script_environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    module = ["-m", "research.inspect_data"]
+    return launcher().run([*module, *flags], folder, script_environment(folder))
 
 
 def photo(label: int, index: int) -> Image.Image:
@@ -258,7 +252,8 @@ def test_a_set_without_any_usable_photo_is_reported(tmp_path):
 
 def test_help_names_every_setting_at_once(tmp_path):
     begin = time.perf_counter()
-    process = run_inspection(tmp_path, "--help")
+    command = [sys.executable, "-m", "research.inspect_data", "--help"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert time.perf_counter() - begin < 5
     assert process.returncode == 0
     for field in dataclasses.fields(InspectConfig):

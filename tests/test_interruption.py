@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import signal
@@ -17,35 +16,13 @@ import pytest
 from tests.helpers import (
     ROOT,
     SMALL_RUN,
+    Started,
     read_checkpoint,
     read_metrics,
     run_script,
     script_environment,
 )
 
-# Lets a method of a class, or a function, get a signal in its so-and-so-many-th call.
-DRIVER = """
-import importlib, runpy, signal, sys
-from research.process.environment import import_tensorflow
-import_tensorflow()
-script, module, path, call, *signals = sys.argv[1].split(":")
-owner = importlib.import_module(module)
-*classes, name = path.split(".")
-for part in classes:
-    owner = getattr(owner, part)
-original, calls = getattr(owner, name), 0
-def signalled(*values, **named):
-    global calls
-    calls += 1
-    result = original(*values, **named)
-    if calls == int(call):
-        for number in signals:
-            signal.raise_signal(int(number))
-    return result
-setattr(owner, name, signalled)
-sys.argv = [script, *sys.argv[2:]]
-runpy.run_path(script, run_name="__main__")
-"""
 TRAIN_STEP = "research.learner:Learner.train_step"
 
 
@@ -54,16 +31,7 @@ def run_with_signal(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script that gets signals at the end of a call of a function of its own."""
     at = ":".join([str(ROOT / script), place, str(call), *(str(int(one)) for one in signals)])
-    return subprocess.run(
-        [sys.executable, "-c", DRIVER, at, *flags],
-        cwd=folder,
-        env=script_environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        # As in a terminal: what runs in the background of a script ignores Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-    )
+    return run_script(folder, "tests/signalled.py", at, *flags)
 
 
 def flags_of(photo_folder: Path) -> list[str]:
@@ -153,11 +121,25 @@ def test_a_signal_while_the_trunk_is_run_leaves_nothing(photo_folder, tmp_path):
     assert not list((tmp_path / "kept").glob("*.partial"))
 
 
-@pytest.mark.parametrize("ready", ["while importing", "while training"])
-def test_a_signal_from_outside(photo_folder, tmp_path, ready):
+def test_a_signal_while_training(photo_folder, tmp_path):
     flags = [*flags_of(photo_folder), "--epochs=1000", "--unfreeze_from=none", "--ckpt_dir=run"]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with Started(tmp_path, "run_train.py", flags) as process:
+        process.wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+        process.program.send_signal(signal.SIGTERM)
+        code, _, error = process.end(60)
+    assert code == 143, error
+    (line,) = error.splitlines()
+    assert line.startswith("run_train.py: interrupted by SIGTERM")
+    step = int(re.search(r"step ([\d,]+) of", line)[1].replace(",", ""))
+    assert read_metrics(tmp_path / "run")[-1]["step"] <= step
+    assert list((tmp_path / "run" / "checkpoints" / "latest").glob(f"step-{step}*.index"))
+
+
+def test_a_signal_while_importing(photo_folder, tmp_path):
+    """In a fresh Python, which has TensorFlow still to import."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_train.py"), *flags],
+        [sys.executable, str(ROOT / "run_train.py"), *flags_of(photo_folder), "--ckpt_dir=run"],
         cwd=tmp_path,
         env=script_environment(tmp_path),
         stdout=subprocess.PIPE,
@@ -166,26 +148,14 @@ def test_a_signal_from_outside(photo_folder, tmp_path, ready):
     )
     deadline = time.monotonic() + 120
     maps = Path(f"/proc/{process.pid}/maps")
-    while process.poll() is None:
+    while process.poll() is None and "_pywrap_tensorflow" not in maps.read_text():
         assert time.monotonic() < deadline
-        if ready == "while training":
-            with contextlib.suppress(OSError):
-                if (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") > 2:
-                    break
-        elif not maps.exists() or "_pywrap_tensorflow" in maps.read_text():
-            break
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143, error
-    (line,) = error.splitlines()
-    assert line.startswith("run_train.py: interrupted by SIGTERM")
-    if ready == "while training":
-        step = int(re.search(r"step ([\d,]+) of", line)[1].replace(",", ""))
-        assert read_metrics(tmp_path / "run")[-1]["step"] <= step
-        assert list((tmp_path / "run" / "checkpoints" / "latest").glob(f"step-{step}*.index"))
-    else:
-        assert list(tmp_path.iterdir()) == []
+    assert error == "run_train.py: interrupted by SIGTERM\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

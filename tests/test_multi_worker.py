@@ -8,9 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +16,12 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers import (
-    ROOT,
     SMALL_RUN,
+    Started,
     draw_photos,
     read_checkpoint,
     read_metrics,
     run_script,
-    script_environment,
 )
 
 # 66 photos in batches of 8: the last batch has 2, and there is one worker without any with 4.
@@ -65,35 +61,24 @@ class Workers:
 
     def __init__(self, folder: Path, flags: Sequence[Sequence[str]]) -> None:
         addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-        self.folders = [folder / "host0", folder / "host1"]
         self.processes = []
         for index, own in enumerate(flags):
-            self.folders[index].mkdir(exist_ok=True, parents=True)
+            host = folder / f"host{index}"
+            host.mkdir(exist_ok=True, parents=True)
             task = {"type": "worker", "index": index}
             config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(ROOT / "run_train.py"), *own],
-                    cwd=self.folders[index],
-                    env={**script_environment(folder), "TF_CONFIG": config},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+            self.processes.append(Started(host, "run_train.py", own, {"TF_CONFIG": config}))
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
-            process.kill()
-            process.communicate()
+            process.__exit__()
 
     def wait(self, index: int, seconds: float = 240) -> tuple[int, str, str]:
         """Returns a worker's exit code, standard output and standard error."""
-        out, error = self.processes[index].communicate(timeout=seconds)
-        return self.processes[index].returncode, out, error
+        return self.processes[index].end(seconds)
 
 
 def train_together(folder: Path, flags: Sequence[str]) -> list[str]:
@@ -177,11 +162,8 @@ def test_a_workers_death_ends_the_other_and_all_resume_from_the_chiefs_checkpoin
     flags = [*FLAGS, f"--image_folder={photos}"]
     latest = tmp_path / "host0" / "run" / "checkpoints" / "latest"
     with Workers(tmp_path, [flags, flags]) as workers:
-        deadline = time.monotonic() + 120
-        while not (latest / "checkpoint").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        workers.processes[victim].send_signal(signal.SIGKILL)
+        workers.processes[0].wait_until((latest / "checkpoint").exists)
+        workers.processes[victim].program.send_signal(signal.SIGKILL)
         code, _, error = workers.wait(1 - victim, 60)
     if code == 0:
         pytest.fail("the run ended before the kill: give it more steps")
@@ -213,11 +195,8 @@ def test_a_signal_to_one_worker_ends_all_with_a_checkpoint_to_resume_from(
     flags = [*FLAGS, f"--image_folder={photos}"]
     latest = tmp_path / "host0" / "run" / "checkpoints" / "latest"
     with Workers(tmp_path, [flags, flags]) as workers:
-        deadline = time.monotonic() + 120
-        while not (latest / "checkpoint").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        workers.processes[1].send_signal(signal.SIGTERM)
+        workers.processes[0].wait_until((latest / "checkpoint").exists)
+        workers.processes[1].program.send_signal(signal.SIGTERM)
         ends = [workers.wait(index, 60) for index in range(2)]
     (chief,), (other,) = (error.splitlines() for _, _, error in ends)
     assert [code for code, _, _ in ends] == [143, 143]
@@ -268,16 +247,11 @@ def test_what_several_workers_cannot_do_is_one_line(tmp_path):
         ("--distribution=multi_worker", "", "TF_CONFIG is not set"),
         ("--virtual_devices=2", config, "virtual_devices is 2, but a worker of several"),
     ):
-        process = subprocess.run(
-            [sys.executable, str(ROOT / "run_train.py"), *SMALL_RUN, "--dataset=sketches", flag],
-            cwd=tmp_path,
-            env={**script_environment(tmp_path), "TF_CONFIG": environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert process.returncode == 2
-        (line,) = process.stderr.splitlines()
+        flags = [*SMALL_RUN, "--dataset=sketches", flag]
+        with Started(tmp_path, "run_train.py", flags, {"TF_CONFIG": environment}) as process:
+            code, _, error = process.end(120)
+        assert code == 2
+        (line,) = error.splitlines()
         assert expected in line
     assert os.listdir(tmp_path) == []
 

@@ -7,9 +7,6 @@ import math
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from research.photos.folder_source import FolderSource
 from tests.helpers import (
-    ROOT,
     SMALL_RUN,
+    Started,
     draw_photos,
     read_checkpoint,
     read_metrics,
     run_script,
-    script_environment,
 )
 
 
@@ -184,19 +180,11 @@ def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, s
     within_second_epoch = (rows[0]["step"] // 5 + 2) * 5
     assert rows[0]["step"] < within_second_epoch < rows[1]["step"]
 
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_train.py"), *flags, "--ckpt_dir=killed"],
-        cwd=tmp_path,
-        env=script_environment(tmp_path),
-        stdout=subprocess.DEVNULL,
-    )
     latest = tmp_path / "killed" / "checkpoints" / "latest"
-    deadline = time.monotonic() + 120
-    while not (latest / f"step-{within_second_epoch}.index").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with Started(tmp_path, "run_train.py", [*flags, "--ckpt_dir=killed"]) as process:
+        process.wait_until((latest / f"step-{within_second_epoch}.index").exists)
+        process.program.kill()
+        assert process.program.wait() == -signal.SIGKILL
     killed_at = int(tf.train.latest_checkpoint(str(latest)).rpartition("-")[2])
     assert killed_at < rows[-1]["step"]
 

@@ -25,7 +25,6 @@ from tests.helpers import (
     read_checkpoint,
     read_metrics,
     run_script,
-    script_environment,
 )
 
 
@@ -85,11 +84,6 @@ def test_a_damaged_last_checkpoint_is_passed_over_in_one_line(trained, run, flag
     assert_same(trained, run)
 
 
-def limited() -> None:
-    """Lets no file of this process grow beyond 150 kB: less than a checkpoint has."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a file system of 32 MB; skips where it cannot be mounted."""
@@ -106,15 +100,8 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(trained, run, f
     """By a limit on the size of a file, which the system reports in the same way."""
     first, last = (row["step"] for row in read_metrics(trained))
     damage(run, last).unlink()
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "run_train.py"), *flags],
-        cwd=tmp_path,
-        env=script_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        preexec_fn=limited,
-    )
+    # Less than a checkpoint has.
+    process = run_script(tmp_path, "run_train.py", *flags, file_size_limit=150_000)
     assert process.returncode == 2, process.stdout
     note, line = process.stderr.splitlines()
     assert f"step-{last}.data is missing; step-{first} is used" in note

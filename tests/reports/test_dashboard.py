@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,12 +13,11 @@ from tensorboard.util import tensor_util
 
 from research.config import TrainConfig
 from tests.helpers import (
-    ROOT,
     SMALL_RUN,
+    Started,
     read_checkpoint,
     read_metrics,
     run_script,
-    script_environment,
 )
 
 LAST_STEP = 24  # 3 epochs of 8 batches
@@ -33,32 +29,15 @@ def watched(photo_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("watched")
     flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=3", "--ckpt_dir=run"]
     flags += ["--histogram_every=6", "--clip_norm=2"]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "run_eval.py"), "--ckpt_dir=run", "--watch", "--resamples=20"],
-        cwd=folder,
-        env=script_environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as watcher:
-        try:
-            with subprocess.Popen(
-                [sys.executable, str(ROOT / "run_train.py"), *flags],
-                cwd=folder,
-                env=script_environment(folder),
-                stdout=subprocess.PIPE,
-                text=True,
-            ) as first:
-                for line in first.stdout:
-                    if line.strip().startswith("1/3"):
-                        first.send_signal(signal.SIGKILL)
-            assert not (folder / "run" / "result.json").exists()
-            process = run_script(folder, "run_train.py", *flags)
-            assert process.returncode == 0, process.stderr
-            out, error = watcher.communicate(timeout=240)
-        finally:
-            watcher.kill()
-    return folder / "run", out, error, watcher.returncode
+    watching = ["--ckpt_dir=run", "--watch", "--resamples=20"]
+    with Started(folder, "run_eval.py", watching) as watcher:
+        with Started(folder, "run_train.py", flags) as first:
+            first.wait_until(lambda: re.search(r"^ *1/3", first.stdout, re.MULTILINE))
+        assert not (folder / "run" / "result.json").exists()
+        process = run_script(folder, "run_train.py", *flags)
+        assert process.returncode == 0, process.stderr
+        returncode, out, error = watcher.end()
+    return folder / "run", out, error, returncode
 
 
 def events(folder) -> EventAccumulator:

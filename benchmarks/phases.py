@@ -1,0 +1,108 @@
+"""Tells what a program is doing, in memory that it shares with the process that watches it.
+
+python -m benchmarks.phases FILE SCRIPT [--flag=value ...]     # a script of the project, watched
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import mmap
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from research.process.environment import import_tensorflow
+
+# A module, a function in it (`name` or `Class.method`), and the phase that it is.
+MARKS = (
+    ("research.train", "set_up", "set-up"),
+    ("research.train", "begin_or_resume", "set-up"),
+    ("research.trunk.cache_store", "CacheStore.find_or_make", "trunk cache"),
+    ("research.train", "train_epoch", "training"),
+    ("research.learner", "Learner.evaluate", "validation"),
+    ("research.checkpoint", "Checkpoints.save", "checkpoint"),
+    ("research.reports.logbook", "Logbook.begin", "records"),
+    ("research.reports.logbook", "Logbook.interval", "records"),
+    ("research.reports.logbook", "Logbook.epoch", "records"),
+    ("research.reports.logbook", "Logbook.end", "records"),
+    ("research.evaluate", "evaluate", "evaluation"),
+    ("research.evaluation.evaluator", "Evaluator._write", "evaluation files"),
+    ("research.export", "export", "export"),
+    ("keras.export", "ExportArchive.write_out", "export files"),
+)
+START_UP = "start-up"  # what no mark names
+
+
+class Phases:
+    """The phases of a watched program: the current one, and how often and how long each was run.
+
+    Args:
+      file: shared by the program and the process that watches it; made if it is missing.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.names = [START_UP, *dict.fromkeys(phase for _, _, phase in MARKS)]
+        # The current phase's number; then how often each was entered, and seconds in each.
+        size = 8 * (1 + 2 * len(self.names))
+        if not file.exists():
+            file.write_bytes(bytes(size))
+        with file.open("r+b") as shared:
+            self._shared = memoryview(mmap.mmap(shared.fileno(), size)).cast("d")
+
+    def mark_functions(self) -> None:
+        """Replaces the functions of MARKS in this process by ones that tell their phase."""
+        for module, path, phase in MARKS:
+            *parents, name = path.split(".")
+            owner = functools.reduce(getattr, parents, importlib.import_module(module))
+            setattr(owner, name, self._marked(getattr(owner, name), phase))
+
+    def _marked(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        shared, number, phases = self._shared, self.names.index(phase), len(self.names)
+
+        @functools.wraps(function)
+        def marked(*arguments: Any, **named: Any) -> Any:
+            before, begin = shared[0], time.monotonic()
+            shared[0] = number
+            shared[1 + number] += 1
+            try:
+                return function(*arguments, **named)
+            finally:
+                shared[0] = before
+                shared[1 + phases + number] += time.monotonic() - begin
+
+        return marked
+
+    def reset(self) -> None:
+        """Forgets what earlier programs told."""
+        for index in range(len(self._shared)):
+            self._shared[index] = 0
+
+    @property
+    def current(self) -> str:
+        """The phase that the program is in, or was when it ended."""
+        return self.names[int(self._shared[0])]
+
+    def entries(self, phase: str) -> int:
+        """Returns how often a phase was entered."""
+        return int(self._shared[1 + self.names.index(phase)])
+
+    def mean_seconds(self, phase: str) -> float:
+        """Returns how long a phase took on average, 0 if it was never left."""
+        seconds = self._shared[1 + len(self.names) + self.names.index(phase)]
+        return seconds / max(self.entries(phase), 1)
+
+
+def main() -> None:
+    """Runs a script as Python itself would, watched."""
+    import_tensorflow()
+    Phases(Path(sys.argv[1])).mark_functions()
+    sys.argv = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

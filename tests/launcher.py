@@ -1,0 +1,304 @@
+"""Starts Python programs without the seconds that importing TensorFlow takes.
+
+A server process imports TensorFlow and the project once, makes no TensorFlow runtime (no fork
+survives one), and forks for each program. The fork returns from `serve` and runs the program at the
+top level of the interpreter, so that it ends as any Python process does: exit code, traceback,
+`atexit`. The server ends, and kills what it started, when no client is connected.
+
+What depends on the start of the interpreter (order of imports, hash seed, locale, HOME, thread
+settings) is the server's. A test of such things starts a fresh Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import resource
+import runpy
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+
+import research
+from research.process.environment import import_tensorflow
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_MESSAGE = 2**20  # bytes
+SECONDS_TO_START = 120.0
+# Through TFDS, which reads TFDS_DATA_DIR when it is imported.
+READ_THE_ENVIRONMENT = (
+    "research.photos.digits",
+    "research.photos.sketches",
+    "research.photos.tfds_source",
+)
+
+
+class Program:
+    """A started program, in a process group of its own; to be used as a `subprocess.Popen`.
+
+    Args:
+      arguments: what it was started with.
+      connection: to the server, which sends the process id and, at the end, the exit code.
+    """
+
+    def __init__(self, arguments: Sequence[str], connection: socket.socket) -> None:
+        self.args = arguments
+        self._connection = connection
+        self.pid = self._receive()
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Returns the exit code, minus the signal's number if it was killed; None if it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns the exit code; raises `subprocess.TimeoutExpired` after some seconds."""
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._connection, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = self._receive()
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to all processes of the group."""
+        if self.poll() is None:
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """Kills all processes of the group."""
+        self.send_signal(signal.SIGKILL)
+
+    def _receive(self) -> int:
+        message = self._connection.recv(LONGEST_MESSAGE)
+        if not message:
+            raise ConnectionError("the launcher's server is gone")
+        return int(message)
+
+
+class Launcher:
+    """A client of the server; starts the server if none listens.
+
+    Args:
+      folder: where the clients that share a server find it, such as a test session's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "launcher"
+        with FileLock(f"{file}.lock"):
+            try:
+                self._address = file.read_text()
+                self._connection = self._connect()  # stays open: it keeps the server alive
+            except OSError:
+                self._address = _start_server()
+                self._connection = self._connect()
+                file.write_text(self._address)
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        stdout: IO[Any],
+        stderr: IO[Any],
+        file_size_limit: int | None = None,
+    ) -> Program:
+        """Starts a program.
+
+        Args:
+          arguments: what a command line has after `python`: a script, or `-m` and a module, and
+            the program's own arguments.
+          folder: the working directory.
+          environment: all environment variables of the program.
+          stdout: file that the program prints to.
+          stderr: file for its errors.
+          file_size_limit: of each file that it writes, in bytes; None for no limit.
+        """
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "folder": str(folder),
+            "environment": dict(environment),
+            "file_size_limit": file_size_limit,
+        }
+        connection = self._connect()
+        message = json.dumps(request).encode()
+        socket.send_fds(connection, [message], [stdout.fileno(), stderr.fileno()])
+        return Program(arguments, connection)
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        file_size_limit: int | None = None,
+        timeout: float = 240.0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program to its end and returns what it printed.
+
+        Raises:
+          subprocess.TimeoutExpired: it did not end within `timeout` seconds, and was killed.
+        """
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            program = self.start(arguments, folder, environment, stdout, stderr, file_size_limit)
+            try:
+                code = program.wait(timeout)
+            finally:
+                program.kill()
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.connect(self._address)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+
+def _start_server() -> str:
+    """Starts a server of its own session, which Ctrl-C does not reach; returns its address."""
+    address = str(Path(tempfile.mkdtemp(prefix="launcher-")) / "socket")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.launcher", address],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not os.path.exists(address):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the launcher's server did not start (exit code {server.poll()})")
+        time.sleep(0.01)
+    return address
+
+
+def serve(address: str) -> list[str] | None:
+    """Forks a process for each request until no client is connected.
+
+    Returns:
+      In a fork: the arguments of the program that it is to run. In the server, at its end: None.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"{address}.new")
+    listener.listen(socket.SOMAXCONN)
+    os.rename(f"{address}.new", address)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    running: dict[socket.socket, int] = {}  # process ids by their clients' connections
+    connections: set[socket.socket] = set()
+    while True:
+        for key, _ in selector.select():
+            source: Any = key.fileobj
+            if source is listener:
+                connection, _ = listener.accept()
+                connections.add(connection)
+                selector.register(connection, selectors.EVENT_READ)
+            elif source in connections:
+                message, files = _receive_request(source)
+                if message:
+                    pid = os.fork()
+                    if pid == 0:
+                        for other in list(selector.get_map().values()):
+                            os.close(other.fd)
+                        selector.close()
+                        return _become(json.loads(message), files)
+                    with contextlib.suppress(OSError):  # the fork has done so, or has ended
+                        os.setpgid(pid, pid)
+                    for file in files:
+                        os.close(file)
+                    running[source] = pid
+                    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, source)
+                    source.send(str(pid).encode())
+                    continue
+                if source in running:
+                    os.killpg(running[source], signal.SIGKILL)
+                selector.unregister(source)
+                connections.remove(source)
+                source.close()
+                if not connections:
+                    shutil.rmtree(Path(address).parent)
+                    return None
+            else:
+                client = key.data
+                _, status = os.waitpid(running.pop(client), 0)
+                selector.unregister(source)
+                os.close(source)
+                with contextlib.suppress(OSError):  # the client may be gone
+                    client.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _receive_request(client: socket.socket) -> tuple[bytes, list[int]]:
+    """Returns a request and the file descriptors with it; nothing if the client is gone."""
+    try:
+        message, files, _, _ = socket.recv_fds(client, LONGEST_MESSAGE, 2)
+    except ConnectionResetError:  # it left without reading what was sent
+        return b"", []
+    return message, files
+
+
+def _become(request: dict[str, Any], files: Sequence[int]) -> list[str]:
+    """Gives a fork what a new process has."""
+    os.setpgid(0, 0)
+    for number, file in zip((1, 2), files, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    tempfile.tempdir = None  # the environment may name another one
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if limit := request["file_size_limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return request["arguments"]
+
+
+def import_everything() -> None:
+    """Imports TensorFlow and the project's modules, but those that read the environment."""
+    import_tensorflow()
+    for module in pkgutil.walk_packages(research.__path__, "research."):
+        if module.name not in READ_THE_ENVIRONMENT:
+            importlib.import_module(module.name)
+    # Else each fork's first collection would copy and scan all that was imported.
+    gc.collect()
+    gc.freeze()
+
+
+def main() -> None:
+    """Serves; in each fork, runs a program as Python itself would."""
+    import_everything()
+    arguments = serve(sys.argv[1])
+    if arguments is None:
+        return
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.modules.pop(arguments[1], None)  # it is run, though it was imported before
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
