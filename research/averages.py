@@ -63,7 +63,7 @@ class WeightAverages:
         """Puts the averages in the place of the weights for good, until others are restored."""
         self._exchange()
 
-    @tf.function
+    @tf.function(autograph=False)
     def _exchange(self) -> None:
         def exchange(average: tf.Variable, weight: tf.Variable) -> None:
             kept = tf.identity(weight)

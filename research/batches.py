@@ -167,6 +167,8 @@ def make_batches(
             images = [preprocessing(image) for image in images]
         return images[0] if len(images) == 1 else tuple(images)
 
+    # Nothing in it is Python's control flow on tensors, and looking for that takes time.
+    @tf.autograph.experimental.do_not_convert
     def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
         images = read(indices)
         batch = {"label": tf.gather(labels, indices), "weight": weights}

@@ -98,7 +98,7 @@ class Classifier:
     def _compile(self) -> tf.types.experimental.GenericFunction:
         strategy, network = self._strategy, self.built.network
 
-        @tf.function
+        @tf.function(autograph=False)
         def compute(batch: Batch) -> tf.Tensor:
             return strategy.run(lambda part: predict_step(network, part), (batch,))
 

@@ -118,9 +118,11 @@ class Learner:
             return compute_gradients(network, batch, variables, training, scale, options.loss)
 
         # Only this is compiled: XLA takes no step that spans several devices.
-        compiled = tf.function(compute, jit_compile=True) if options.xla else compute
+        compiled = (
+            tf.function(compute, jit_compile=True, autograph=False) if options.xla else compute
+        )
 
-        @tf.function
+        @tf.function(autograph=False)
         def step(batch: Batch) -> dict[str, tf.Tensor]:
             # Of the mean loss, whatever the batch's size: its gradients are what must not overflow.
             scale = loss_scale.scale / float(self._photos_a_step(batch))
@@ -227,7 +229,7 @@ class Learner:
                 waited = tf.timestamp() - begin
             return self._train_step(batch), waited
 
-        @tf.function
+        @tf.function(autograph=False)
         def loop(
             batches: Iterator[Batch], count: tf.Tensor
         ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -251,7 +253,7 @@ class Learner:
     def _compile_eval_step(self) -> tf.types.experimental.GenericFunction:
         """Returns the step that adds a batch's sums to those of the evaluation."""
 
-        @tf.function
+        @tf.function(autograph=False)
         def step(batch: Batch) -> None:
             sums = self.strategy.run(lambda part: eval_step(self.network, part), (batch,))
             self._eval_tally.add(Sums(*map(self._first, sums)))
@@ -271,7 +273,7 @@ class Learner:
             for variable, mean in zip(statistics, means, strict=True):
                 variable.assign(mean)
 
-        @tf.function
+        @tf.function(autograph=False)
         def average() -> None:
             self.strategy.run(on_replica)
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if SESSION_FOLDER not in os.environ:
         folder = os.environ[SESSION_FOLDER] = tempfile.mkdtemp(prefix="tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each worker tests that follow each other, which share what their module makes."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -37,11 +46,24 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 40 drawn cats and 40 drawn dogs."""
-    from tests.helpers import draw_photos
+def photo_folder() -> Path:
+    """A folder of 40 drawn cats and 40 drawn dogs, which no test may change."""
+    from tests.helpers import draw_photos, make_once
 
-    return draw_photos(tmp_path_factory.mktemp("photos"), 40)
+    return make_once("photos", lambda folder: draw_photos(folder, 40))
+
+
+@pytest.fixture(scope="session")
+def finished_run(photo_folder: Path) -> Path:
+    """A run of two epochs on `photo_folder`, with histograms, which no test may change."""
+    from tests.helpers import FINISHED_RUN, make_once, run_script
+
+    def make(folder: Path) -> None:
+        flags = [*FINISHED_RUN, f"--image_folder={photo_folder}", "--histogram_every=3"]
+        process = run_script(folder, "run_train.py", *flags)
+        assert process.returncode == 0, process.stderr
+
+    return make_once("finished", make) / "run"
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 import tensorflow as tf
+from filelock import FileLock
 
 from research.builder import build_network
 from research.checkpoint import Checkpoints
@@ -55,6 +56,20 @@ SMALL_CONFIG = TrainConfig(
 )
 
 
+# Of the run that the fixture `finished_run` gives.
+FINISHED_RUN = (
+    *SMALL_RUN,
+    "--head_epochs=0",
+    "--epochs=2",
+    "--bn_mode=train",
+    "--horizontal_flip",
+    "--weight_averaging=0.9",
+    "--backbone_optimizer=adam",
+    "--trunk_cache=memory",
+    "--ckpt_dir=run",
+)
+
+
 def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings: Any) -> Path:
     """Makes a run of random weights without training it, with a checkpoint for each of its steps.
 
@@ -76,7 +91,8 @@ def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings
     for seed, number in enumerate(steps):
         kernel = np.random.default_rng(seed).normal(size=model.head.kernel.shape)
         logits = features.numpy() @ kernel
-        scale = 2 / logits.std(axis=0)
+        deviation = logits.std(axis=0)
+        scale = 2 / np.where(deviation > 0, deviation, 1)  # 0 where there is but one photo
         model.head.set_weights([kernel * scale, -logits.mean(axis=0) * scale])
         step.assign(number)
         checkpoints.save(number, best=number == steps[0])
@@ -117,6 +133,18 @@ def run_script(
     """Runs a script of the project in a folder and returns what it printed."""
     arguments = [str(ROOT / name), *flags]
     return launcher().run(arguments, folder, script_environment(folder), file_size_limit)
+
+
+def signal_at(script: str, place: str, call: int, *signals: int) -> str:
+    """Returns the argument with which signalled.py runs a script that gets signals.
+
+    Args:
+      script: name of the script.
+      place: a module and a function in it, as `module:function` or `module:Class.method`.
+      call: the call of that function, counted from 1, at whose end the signals come.
+      *signals: their numbers.
+    """
+    return ":".join([str(ROOT / script), place, str(call), *(str(int(one)) for one in signals)])
 
 
 def run_fresh(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -194,6 +222,21 @@ class Started:
 def _content(file: IO[str]) -> str:
     # Not by seeking: the program writes at the same offset.
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
+
+
+def make_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Returns a folder of the test session, filled by the process that is the first to need it.
+
+    Its processes share it: no test may change what is in it.
+    """
+    folder = Path(os.environ[SESSION_FOLDER]) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            made = folder.with_name(f"{name}.partial")
+            made.mkdir()
+            make(made)
+            made.rename(folder)
+    return folder
 
 
 def read_metrics(ckpt_dir: Path) -> list[dict]:

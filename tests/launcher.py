@@ -177,19 +177,23 @@ class Launcher:
 
 
 def _start_server() -> str:
-    """Starts a server of its own session, which Ctrl-C does not reach; returns its address."""
+    """Starts a server of its own session, which Ctrl-C does not reach; returns its address.
+
+    It outlives this process where another client needs it: no `Popen`, which expects its end.
+    """
     address = str(Path(tempfile.mkdtemp(prefix="launcher-")) / "socket")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.launcher", address],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "tests.launcher", address]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    nowhere = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+    ]
+    pid = os.posix_spawn(sys.executable, command, environment, file_actions=nowhere, setsid=True)
     deadline = time.monotonic() + SECONDS_TO_START
     while not os.path.exists(address):
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the launcher's server did not start (exit code {server.poll()})")
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended or time.monotonic() > deadline:
+            raise RuntimeError(f"the launcher's server did not start (wait status {status})")
         time.sleep(0.01)
     return address
 

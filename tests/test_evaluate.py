@@ -142,7 +142,7 @@ def test_predictions_have_each_photo_once_and_the_figures_of_the_model(
         ckpt_dir=(str(runs / "one"),), predictions=str(file), pictures=False, resamples=0
     )
     (evaluation,) = evaluate(config)
-    rows = list(csv.DictReader(file.open()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
     assert list(rows[0]) == ["file", "label", "predicted", "probability", "logit"]
     source = FolderSource(str(photo_folder))
     assert [row["file"] for row in rows] == [one.name for one in source.examples("test")]
@@ -172,7 +172,7 @@ def test_predictions_of_many_classes(one_device, tmp_path):
         resamples=20,
     )
     (evaluation,) = evaluate(config)
-    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     assert len(rows) == evaluation.photos
     for row in rows:
         shares = {name: float(row[f"probability {name}"]) for name in ("ant", "bee", "$c_")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 
 from tests.helpers import (
+    FINISHED_RUN,
     ROOT,
-    SMALL_RUN,
     Started,
     read_checkpoint,
     read_metrics,
     run_script,
     script_environment,
+    signal_at,
 )
 
 TRAIN_STEP = "research.learner:Learner.train_step"
@@ -30,33 +32,28 @@ def run_with_signal(
     folder: Path, script: str, place: str, call: int, signals: list[int], *flags: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script that gets signals at the end of a call of a function of its own."""
-    at = ":".join([str(ROOT / script), place, str(call), *(str(int(one)) for one in signals)])
-    return run_script(folder, "tests/signalled.py", at, *flags)
-
-
-def flags_of(photo_folder: Path) -> list[str]:
-    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--head_epochs=0", "--epochs=2"]
-    flags += ["--bn_mode=train", "--horizontal_flip", "--weight_averaging=0.9"]
-    return [*flags, "--backbone_optimizer=adam", "--trunk_cache=memory"]
+    return run_script(
+        folder, "tests/signalled.py", signal_at(script, place, call, *signals), *flags
+    )
 
 
 @pytest.fixture(scope="module")
-def whole(photo_folder, tmp_path_factory):
-    """A run that went through."""
-    folder = tmp_path_factory.mktemp("whole")
-    flags = [*flags_of(photo_folder), "--ckpt_dir=run"]
-    process = run_script(folder, "run_train.py", *flags)
-    assert process.returncode == 0, process.stderr
-    return folder / "run"
+def flags(photo_folder):
+    """Of the finished run."""
+    return [*FINISHED_RUN, f"--image_folder={photo_folder}"]
 
 
-def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(
-    whole, photo_folder, tmp_path
-):
+@pytest.fixture(scope="module")
+def whole(finished_run, tmp_path_factory):
+    """A copy of the finished run."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(whole, flags, tmp_path):
     """In a folder with spaces and other letters than ASCII's; the printed commands are pasted."""
     rows = read_metrics(whole)
     steps = rows[0]["step"]
-    flags, where = flags_of(photo_folder), "Läufe mit Abstand/ü 猫"
+    where = "Läufe mit Abstand/ü 猫"
     run = tmp_path / where
     first, second = (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C (SIGINT)")
     for (number, code, name), place, call, saved in (
@@ -102,8 +99,7 @@ def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(
     assert evaluated.stderr == ""
 
 
-def test_a_second_signal_ends_at_once(photo_folder, tmp_path):
-    flags = [*flags_of(photo_folder), "--ckpt_dir=run"]
+def test_a_second_signal_ends_at_once(flags, tmp_path):
     signals = [signal.SIGTERM, signal.SIGINT]
     process = run_with_signal(tmp_path, "run_train.py", TRAIN_STEP, 2, signals, *flags)
     assert process.returncode == -signal.SIGINT  # which shells show as 130
@@ -111,8 +107,8 @@ def test_a_second_signal_ends_at_once(photo_folder, tmp_path):
     assert not (tmp_path / "run" / "checkpoints" / "latest").exists()
 
 
-def test_a_signal_while_the_trunk_is_run_leaves_nothing(photo_folder, tmp_path):
-    flags = [*flags_of(photo_folder), "--trunk_cache=disk", "--cache_dir=kept", "--ckpt_dir=run"]
+def test_a_signal_while_the_trunk_is_run_leaves_nothing(flags, tmp_path):
+    flags = [*flags, "--trunk_cache=disk", "--cache_dir=kept"]
     place = "research.photos.rows:Rows.append"
     process = run_with_signal(tmp_path, "run_train.py", place, 1, [signal.SIGINT], *flags)
     assert process.returncode == 130
@@ -121,8 +117,8 @@ def test_a_signal_while_the_trunk_is_run_leaves_nothing(photo_folder, tmp_path):
     assert not list((tmp_path / "kept").glob("*.partial"))
 
 
-def test_a_signal_while_training(photo_folder, tmp_path):
-    flags = [*flags_of(photo_folder), "--epochs=1000", "--unfreeze_from=none", "--ckpt_dir=run"]
+def test_a_signal_while_training(flags, tmp_path):
+    flags = [*flags, "--epochs=1000", "--unfreeze_from=none"]
     metrics = tmp_path / "run" / "metrics.jsonl"
     with Started(tmp_path, "run_train.py", flags) as process:
         process.wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
@@ -136,10 +132,10 @@ def test_a_signal_while_training(photo_folder, tmp_path):
     assert list((tmp_path / "run" / "checkpoints" / "latest").glob(f"step-{step}*.index"))
 
 
-def test_a_signal_while_importing(photo_folder, tmp_path):
+def test_a_signal_while_importing(flags, tmp_path):
     """In a fresh Python, which has TensorFlow still to import."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_train.py"), *flags_of(photo_folder), "--ckpt_dir=run"],
+        [sys.executable, str(ROOT / "run_train.py"), *flags],
         cwd=tmp_path,
         env=script_environment(tmp_path),
         stdout=subprocess.PIPE,

@@ -8,8 +8,9 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -22,12 +23,13 @@ from tests.helpers import (
     read_checkpoint,
     read_metrics,
     run_script,
+    signal_at,
 )
 
 # 66 photos in batches of 8: the last batch has 2, and there is one worker without any with 4.
 FLAGS = (
     *SMALL_RUN,
-    "--epochs=2",
+    "--epochs=3",
     "--checkpoint_every=3",
     "--trunk_cache=disk",
     "--cache_dir=../cache",  # of both workers
@@ -56,10 +58,25 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-class Workers:
-    """Starts a script as the two workers of a run; ends what is left of them at the end."""
+TRAIN_STEPS = "research.learner:Learner.train_steps"
 
-    def __init__(self, folder: Path, flags: Sequence[Sequence[str]]) -> None:
+
+class Workers:
+    """Starts training as the two workers of a run; ends what is left of them at the end.
+
+    Args:
+      folder: where each worker gets a folder of its own.
+      flags: of each worker.
+      signals: a call of `Learner.train_steps` and the signal that a worker gets at its end, by
+        the worker's index.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        flags: Sequence[Sequence[str]],
+        signals: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+    ) -> None:
         addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
         self.processes = []
         for index, own in enumerate(flags):
@@ -67,7 +84,11 @@ class Workers:
             host.mkdir(exist_ok=True, parents=True)
             task = {"type": "worker", "index": index}
             config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-            self.processes.append(Started(host, "run_train.py", own, {"TF_CONFIG": config}))
+            script = "run_train.py"
+            if index in signals:
+                own = [signal_at(script, TRAIN_STEPS, *signals[index]), *own]
+                script = "tests/signalled.py"
+            self.processes.append(Started(host, script, own, {"TF_CONFIG": config}))
 
     def __enter__(self) -> Workers:
         return self
@@ -149,70 +170,58 @@ def test_a_run_of_two_workers_is_evaluated_on_one_machine(together, photos):
     assert json.loads(figures.read_text())["loss"]["value"] == pytest.approx(best, rel=1e-4)
 
 
-def test_the_same_again_ends_bit_identical(together, photos, tmp_path):
-    folder, _ = together
-    train_together(tmp_path, [*FLAGS, f"--image_folder={photos}"])
-    assert_same(folder / "host0" / "run", tmp_path / "host0" / "run")
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_workers_death_ends_the_other_and_all_resume_from_the_chiefs_checkpoint(
-    together, photos, tmp_path, victim
+def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
+    together, photos, tmp_path
 ):
+    """One run, in which each worker dies once and one is stopped, ends bit-identical."""
     flags = [*FLAGS, f"--image_folder={photos}"]
-    latest = tmp_path / "host0" / "run" / "checkpoints" / "latest"
-    with Workers(tmp_path, [flags, flags]) as workers:
-        workers.processes[0].wait_until((latest / "checkpoint").exists)
-        workers.processes[victim].program.send_signal(signal.SIGKILL)
-        code, _, error = workers.wait(1 - victim, 60)
-    if code == 0:
-        pytest.fail("the run ended before the kill: give it more steps")
-    assert code == 2, error
-    line = error.splitlines()[-1]
-    assert line.startswith(f"run_train.py: this is worker {1 - victim} of 2")
-    assert "another ended or does not answer" in line
-    assert "start all of them again with the same flags to resume" in line
-    assert "Traceback" not in error
-    killed_at = int(tf.train.latest_checkpoint(str(latest)).rpartition("-")[2])
-    shutil.copytree(tmp_path / "host0" / "run", tmp_path / "alone" / "run")
+    run = tmp_path / "host0" / "run"
+
+    def saved() -> int:
+        path = tf.train.latest_checkpoint(str(run / "checkpoints" / "latest"))
+        return int(path.rpartition("-")[2])
+
+    for victim in (1, 0):
+        with Workers(tmp_path, [flags, flags], {victim: (2, signal.SIGKILL)}) as workers:
+            code, _, error = workers.wait(1 - victim, 60)
+            assert workers.wait(victim)[0] == -signal.SIGKILL
+        assert code == 2, error
+        line = error.splitlines()[-1]
+        assert line.startswith(f"run_train.py: this is worker {1 - victim} of 2")
+        assert "another ended or does not answer" in line
+        assert "start all of them again with the same flags to resume" in line
+        assert "Traceback" not in error
+    killed_at = saved()
+    with Workers(tmp_path, [flags, flags], {1: (1, signal.SIGTERM)}) as workers:
+        ends = [workers.wait(index, 60) for index in range(2)]
+    assert f"resuming after step {killed_at} of 27" in ends[0][1]
+    (chief,), (other,) = (error.splitlines() for _, _, error in ends)
+    assert [code for code, _, _ in ends] == [143, 143]
+    assert re.search(r"by SIGTERM; step \d+ of 27 is saved: repeat the command with", chief)
+    assert re.search(r"by SIGTERM; the chief saved step \d+: start all workers again", other)
+    stopped_at = saved()
+    assert 0 < killed_at < stopped_at < 27
+    shutil.copytree(run, tmp_path / "alone" / "run")
 
     chief, _ = train_together(tmp_path, flags)
-    assert f"resuming after step {killed_at} of" in chief
-    assert_same(together[0] / "host0" / "run", tmp_path / "host0" / "run")
+    assert f"resuming after step {stopped_at} of 27" in chief
+    assert_same(together[0] / "host0" / "run", run)
 
     alone = run_script(tmp_path / "alone", "run_train.py", *flags)  # one may go on without two
     assert alone.returncode == 0, alone.stderr
-    assert f"resuming after step {killed_at} of" in alone.stdout
-    expected = read_metrics(together[0] / "host0" / "run")[-1]
-    found = read_metrics(tmp_path / "alone" / "run")[-1]
+    assert f"resuming after step {stopped_at} of 27" in alone.stdout
+    expected, found = read_metrics(run)[-1], read_metrics(tmp_path / "alone" / "run")[-1]
     for key in ("train_loss", "validation_loss"):
         assert found[key] == pytest.approx(expected[key], rel=1e-4)
 
 
-def test_a_signal_to_one_worker_ends_all_with_a_checkpoint_to_resume_from(
-    together, photos, tmp_path
-):
-    flags = [*FLAGS, f"--image_folder={photos}"]
-    latest = tmp_path / "host0" / "run" / "checkpoints" / "latest"
-    with Workers(tmp_path, [flags, flags]) as workers:
-        workers.processes[0].wait_until((latest / "checkpoint").exists)
-        workers.processes[1].program.send_signal(signal.SIGTERM)
-        ends = [workers.wait(index, 60) for index in range(2)]
-    (chief,), (other,) = (error.splitlines() for _, _, error in ends)
-    assert [code for code, _, _ in ends] == [143, 143]
-    assert re.search(r"by SIGTERM; step \d+ of 18 is saved: repeat the command with", chief)
-    assert re.search(r"by SIGTERM; the chief saved step \d+: start all workers again", other)
-    train_together(tmp_path, flags)
-    assert_same(together[0] / "host0" / "run", tmp_path / "host0" / "run")
-
-
 def test_a_worker_that_does_not_come_is_not_waited_for_forever(photos, tmp_path):
-    flags = [*FLAGS, f"--image_folder={photos}", "--worker_timeout=8"]
+    flags = [*FLAGS, f"--image_folder={photos}", "--worker_timeout=3"]
     with Workers(tmp_path, [flags]) as workers:
         code, _, error = workers.wait(0, 90)
     assert code != 0
     line = error.splitlines()[-1]
-    assert "came within 8 s; start every worker" in line
+    assert "came within 3 s; start every worker" in line
     assert "--worker_timeout" in line
     assert not (tmp_path / "host0" / "run").exists()
 

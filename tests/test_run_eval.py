@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.averages import WeightAverages
 from research.builder import build_network
 from research.checkpoint import restore_model
 from research.config import TrainConfig
 from research.loader import DataLoader
+from research.model import Wrapper
 from research.photos.folder_source import FolderSource
 from tests.helpers import SMALL_RUN, draw_photos, read_metrics, run_script
 
 
 @pytest.fixture(scope="module")
-def trained(photo_folder, tmp_path_factory):
+def trained(finished_run, tmp_path_factory):
+    """A folder with a copy of the finished run."""
     folder = tmp_path_factory.mktemp("trained")
-    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=2", "--ckpt_dir=run"]
-    flags += ["--bn_mode=train", "--unfreeze_from=0"]
-    process = run_script(folder, "run_train.py", *flags)
-    assert process.returncode == 0, process.stderr
+    shutil.copytree(finished_run, folder / "run")
     return folder
 
 
@@ -53,17 +53,25 @@ def test_it_prints_the_articles_block_and_writes_the_figures(trained, photo_fold
     assert sum(map(sum, figures["confusion"])) == figures["photos"]
 
 
+def averaged_model(config: TrainConfig, checkpoint: str) -> Wrapper:
+    """Returns a model with the averaged weights of a checkpoint."""
+    model = build_network(config, 2, with_weights=False).network.model
+    averages = WeightAverages(model.trainable_variables, config.weight_averaging)
+    restore_model(model, checkpoint, averages)
+    averages.take_place()
+    return model
+
+
 def test_the_figures_are_those_of_the_model_called_by_hand(trained, photo_folder):
     run_script(trained, "run_eval.py", "--ckpt_dir=run", "--checkpoint=latest", "--split=train")
     (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.train.json")
     figures = json.loads(file.read_text())
     config = TrainConfig.from_json((trained / "run" / "config.json").read_text())
-    built = build_network(config, 2, with_weights=False)
-    restore_model(built.network.model, figures["checkpoint"])
+    model = averaged_model(config, figures["checkpoint"])
     loader = DataLoader(32, 8, source=FolderSource(str(photo_folder)))
     images = loader.examples("train").inputs[0].astype("f4") / 127.5 - 1
     labels = loader.examples("train").labels
-    logits = built.network.model(images).numpy()[:, 0].astype(float)
+    logits = model(images).numpy()[:, 0].astype(float)
     losses = np.log1p(np.exp(-logits)) + (1 - labels) * logits
     assert figures["photos"] == len(labels)
     assert figures["accuracy"]["value"] == pytest.approx(np.mean((logits > 0) == labels))
@@ -81,13 +89,11 @@ def test_another_size_and_mirror_images(trained, photo_folder):
     figures = json.loads(file.read_text())
     assert (figures["image_size"], figures["mirror_averaging"]) == (64, True)
     config = TrainConfig.from_json((trained / "run" / "config.json").read_text())
-    large = dataclasses.replace(config, image_size=64)
-    built = build_network(large, 2, with_weights=False)
-    restore_model(built.network.model, figures["checkpoint"])
+    model = averaged_model(dataclasses.replace(config, image_size=64), figures["checkpoint"])
     loader = DataLoader(64, 8, source=FolderSource(str(photo_folder)))
     images = loader.examples("validation").inputs[0].astype("f4") / 127.5 - 1
     labels = loader.examples("validation").labels
-    both = [built.network.model(view).numpy()[:, 0] for view in (images, images[:, :, ::-1])]
+    both = [model(view).numpy()[:, 0] for view in (images, images[:, :, ::-1])]
     logits = np.mean(both, axis=0).astype(float)
     losses = np.log1p(np.exp(-logits)) + (1 - labels) * logits
     assert figures["loss"]["value"] == pytest.approx(losses.mean(), rel=1e-4)

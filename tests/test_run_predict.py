@@ -56,7 +56,7 @@ def shown(capsys):
 def test_the_same_probabilities_as_run_eval(run, photo_folder, tmp_path, capsys):
     file = tmp_path / "predictions.csv"
     evaluate(EvalConfig(ckpt_dir=(str(run),), predictions=str(file), pictures=False, resamples=0))
-    evaluated = {row["file"]: row for row in csv.DictReader(file.open())}
+    evaluated = {row["file"]: row for row in csv.DictReader(file.read_text().splitlines())}
     names = [one.name for one in FolderSource(str(photo_folder)).examples("test")]
     shown(capsys)
     config = PredictConfig(ckpt_dir=str(run), format="csv")

@@ -18,11 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from research.photos.folder_source import FolderSource
 from tests.helpers import (
     SMALL_RUN,
-    Started,
     draw_photos,
     read_checkpoint,
     read_metrics,
+    run_fresh,
     run_script,
+    signal_at,
 )
 
 
@@ -142,33 +143,45 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "resume"),
     [
         # Features, then activations.
-        ["--unfreeze_from=stage3", "--head_epochs=1", "--epochs=2", "--trunk_cache=memory"],
+        (
+            ["--unfreeze_from=stage3", "--head_epochs=1", "--epochs=2", "--trunk_cache=memory"],
+            run_script,
+        ),
         # No frozen layer, and photos without end.
-        ["--unfreeze_from=0", "--head_epochs=1", "--epochs=2", "--random_crop_area=0.5"],
+        (
+            ["--unfreeze_from=0", "--head_epochs=1", "--epochs=2", "--random_crop_area=0.5"],
+            run_script,
+        ),
         # A loop on the device, from files.
-        [
-            *("--unfreeze_from=none", "--epochs=40", "--horizontal_flip"),
-            *("--trunk_cache=disk", "--cache_dir=kept"),
-        ],
-        # Stage after stage, mixed photos, averaged weights.
-        [
-            *("--bn_mode=frozen", "--unfreeze_from=stage2", "--head_epochs=1", "--epochs=2"),
-            *("--gradual_unfreezing=1", "--stage_decay=0.5", "--weight_averaging=0.9"),
-            *("--mirror_averaging", "--label_smoothing=0.1", "--class_weights=balanced"),
-            *("--mixup=0.4", "--cutmix=1", "--rand_augment=5", "--head_schedule=one_cycle"),
-        ],
+        (
+            [
+                *("--unfreeze_from=none", "--epochs=3", "--horizontal_flip"),
+                *("--trunk_cache=disk", "--cache_dir=kept"),
+            ],
+            run_script,
+        ),
+        # Stage after stage, mixed photos, averaged weights; by a Python with another hash seed.
+        (
+            [
+                *("--bn_mode=frozen", "--unfreeze_from=stage2", "--head_epochs=1", "--epochs=2"),
+                *("--gradual_unfreezing=1", "--stage_decay=0.5", "--weight_averaging=0.9"),
+                *("--mirror_averaging", "--label_smoothing=0.1", "--class_weights=balanced"),
+                *("--mixup=0.4", "--cutmix=1", "--rand_augment=5", "--head_schedule=one_cycle"),
+            ],
+            run_fresh,
+        ),
     ],
     ids=["cached", "uncached", "head", "stages"],
 )
-def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, settings):
+def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, settings, resume):
+    """Killed within its second epoch, some steps after a checkpoint."""
     flags = [
         *SMALL_RUN,
         f"--image_folder={photo_folder}",
-        "--batch_size=2",
-        "--checkpoint_every=5",
+        "--checkpoint_every=3",
         "--bn_mode=train",
         "--backbone_optimizer=adam",
         "--head_schedule=cosine",
@@ -177,20 +190,18 @@ def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, s
     whole = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=whole")
     assert whole.returncode == 0, whole.stderr
     rows = read_metrics(tmp_path / "whole")
-    within_second_epoch = (rows[0]["step"] // 5 + 2) * 5
-    assert rows[0]["step"] < within_second_epoch < rows[1]["step"]
+    assert [row["step"] for row in rows[:2]] == [8, 16]
+    # Steps are made until 3, 6, 8 and 9, each followed by a checkpoint, and a little further.
+    place = "research.learner:Learner.train_steps"
+    at = signal_at("run_train.py", place, 5, signal.SIGKILL)
+    killed = run_script(tmp_path, "tests/signalled.py", at, *flags, "--ckpt_dir=killed")
+    assert killed.returncode == -signal.SIGKILL
+    latest = tf.train.latest_checkpoint(str(tmp_path / "killed" / "checkpoints" / "latest"))
+    assert latest.endswith("step-9")
 
-    latest = tmp_path / "killed" / "checkpoints" / "latest"
-    with Started(tmp_path, "run_train.py", [*flags, "--ckpt_dir=killed"]) as process:
-        process.wait_until((latest / f"step-{within_second_epoch}.index").exists)
-        process.program.kill()
-        assert process.program.wait() == -signal.SIGKILL
-    killed_at = int(tf.train.latest_checkpoint(str(latest)).rpartition("-")[2])
-    assert killed_at < rows[-1]["step"]
-
-    resumed = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=killed")
+    resumed = resume(tmp_path, "run_train.py", *flags, "--ckpt_dir=killed")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"resuming after step {killed_at} of {rows[-1]['step']}" in resumed.stdout
+    assert f"resuming after step 9 of {rows[-1]['step']}" in resumed.stdout
     expected, found = read_checkpoint(tmp_path / "whole"), read_checkpoint(tmp_path / "killed")
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -200,13 +211,16 @@ def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, s
         assert [row[key] for key in compared] == [other[key] for key in compared]
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_its_records_again(photo_folder, tmp_path):
-    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=1", "--ckpt_dir=run"]
-    assert run_script(tmp_path, "run_train.py", *flags).returncode == 0
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    process = run_script(tmp_path, "run_train.py", *flags)
+def test_a_run_killed_before_its_first_checkpoint_begins_its_records_again(finished):
+    folder, flags, _ = finished
+    shutil.copytree(folder / "a run", folder / "copy")
+    shutil.rmtree(folder / "copy" / "checkpoints")
+    process = run_script(folder, "run_train.py", *flags, "--ckpt_dir=copy")
     assert process.returncode == 0, process.stderr
-    assert len(read_metrics(tmp_path / "run")) == 1
+    rows = read_metrics(folder / "a run")
+    assert len(rows) == 3
+    losses = [row["validation_loss"] for row in rows]
+    assert [row["validation_loss"] for row in read_metrics(folder / "copy")] == losses
 
 
 def test_photos_of_other_classes_are_refused_on_resuming(finished, tmp_path):
@@ -365,13 +379,14 @@ def test_finding_learning_rates_leaves_one_picture(photo_folder, tmp_path):
 
 
 def test_the_hyperrule_decides_on_the_length_of_a_run(photo_folder, tmp_path):
-    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--hyperrule", "--batch_size=64"]
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--hyperrule", "--batch_size=1"]
     flags += ["--unfreeze_from=none", "--ckpt_dir=run"]
     # What it chooses is as by default, which here is not the article's.
     flags += ["--warmup=1epoch", "--head_schedule=cosine", "--backbone_schedule=cosine"]
     process = run_script(tmp_path, "run_train.py", *flags)
     assert process.returncode == 0, process.stderr
-    assert read_metrics(tmp_path / "run")[-1]["step"] == 500
+    # Of 500 updates, as nearly as whole epochs of 64 photos allow.
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 8 * 64
     assert "staircase" in process.stdout
 
 

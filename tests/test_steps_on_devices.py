@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import pytest
 
 from research.checkpoint import restore_model
+from research.metrics import Metrics
 from research.run_state import make_checkpoint
 from tests.learners import CONFIG, ODD, feed, make_learner, model_of, some_photos, train, weights
 
+SETTINGS = {"plain": CONFIG, "clipped, decayed, penalized": ODD}
+COUNTS = (16, 21, 17)  # of photos: even; uneven; a replica without a real photo
+
+
+class Passes(NamedTuple):
+    """What training leaves: one pass over each of COUNTS photos, one after another."""
+
+    losses: list[list[float]]
+    weights: list[np.ndarray]
+    photos: float  # that the tally counted
+    evaluations: list[Metrics]
+
+
+@functools.cache
+def passes(setting: str, replicas: int = 1, xla: bool = False) -> Passes:
+    learner = make_learner(SETTINGS[setting], replicas, xla=xla)
+    losses, evaluations = [], []
+    for count in COUNTS:
+        examples = some_photos(count)
+        losses.append(train(learner, examples, 8))
+        evaluations.append(learner.evaluate(feed(learner, examples, 8)))
+    return Passes(losses, weights(learner), learner.state.tally.read().weight, evaluations)
+
 
 @pytest.mark.parametrize("replicas", [2, 4])
-@pytest.mark.parametrize("photos", [16, 21, 17])  # even; uneven; a replica without a real photo
-@pytest.mark.parametrize("config", [CONFIG, ODD], ids=["plain", "clipped, decayed, penalized"])
-def test_several_devices_give_what_one_gives(replicas, photos, config):
-    one, many = make_learner(config), make_learner(config, replicas)
-    examples = some_photos(photos)
-    np.testing.assert_allclose(train(one, examples, 8), train(many, examples, 8), rtol=1e-5)
-    for single, mirrored in zip(weights(one), weights(many), strict=True):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_several_devices_give_what_one_gives(replicas, setting):
+    one, many = passes(setting), passes(setting, replicas)
+    for single, mirrored in zip(one.losses, many.losses, strict=True):
+        np.testing.assert_allclose(single, mirrored, rtol=1e-5)
+    for single, mirrored in zip(one.weights, many.weights, strict=True):
         np.testing.assert_allclose(single, mirrored, rtol=1e-4, atol=1e-5)
-    assert one.state.tally.read().weight == many.state.tally.read().weight == photos
-
-    def evaluated(learner):
-        return learner.evaluate(feed(learner, examples, 8))
-
-    assert evaluated(one).photos == evaluated(many).photos == photos
-    np.testing.assert_allclose(evaluated(one).loss, evaluated(many).loss, rtol=1e-5)
-    assert evaluated(one).accuracy == evaluated(many).accuracy
+    assert one.photos == many.photos == sum(COUNTS)
+    for count, single, mirrored in zip(COUNTS, one.evaluations, many.evaluations, strict=True):
+        assert single.photos == mirrored.photos == count
+        np.testing.assert_allclose(single.loss, mirrored.loss, rtol=1e-5)
+        assert single.accuracy == mirrored.accuracy
 
 
 @pytest.mark.parametrize(
@@ -80,15 +102,17 @@ def test_a_device_without_photos_keeps_its_statistics():
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("photos", [24, 21, 9])  # even; a short batch; whole batches missing
-def test_accumulated_batches_are_the_large_batch_that_they_stand_for(replicas, photos):
-    examples = some_photos(photos)
+def test_accumulated_batches_are_the_large_batch_that_they_stand_for(replicas):
     whole = make_learner(dataclasses.replace(ODD, batch_size=12))
     parted = make_learner(dataclasses.replace(ODD, batch_size=4, accumulate_steps=3), replicas)
-    np.testing.assert_allclose(train(whole, examples, 12), train(parted, examples, 4), rtol=1e-5)
-    for one, other in zip(weights(whole), weights(parted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    assert parted.state.tally.read().weight == photos
+    counts = (24, 21, 9)  # even; a short batch; whole batches missing
+    for photos in counts:
+        examples = some_photos(photos)
+        losses = [train(whole, examples, 12), train(parted, examples, 4)]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+        for one, other in zip(weights(whole), weights(parted), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert parted.state.tally.read().weight == sum(counts)
     assert whole.state.current_step == parted.state.current_step
 
 
@@ -103,10 +127,11 @@ def test_accumulated_batches_work_with_synchronised_batch_norm():
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_xla_computes_the_same(replicas):
-    examples = some_photos(21)
-    plain, compiled = make_learner(ODD, replicas), make_learner(ODD, replicas, xla=True)
-    np.testing.assert_allclose(train(plain, examples, 8), train(compiled, examples, 8), rtol=1e-4)
-    for one, other in zip(weights(plain), weights(compiled), strict=True):
+    setting = "clipped, decayed, penalized"
+    plain, compiled = passes(setting, replicas), passes(setting, replicas, xla=True)
+    for one, other in zip(plain.losses, compiled.losses, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+    for one, other in zip(plain.weights, compiled.weights, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 

@@ -20,8 +20,8 @@ from research.errors import UserError
 from research.storage.event_files import EventFiles
 from research.storage.run_lock import LOCK, RunLock
 from tests.helpers import (
+    FINISHED_RUN,
     ROOT,
-    SMALL_RUN,
     read_checkpoint,
     read_metrics,
     run_script,
@@ -30,23 +30,13 @@ from tests.helpers import (
 
 @pytest.fixture(scope="module")
 def flags(photo_folder):
-    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--head_epochs=0", "--epochs=2"]
-    return [*flags, "--trunk_cache=memory", "--ckpt_dir=run"]
-
-
-@pytest.fixture(scope="module")
-def trained(flags, tmp_path_factory):
-    """A finished run of two epochs, each with a checkpoint."""
-    folder = tmp_path_factory.mktemp("trained")
-    process = run_script(folder, "run_train.py", *flags, "--histogram_every=3")
-    assert process.returncode == 0, process.stderr
-    return folder / "run"
+    return [*FINISHED_RUN, f"--image_folder={photo_folder}"]
 
 
 @pytest.fixture
-def run(trained, tmp_path):
+def run(finished_run, tmp_path):
     """A copy of it."""
-    shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(finished_run, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -69,8 +59,8 @@ def assert_same(run: Path, other: Path) -> None:
     assert [(row["step"], row["photos"]) for row in read_metrics(other)] == steps
 
 
-def test_a_damaged_last_checkpoint_is_passed_over_in_one_line(trained, run, flags, tmp_path):
-    first, last = (row["step"] for row in read_metrics(trained))
+def test_a_damaged_last_checkpoint_is_passed_over_in_one_line(finished_run, run, flags, tmp_path):
+    first, last = (row["step"] for row in read_metrics(finished_run))
     damaged = damage(run, last)
     evaluated = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--nopictures")
     assert evaluated.returncode == 0, evaluated.stderr
@@ -81,7 +71,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_in_one_line(trained, run, flag
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr == line + "\n"
     assert f"resuming after step {first} of {last}" in resumed.stdout
-    assert_same(trained, run)
+    assert_same(finished_run, run)
 
 
 @pytest.fixture
@@ -96,9 +86,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(trained, run, flags, tmp_path):
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
+    finished_run, run, flags, tmp_path
+):
     """By a limit on the size of a file, which the system reports in the same way."""
-    first, last = (row["step"] for row in read_metrics(trained))
+    first, last = (row["step"] for row in read_metrics(finished_run))
     damage(run, last).unlink()
     # Less than a checkpoint has.
     process = run_script(tmp_path, "run_train.py", *flags, file_size_limit=150_000)
@@ -111,11 +103,11 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(trained, run, f
     assert not (run / "checkpoints" / "latest" / "partial").exists()
     resumed = run_script(tmp_path, "run_train.py", *flags)
     assert resumed.returncode == 0, resumed.stderr
-    assert_same(trained, run)
+    assert_same(finished_run, run)
 
 
-def test_a_small_disk_that_fills_up(trained, run, flags, small_disk):
-    first, last = (row["step"] for row in read_metrics(trained))
+def test_a_small_disk_that_fills_up(finished_run, run, flags, small_disk):
+    first, last = (row["step"] for row in read_metrics(finished_run))
     shutil.copytree(run, small_disk / "run")
     on_disk = small_disk / "run"
     damage(on_disk, last).unlink()
@@ -129,11 +121,11 @@ def test_a_small_disk_that_fills_up(trained, run, flags, small_disk):
     filler.unlink()
     resumed = run_script(small_disk, "run_train.py", *flags)
     assert resumed.returncode == 0, resumed.stderr
-    assert_same(trained, on_disk)
+    assert_same(finished_run, on_disk)
 
 
-def test_a_read_only_folder_is_one_line(trained, flags, small_disk):
-    shutil.copytree(trained, small_disk / "run")
+def test_a_read_only_folder_is_one_line(finished_run, flags, small_disk):
+    shutil.copytree(finished_run, small_disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for ckpt_dir in ("run", "new"):
         process = run_script(small_disk, "run_train.py", *flags, f"--ckpt_dir={ckpt_dir}")
@@ -160,13 +152,13 @@ def test_training_goes_on_without_event_files(flags, tmp_path):
     assert len(read_metrics(tmp_path / "run")) == 1
 
 
-def test_histograms_of_steps_are_in_a_file_of_their_own(trained):
-    (file,) = (trained / "events" / "train").glob("*.histograms")
+def test_histograms_of_steps_are_in_a_file_of_their_own(finished_run):
+    (file,) = (finished_run / "events" / "train").glob("*.histograms")
     accumulator = EventAccumulator(str(file))
     accumulator.Reload()
     tags = [tag for tag in accumulator.Tags()["tensors"] if tag.endswith("head/kernel")]
     assert {tag.partition("/")[0] for tag in tags} == {"weights", "gradients"}
-    last = read_metrics(trained)[-1]["step"]
+    last = read_metrics(finished_run)[-1]["step"]
     for tag in tags:
         steps = [event.step for event in accumulator.Tensors(tag)]
         assert steps == list(range(3, last + 1, 3))

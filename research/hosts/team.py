@@ -141,7 +141,7 @@ class Team:
 
     @functools.cached_property
     def _add_up(self) -> tf.types.experimental.GenericFunction:
-        @tf.function
+        @tf.function(autograph=False)
         def add_up(values: tf.Tensor) -> tf.Tensor:
             def on_replica() -> tf.Tensor:
                 context = tf.distribute.get_replica_context()
@@ -164,7 +164,7 @@ class Team:
     def _from_chief(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Adds up over the devices what the chief's first one has, and zeros of the others."""
 
-        @tf.function
+        @tf.function(autograph=False)
         def exchange(values: list[tf.Tensor]) -> list[tf.Tensor]:
             def on_replica() -> list[tf.Tensor]:
                 context = tf.distribute.get_replica_context()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,8 +102,8 @@ def inspect(source: Source, distance: int) -> Inspection:
     photos: list[Photo] = []
     usable: list[Photo] = []
     prints: list[Fingerprint] = []
-    with oddities_ignored():
-        for photo, found in _fingerprints(source):
+    with oddities_ignored(), contextlib.closing(_fingerprints(source)) as fingerprints:
+        for photo, found in fingerprints:
             if isinstance(found, DamagedImageError):
                 photos.append(photo._replace(damage=str(found)))
             else:
@@ -113,7 +114,9 @@ def inspect(source: Source, distance: int) -> Inspection:
     return Inspection(source.class_names, tuple(photos), tuple(duplicates), is_cut)
 
 
-def _fingerprints(source: Source) -> Iterator[tuple[Photo, Fingerprint | DamagedImageError]]:
+def _fingerprints(
+    source: Source,
+) -> Generator[tuple[Photo, Fingerprint | DamagedImageError], None, None]:
     def work(example: EncodedExample) -> Fingerprint | DamagedImageError:
         if example.encoded is None:
             return DamagedImageError(example.problem)
@@ -124,10 +127,10 @@ def _fingerprints(source: Source) -> Iterator[tuple[Photo, Fingerprint | Damaged
 
     with photo_bar("inspecting", sum(source.count(split) for split in SPLITS)) as bar:
         for split in SPLITS:
-            stored = in_parallel(source.examples(split), work, PHOTOS_A_CHUNK)
-            for place, (example, found) in enumerate(stored):
-                bar.update()
-                yield Photo(split, place, example.name, example.label), found
+            with in_parallel(source.examples(split), work, PHOTOS_A_CHUNK) as stored:
+                for place, (example, found) in enumerate(stored):
+                    bar.update()
+                    yield Photo(split, place, example.name, example.label), found
 
 
 def find_duplicates(

@@ -75,8 +75,10 @@ def load_examples(
         except DamagedImageError as damage:
             return damage
 
-    with oddities_ignored():
-        decoded = in_parallel(source.examples(split), decode, photos_a_chunk)
+    with (
+        oddities_ignored(),
+        in_parallel(source.examples(split), decode, photos_a_chunk) as decoded,
+    ):
         for done, (example, photo) in enumerate(decoded, start=1):
             if isinstance(photo, DamagedImageError):
                 damaged.append((example.name, str(photo)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -15,12 +16,16 @@ Result = TypeVar("Result")
 CHUNK_BYTES = 2**23  # of stored photos that a thread takes at a time
 
 
+@contextlib.contextmanager
 def in_parallel(
     examples: Iterator[EncodedExample],
     work: Callable[[EncodedExample], Result],
     photos_a_chunk: int = 32,
-) -> Iterator[tuple[EncodedExample, Result]]:
-    """Yields each photo with what a function makes of it, in order.
+) -> Iterator[Iterator[tuple[EncodedExample, Result]]]:
+    """Gives an iterator over each photo and what a function makes of it, in order.
+
+    The threads end with the `with` block. If they ended with a generator, Python could collect it
+    in one of them, which cannot wait for itself.
 
     Args:
       examples: what is read in this thread, a little ahead.
@@ -29,21 +34,33 @@ def in_parallel(
         they are large.
     """
 
+    workers = processors()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield _in_order(pool, _chunks(examples, photos_a_chunk), work, 2 * workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    chunks: Iterator[list[EncodedExample]],
+    work: Callable[[EncodedExample], Result],
+    chunks_ahead: int,
+) -> Iterator[tuple[EncodedExample, Result]]:
     def work_on(chunk: list[EncodedExample]) -> list[Result]:
         return [work(example) for example in chunk]
 
-    workers = processors()
     waiting: collections.deque[tuple[list[EncodedExample], Future[list[Result]]]]
     waiting = collections.deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for chunk in _chunks(examples, photos_a_chunk):
-            waiting.append((chunk, pool.submit(work_on, chunk)))
-            if len(waiting) > 2 * workers:
-                first, results = waiting.popleft()
-                yield from zip(first, results.result(), strict=True)
-        while waiting:
+    for chunk in chunks:
+        waiting.append((chunk, pool.submit(work_on, chunk)))
+        if len(waiting) > chunks_ahead:
             first, results = waiting.popleft()
             yield from zip(first, results.result(), strict=True)
+    while waiting:
+        first, results = waiting.popleft()
+        yield from zip(first, results.result(), strict=True)
 
 
 def _chunks(

@@ -19,6 +19,7 @@ class Rows:
       dtype: of the elements.
       file: takes the rows one after another; they are kept in memory if None.
       way_out: what a user may do if there is no room for the file.
+      closes_file: close the file when the rows are finished, which no longer need it then.
     """
 
     def __init__(
@@ -27,12 +28,14 @@ class Rows:
         dtype: np.dtype | type,
         file: IO[bytes] | None = None,
         way_out: str = "make room",
+        closes_file: bool = False,
     ) -> None:
         self._dtype = np.dtype(dtype)
         self._shape = shape[1:]
         self._file = file
         self._memory = np.empty(shape if file is None else (0, *shape[1:]), dtype)
         self._way_out = way_out
+        self._closes_file = closes_file
         self._count = 0
 
     def append(self, rows: np.ndarray) -> None:
@@ -52,9 +55,12 @@ class Rows:
 
     def finish(self) -> np.ndarray:
         """Returns the rows that were added; of a file each is read when it is needed."""
-        if self._file is None or not self._count:
-            return self._memory[: self._count]
-        return np.memmap(self._file, self._dtype, "r", shape=(self._count, *self._shape))
+        finished = self._memory[: self._count]
+        if self._file is not None and self._count:
+            finished = np.memmap(self._file, self._dtype, "r", shape=(self._count, *self._shape))
+        if self._file is not None and self._closes_file:
+            self._file.close()
+        return finished
 
 
 def rows_of_size(shape: tuple[int, ...], dtype: np.dtype | type) -> Rows:
@@ -65,7 +71,6 @@ def rows_of_size(shape: tuple[int, ...], dtype: np.dtype | type) -> Rows:
 
 def rows_in_a_file(shape: tuple[int, ...], dtype: np.dtype | type) -> Rows:
     """Returns rows in a file without a name: it goes with the process, however that ends."""
-    # Not closed here: the array that is read from it keeps it open.
-    file = tempfile.TemporaryFile()  # noqa: SIM115
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the rows are finished)
     way_out = "make room, or set the environment variable TMPDIR to a folder on a larger disk"
-    return Rows(shape, dtype, file, way_out)
+    return Rows(shape, dtype, file, way_out, closes_file=True)

@@ -208,7 +208,7 @@ class FrozenLayers:
         # Traced once, for whole batches and for the short last one of each split.
         signature = loader.view_batches("train", 0, BATCH_SIZE).element_spec
 
-        @functools.partial(tf.function, input_signature=[signature])
+        @tf.function(input_signature=[signature], autograph=False)
         def run(batch: Batch) -> tuple[tf.Tensor, ...]:
             if phase.given == "features":
                 return (network.features(batch, training=False),)

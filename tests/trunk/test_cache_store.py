@@ -168,7 +168,7 @@ def test_a_half_written_entry_of_a_killed_process_is_not_trusted_and_removed(sto
     (partial,) = store.folder.glob("*.partial")
     assert (partial / "0.bin").stat().st_size == 2 * 4 * 4
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert store.find(MADE_FROM) is None
     # Whoever comes next clears it away, whatever it makes itself.
     assert_equal(store.find_or_make({"photos": "x"}, maker(values(1))), values(1))
@@ -177,12 +177,13 @@ def test_a_half_written_entry_of_a_killed_process_is_not_trusted_and_removed(sto
 
 
 def test_what_another_process_is_making_is_waited_for_and_left_alone(store, capsys):
-    process = start_slow_writer(store, 2)
+    process = start_slow_writer(store, 0.5)
     assert_equal(store.find_or_make({"photos": "x"}, maker(values(1))), values(1))
     (found,) = store.find_or_make(MADE_FROM, never)
     assert "waiting for another run" in capsys.readouterr().out
     np.testing.assert_array_equal(found, np.full((5, 4), 7))
-    assert process.wait() == 0
+    process.communicate()
+    assert process.returncode == 0
 
 
 def test_another_entry_is_not_waited_for(store):

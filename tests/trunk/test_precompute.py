@@ -55,13 +55,13 @@ def small_densenet():
     return DenseNet([2, 2, 2, 2], include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
 
 
-# Every stage boundary, and a layer within a block.
+# A stage boundary, and a layer within a block.
 CUTS = [
-    *((vgg, "VGG16", f"block{stage}") for stage in range(2, 6)),
+    (vgg, "VGG16", "block3"),
     (vgg, "VGG16", 12),
-    *((small_resnet, "SmallResNet", f"stage{stage}") for stage in range(1, 4)),
+    (small_resnet, "SmallResNet", "stage3"),
     (small_resnet, "SmallResNet", 29),
-    *((small_densenet, "DenseNet121", f"conv{stage}") for stage in range(2, 6)),
+    (small_densenet, "DenseNet121", "conv4"),
     (small_densenet, "DenseNet121", 31),
 ]
 
