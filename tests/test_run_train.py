@@ -294,18 +294,20 @@ def test_a_cache_folder_that_cannot_be_written_is_told_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_profiled_steps_are_traced(photo_folder, tmp_path):
-    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=1", "--steps_per_epoch=5"]
-    flags += ["--ckpt_dir=run"]
-    late = run_script(tmp_path, "run_train.py", *flags, "--profile_steps=3:6")
+def test_a_run_of_fewer_steps_with_some_of_them_traced(photo_folder, tmp_path):
+    """In the folder that it gets where none is given."""
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=2", "--steps_per_epoch=3"]
+    late = run_script(tmp_path, "run_train.py", *flags, "--profile_steps=3:7")
     assert late.returncode == 2
-    assert "profile_steps is '3:6', but the run has 5 steps" in late.stderr
-    assert not (tmp_path / "run").exists()
+    assert "profile_steps is '3:7', but the run has 6 steps" in late.stderr
+    assert not (tmp_path / "runs").exists()
     process = run_script(tmp_path, "run_train.py", *flags, "--profile_steps=3:4")
     assert process.returncode == 0, process.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("SmallResNet-")
+    assert [row["step"] for row in read_metrics(run)] == [3, 6]
     assert "profile      steps 3 to 4" in process.stdout
-    folder = tmp_path / "run" / "events" / "train" / "plugins" / "profile"
-    (trace,) = folder.glob("*/*.xplane.pb")
+    (trace,) = (run / "events" / "train" / "plugins" / "profile").glob("*/*.xplane.pb")
     steps = set(re.findall(rb"step_num.{0,40}", trace.read_bytes(), re.DOTALL))
     assert steps, "the trace names no step"
 
@@ -388,15 +390,6 @@ def test_the_hyperrule_decides_on_the_length_of_a_run(photo_folder, tmp_path):
     # Of 500 updates, as nearly as whole epochs of 64 photos allow.
     assert read_metrics(tmp_path / "run")[-1]["step"] == 8 * 64
     assert "staircase" in process.stdout
-
-
-def test_a_run_ends_early_where_asked(photo_folder, tmp_path):
-    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=2", "--steps_per_epoch=3"]
-    process = run_script(tmp_path, "run_train.py", *flags)
-    assert process.returncode == 0, process.stderr
-    (run,) = (tmp_path / "runs").iterdir()
-    assert run.name.startswith("SmallResNet-")
-    assert [row["step"] for row in read_metrics(run)] == [3, 6]
 
 
 def test_a_run_in_float16_shows_its_loss_scale(photo_folder, tmp_path):

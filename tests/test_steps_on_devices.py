@@ -39,9 +39,10 @@ def passes(setting: str, replicas: int = 1, xla: bool = False) -> Passes:
     return Passes(losses, weights(learner), learner.state.tally.read().weight, evaluations)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_several_devices_give_what_one_gives(replicas, setting):
+@pytest.mark.parametrize(
+    ("setting", "replicas"), [("plain", 2), ("clipped, decayed, penalized", 4)]
+)
+def test_several_devices_give_what_one_gives(setting, replicas):
     one, many = passes(setting), passes(setting, replicas)
     for single, mirrored in zip(one.losses, many.losses, strict=True):
         np.testing.assert_allclose(single, mirrored, rtol=1e-5)
@@ -56,7 +57,7 @@ def test_several_devices_give_what_one_gives(replicas, setting):
 
 @pytest.mark.parametrize(
     ("replicas", "size", "photos", "unfreeze_from"),
-    [(2, 8, 21, "0"), (2, 8, 17, "stage3"), (2, 5, 13, "stage3"), (4, 8, 17, "stage3_block2_2_bn")],
+    [(2, 5, 11, "0"), (4, 8, 17, "stage3_block1_2_bn")],
 )
 def test_synchronised_batch_norm_gives_what_one_device_gives(replicas, size, photos, unfreeze_from):
     """Also where no number of devices divides the batch, or a device has no photo."""
@@ -89,15 +90,15 @@ def test_batch_norm_that_is_not_synchronised_sees_its_devices_photos():
 
 def test_a_device_without_photos_keeps_its_statistics():
     config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="stage3")
-    learner = make_learner(config, 4)
-    train(learner, some_photos(2), 2)  # one photo each for two devices, none for the others
+    learner = make_learner(config, 2)
+    train(learner, some_photos(1), 1)  # none for the second device
     norm = next(
         layer
         for layer in model_of(learner).backbone.layers
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     )
     means = [value.numpy() for value in norm.moving_mean.value.values]
-    assert [np.abs(mean).max() > 0 for mean in means] == [True, True, False, False]
+    assert [np.abs(mean).max() > 0 for mean in means] == [True, False]
     assert all(np.isfinite(value).all() for value in weights(learner))
 
 
@@ -128,15 +129,14 @@ def test_accumulated_batches_work_with_synchronised_batch_norm():
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_xla_computes_the_same(replicas):
     setting = "clipped, decayed, penalized"
-    plain, compiled = passes(setting, replicas), passes(setting, replicas, xla=True)
+    plain, compiled = passes(setting), passes(setting, replicas, xla=True)
     for one, other in zip(plain.losses, compiled.losses, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4)
     for one, other in zip(plain.weights, compiled.weights, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", [(2, 1), (1, 2)])
-@pytest.mark.parametrize("bn_mode", ["frozen", "train"])
+@pytest.mark.parametrize(("path", "bn_mode"), [((2, 1), "train"), ((1, 2), "frozen")])
 def test_a_run_goes_on_with_another_number_of_devices(path, bn_mode, tmp_path):
     """Losses after the change are those of the run that stayed on one device."""
     config = dataclasses.replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -19,8 +20,8 @@ from research.errors import UserError
 from research.learner import Learner
 from research.loader import DataLoader, scale_to_unit
 from research.model import Wrapper, freeze_below
+from research.networks import residual
 from research.networks.backbone import stage_starts
-from research.networks.residual import build_small_resnet
 from research.photos.augmentation import Augmentation
 from research.photos.folder_source import FolderSource
 from research.plan import make_plan
@@ -47,7 +48,9 @@ def vgg():
 
 
 def small_resnet():
-    return build_small_resnet((SIZE, SIZE, 3), None)
+    """SmallResNet with one block in each stage."""
+    with mock.patch.object(residual, "BLOCKS_PER_STAGE", 1):
+        return residual.build_small_resnet((SIZE, SIZE, 3), None)
 
 
 def small_densenet():
@@ -60,7 +63,7 @@ CUTS = [
     (vgg, "VGG16", "block3"),
     (vgg, "VGG16", 12),
     (small_resnet, "SmallResNet", "stage3"),
-    (small_resnet, "SmallResNet", 29),
+    (small_resnet, "SmallResNet", 15),
     (small_densenet, "DenseNet121", "conv4"),
     (small_densenet, "DenseNet121", 31),
 ]
@@ -175,14 +178,14 @@ def test_each_view_is_cached_so_that_augmentation_stays_exact(decoded, head_epoc
     augmentation = Augmentation(horizontal_flip=True)
     config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
     photos = loader_of(decoded, augmentation)
-    with_cache, without, feeds = both(small_resnet, 30, photos, config)
+    with_cache, without, feeds = both(small_resnet, 20, photos, config)
     assert feeds.head.network.given == ("features" if head_epochs else "activations")
     assert feeds.whole.network.given == ("activations" if head_epochs < 2 else "photos")
     last = feeds.head if head_epochs == 2 else feeds.whole
     assert last.loader.examples("train").views == 2
     assert last.loader.examples("validation").views == 1
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
-    plain, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
+    plain, _ = train(make_network(small_resnet, 20), loader_of(decoded), config)
     assert not np.allclose(plain, without, rtol=1e-3)  # the views do change something
 
 
@@ -191,13 +194,13 @@ def test_mirror_images_are_cached_for_validation_too(decoded, given):
     head_epochs = 2 if given == "features" else 0
     config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
     photos = loader_of(decoded, mirror_averaging=True)
-    with_cache, without, feeds = both(small_resnet, 30, photos, config)
+    with_cache, without, feeds = both(small_resnet, 20, photos, config)
     feed = feeds.head if head_epochs else feeds.whole
     assert feed.network.given == given
     assert feed.loader.examples("train").views == 1
     assert feed.loader.examples("validation").views == 2
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
-    single, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
+    single, _ = train(make_network(small_resnet, 20), loader_of(decoded), config)
     assert [row[0] for row in single] == pytest.approx([row[0] for row in without], rel=1e-4)
     assert [row[1] for row in single] != pytest.approx([row[1] for row in without], rel=1e-4)
 
@@ -212,10 +215,10 @@ def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, endless):
     config = dataclasses.replace(CONFIG, epochs=1, head_epochs=1)
     flip = Augmentation(horizontal_flip=True)
     photos = loader_of(decoded, dataclasses.replace(flip, **endless))
-    losses, feeds = train(make_network(small_resnet, 30), photos, config)
+    losses, feeds = train(make_network(small_resnet, 20), photos, config)
     assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
     assert feeds.head.loader.examples("train").views == 2
-    plain, _ = train(make_network(small_resnet, 30), loader_of(decoded, flip), config)
+    plain, _ = train(make_network(small_resnet, 20), loader_of(decoded, flip), config)
     assert losses[0] == pytest.approx(plain[0], rel=1e-4)
     assert losses[1][0] != pytest.approx(plain[1][0], rel=1e-4)
 
@@ -223,7 +226,7 @@ def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, endless):
 @pytest.mark.parametrize("bn_mode", ["frozen", "train"])
 def test_the_head_trains_from_pooled_features(decoded, bn_mode):
     config = dataclasses.replace(CONFIG, head_epochs=2, epochs=1)
-    with_cache, without, feeds = both(small_resnet, 30, loader_of(decoded), config, bn_mode)
+    with_cache, without, feeds = both(small_resnet, 20, loader_of(decoded), config, bn_mode)
     assert feeds.head.network.given == "features"
     (features,) = feeds.head.loader.examples("train").inputs
     assert features.shape == (decoded.num_train_examples, 96)
@@ -239,10 +242,10 @@ def test_features_need_no_activations_where_nothing_else_is_trained(decoded):
 
 def test_a_loop_on_two_devices_gives_what_one_gives(decoded, on_disk):
     config = dataclasses.replace(on_disk, head_epochs=2)
-    one, _ = train(make_network(small_resnet, 30), loader_of(decoded), config)
+    one, _ = train(make_network(small_resnet, 20), loader_of(decoded), config)
     kept = entries(config)
     with mirrored(2).scope():
-        network = make_network(small_resnet, 30)
+        network = make_network(small_resnet, 20)
         two, feeds = train(network, loader_of(decoded), config, strategy=mirrored(2))
     assert feeds.head.network.given == "features"
     assert entries(config) == kept
@@ -251,7 +254,7 @@ def test_a_loop_on_two_devices_gives_what_one_gives(decoded, on_disk):
 
 def test_a_resumed_run_does_what_it_did(decoded, tmp_path):
     config = dataclasses.replace(CONFIG, trunk_cache="auto", cache_dir=str(tmp_path))
-    photos, network = loader_of(decoded), make_network(small_resnet, 30)
+    photos, network = loader_of(decoded), make_network(small_resnet, 20)
 
     def place(config, cached=None):
         plan = make_plan(config, photos.num_train_examples)
@@ -266,7 +269,7 @@ def test_a_resumed_run_does_what_it_did(decoded, tmp_path):
 
 
 def test_a_photo_takes_what_crosses_the_cut():
-    parts = make_network(small_resnet, 30).parts
+    parts = make_network(small_resnet, 20).parts
     (tensor,) = parts.trunk.outputs
     _, height, width, channels = tensor.shape
     assert bytes_a_photo(parts) == 4 * height * width * channels
@@ -274,7 +277,7 @@ def test_a_photo_takes_what_crosses_the_cut():
 
 def test_phases_are_planned_from_where_the_run_stands(decoded):
     config = dataclasses.replace(CONFIG, head_epochs=2, epochs=3, steps_per_epoch=None)
-    network, photos = make_network(small_resnet, 30), loader_of(decoded)
+    network, photos = make_network(small_resnet, 20), loader_of(decoded)
     plan = make_plan(config, photos.num_train_examples)
     frozen = FrozenLayers(config, network, photos, plan, features_until=2)
     tuned, head = frozen.phases(0)
@@ -289,14 +292,14 @@ def test_phases_are_planned_from_where_the_run_stands(decoded):
 
 def test_a_second_run_finds_what_the_first_one_kept(decoded, on_disk, capsys):
     photos = loader_of(decoded, Augmentation(horizontal_flip=True))
-    in_memory, _ = train(make_network(small_resnet, 30), photos)
-    first, _ = train(make_network(small_resnet, 30), photos, on_disk)
+    in_memory, _ = train(make_network(small_resnet, 20), photos)
+    first, _ = train(make_network(small_resnet, 20), photos, on_disk)
     assert "activations on disk, " in capsys.readouterr().out
     kept = entries(on_disk)
     assert len(kept) == 2  # train and validation
     for setting in ("disk", "auto"):
         config = dataclasses.replace(on_disk, trunk_cache=setting)
-        second, _ = train(make_network(small_resnet, 30), photos, config)
+        second, _ = train(make_network(small_resnet, 20), photos, config)
         assert "activations on disk, found there" in capsys.readouterr().out
         assert first == second == in_memory
     assert entries(on_disk) == kept
@@ -313,7 +316,7 @@ def with_other_weights():
 
 def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
     photos = loader_of(decoded)
-    train(make_network(small_resnet, 30), photos, on_disk)
+    train(make_network(small_resnet, 20), photos, on_disk)
     kept = entries(on_disk)
 
     def made_anew(network, loader=photos) -> int:
@@ -323,43 +326,43 @@ def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
         assert kept > before or kept == before
         return len(kept - before)
 
-    assert made_anew(make_network(small_resnet, 30)) == 0
-    assert made_anew(make_network(small_resnet, 30, bn_mode="sync")) == 0
+    assert made_anew(make_network(small_resnet, 20)) == 0
+    assert made_anew(make_network(small_resnet, 20, bn_mode="sync")) == 0
     # Another first trainable layer with the same cut below it is the same trunk.
-    assert made_anew(make_network(small_resnet, 31)) == 0
-    assert made_anew(make_network(with_other_weights, 30)) == 2
-    assert made_anew(make_network(small_resnet, 20)) == 2
+    assert made_anew(make_network(small_resnet, 21)) == 0
+    assert made_anew(make_network(with_other_weights, 20)) == 2
+    assert made_anew(make_network(small_resnet, 12)) == 2
     assert made_anew(make_network(small_resnet, None)) == 2  # features
     other_photos = loader_of(decoded)
     examples = other_photos.examples("train")
     pixels = examples.inputs[0].copy()
     pixels[-1, 0, 0, 0] ^= 1
     other_photos._loaded["train"] = dataclasses.replace(examples, inputs=(pixels,))
-    assert made_anew(make_network(small_resnet, 30), other_photos) == 1
+    assert made_anew(make_network(small_resnet, 20), other_photos) == 1
     otherwise_prepared = loader_of(decoded)
     otherwise_prepared.preprocessing = lambda image: image / 255.0
-    assert made_anew(make_network(small_resnet, 30), otherwise_prepared) == 2
+    assert made_anew(make_network(small_resnet, 20), otherwise_prepared) == 2
     assert (
         made_anew(
-            make_network(small_resnet, 30), loader_of(decoded, Augmentation(horizontal_flip=True))
+            make_network(small_resnet, 20), loader_of(decoded, Augmentation(horizontal_flip=True))
         )
         == 1
     )
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        assert made_anew(make_network(small_resnet, 30)) == 2
+        assert made_anew(make_network(small_resnet, 20)) == 2
     finally:
         keras.config.set_dtype_policy("float32")
 
 
 def test_a_layer_whose_code_changed_is_noticed(decoded, on_disk, monkeypatch):
     photos = loader_of(decoded)
-    train(make_network(small_resnet, 30), photos, on_disk)
+    train(make_network(small_resnet, 20), photos, on_disk)
     call = keras.layers.ReLU.call
     monkeypatch.setattr(keras.layers.ReLU, "call", lambda self, inputs: 3 * call(self, inputs))
     memory = dataclasses.replace(on_disk, trunk_cache="memory")
-    expected, _ = train(make_network(small_resnet, 30), photos, memory)
-    found, _ = train(make_network(small_resnet, 30), photos, on_disk)
+    expected, _ = train(make_network(small_resnet, 20), photos, memory)
+    found, _ = train(make_network(small_resnet, 20), photos, on_disk)
     assert found == expected
 
 
