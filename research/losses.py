@@ -7,7 +7,7 @@ import dataclasses
 import tensorflow as tf
 
 from research.batches import Batch
-from research.metrics import example_losses
+from research.metrics import example_losses, mean_class_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,8 @@ class Loss:
     def _of_labels(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         losses = example_losses(logits, labels)
         if self.label_smoothing:
-            classes = max(2, logits.shape[-1])
-            everywhere = [
-                example_losses(logits, tf.fill(tf.shape(labels), label)) for label in range(classes)
-            ]
-            mean = tf.add_n(everywhere) / classes
-            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * mean
+            share = self.label_smoothing
+            losses = (1 - share) * losses + share * mean_class_losses(logits)
         if self.class_weights is not None:
             losses *= tf.gather(tf.constant(self.class_weights, tf.float32), labels)
         return losses

@@ -39,6 +39,17 @@ def example_losses(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
+def mean_class_losses(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the mean of `example_losses` over all classes as labels, float32 (batch,).
+
+    Args:
+      logits: float32 (batch, 1), the second class's logit, or (batch, classes).
+    """
+    if logits.shape[-1] == 1:
+        logits = tf.concat([tf.zeros_like(logits), logits], axis=-1)
+    return tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
+
+
 def predicted_labels(logits: tf.Tensor) -> tf.Tensor:
     """Returns the class of the largest probability, int32 (batch,)."""
     if logits.shape[-1] == 1:

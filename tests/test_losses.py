@@ -46,6 +46,16 @@ def test_the_loss_is_the_cross_entropy_with_softened_and_mixed_targets(classes):
     )
 
 
+def test_smoothing_over_500_classes_takes_as_many_operations_as_over_5():
+    def operations(classes: int) -> int:
+        loss = tf.function(Loss(label_smoothing=0.1), autograph=False)
+        labels = {"label": tf.TensorSpec((8,), tf.int32)}
+        graph = loss.get_concrete_function(tf.TensorSpec((8, classes)), labels).graph
+        return len(graph.get_operations())
+
+    assert operations(500) == operations(5)
+
+
 def test_class_weights_are_factors_of_the_losses():
     logits, labels = tf.constant([[0.3], [-1.0], [2.0]]), tf.constant([0, 1, 1])
     plain = Loss()(logits, {"label": labels}).numpy()
