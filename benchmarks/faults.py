@@ -1,7 +1,7 @@
 """Kills training, evaluation and export at random moments, and looks at what is left.
 
 python -m benchmarks.faults              # 100 kills, about 20 minutes on two cores
-python -m benchmarks.faults --kills=8
+python -m benchmarks.faults --kills=6
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from research.config import TrainConfig
 from research.loader import DataLoader
 from research.model import Wrapper
 from research.photos.folder_source import FolderSource
-from tests.helpers import SMALL_RUN, draw_photos, read_metrics, run_script
+from tests.helpers import draw_photos, read_metrics, run_script
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +99,23 @@ def test_another_size_and_mirror_images(trained, photo_folder):
     assert figures["loss"]["value"] == pytest.approx(losses.mean(), rel=1e-4)
 
 
-def test_averaged_weights_are_what_is_evaluated(photo_folder, tmp_path):
-    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=2", "--ckpt_dir=run"]
-    flags += ["--weight_averaging=0.9", "--head_learning_rate=0.01", "--evaluation_scale=2"]
-    flags += ["--mirror_averaging"]
-    assert run_script(tmp_path, "run_train.py", *flags).returncode == 0
+def test_averaged_weights_are_what_is_evaluated(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    assert config["weight_averaging"] > 0
+    # At the size it was trained at, the figures are those that the training printed.
+    same = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation"]
+    assert run_script(tmp_path, "run_eval.py", *same).returncode == 0
+    (figures,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.json")
+    last = read_metrics(tmp_path / "run")[-1]
+    assert json.loads(figures.read_text())["loss"]["value"] == pytest.approx(
+        last["validation_loss"], rel=1e-4
+    )
+    file.write_text(json.dumps({**config, "evaluation_scale": 2.0, "mirror_averaging": True}))
     process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--checkpoint=latest")
     assert process.returncode == 0, process.stderr
     assert "64 x 64 pixels, also mirrored" in process.stdout
-    # At the size it was trained at, the figures are those that the training printed.
-    same = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation", "--image_size=32"]
-    assert run_script(tmp_path, "run_eval.py", *same).returncode == 0
-    (file,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.32px.json")
-    last = read_metrics(tmp_path / "run")[-1]
-    assert json.loads(file.read_text())["loss"]["value"] == pytest.approx(
-        last["validation_loss"], rel=1e-4
-    )
 
 
 def test_a_batch_size_changes_no_figure(trained):

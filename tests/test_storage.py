@@ -118,10 +118,7 @@ def test_a_small_disk_that_fills_up(finished_run, run, flags, small_disk):
     assert process.returncode == 2, process.stdout
     assert re.search(r"cannot be written \(.*No space left on device", process.stderr)
     assert f"which goes on after step-{first}" in process.stderr.splitlines()[-1]
-    filler.unlink()
-    resumed = run_script(small_disk, "run_train.py", *flags)
-    assert resumed.returncode == 0, resumed.stderr
-    assert_same(finished_run, on_disk)
+    assert find_checkpoint(on_disk / "checkpoints", "latest").endswith(f"step-{first}")
 
 
 def test_a_read_only_folder_is_one_line(finished_run, flags, small_disk):

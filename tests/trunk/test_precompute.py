@@ -185,8 +185,9 @@ def test_each_view_is_cached_so_that_augmentation_stays_exact(decoded, head_epoc
     assert last.loader.examples("train").views == 2
     assert last.loader.examples("validation").views == 1
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
-    plain, _ = train(make_network(small_resnet, 20), loader_of(decoded), config)
-    assert not np.allclose(plain, without, rtol=1e-3)  # the views do change something
+    if head_epochs == 1:
+        plain, _ = train(make_network(small_resnet, 20), loader_of(decoded), config)
+        assert not np.allclose(plain, without, rtol=1e-3)  # the views do change something
 
 
 @pytest.mark.parametrize("given", ["features", "activations"])
@@ -205,20 +206,26 @@ def test_mirror_images_are_cached_for_validation_too(decoded, given):
     assert [row[1] for row in single] != pytest.approx([row[1] for row in without], rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def trained_plainly(decoded):
+    """A config, an augmentation of few views, and the losses that they give."""
+    config, flip = dataclasses.replace(CONFIG, head_epochs=1), Augmentation(horizontal_flip=True)
+    losses, _ = train(make_network(small_resnet, 20), loader_of(decoded, flip), config)
+    return config, flip, losses
+
+
 @pytest.mark.parametrize(
     "endless",
     [{"random_crop_area": 0.5}, {"mixup": 0.4}, {"cutmix": 1.0}, {"rand_augment": 5.0}],
     ids=lambda endless: next(iter(endless)),
 )
-def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, endless):
+def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, trained_plainly, endless):
     """Head epochs train from features of the few views, as without it."""
-    config = dataclasses.replace(CONFIG, epochs=1, head_epochs=1)
-    flip = Augmentation(horizontal_flip=True)
+    config, flip, plain = trained_plainly
     photos = loader_of(decoded, dataclasses.replace(flip, **endless))
     losses, feeds = train(make_network(small_resnet, 20), photos, config)
     assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
     assert feeds.head.loader.examples("train").views == 2
-    plain, _ = train(make_network(small_resnet, 20), loader_of(decoded, flip), config)
     assert losses[0] == pytest.approx(plain[0], rel=1e-4)
     assert losses[1][0] != pytest.approx(plain[1][0], rel=1e-4)
 
