@@ -1,9 +1,9 @@
 """Starts Python programs without the seconds that importing TensorFlow takes.
 
 A server process imports TensorFlow and the project once, makes no TensorFlow runtime (no fork
-survives one), and forks for each program. The fork returns from `serve` and runs the program at the
-top level of the interpreter, so that it ends as any Python process does: exit code, traceback,
-`atexit`. The server ends, and kills what it started, when no client is connected.
+survives one), and forks for each program. The fork returns from `Server.serve` and runs the program
+at the top level of the interpreter, so that it ends as any Python process does: exit code,
+traceback, `atexit`. The server ends, and kills what it started, when no client is connected.
 
 What depends on the start of the interpreter (order of imports, hash seed, locale, HOME, thread
 settings) is the server's. A test of such things starts a fresh Python.
@@ -202,68 +202,100 @@ def _start_server() -> str:
     return address
 
 
-def serve(address: str) -> list[str] | None:
+class Server:
     """Forks a process for each request until no client is connected.
 
-    Returns:
-      In a fork: the arguments of the program that it is to run. In the server, at its end: None.
+    Args:
+      address: path of the socket to listen at; its folder is removed at the end.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(f"{address}.new")
-    listener.listen(socket.SOMAXCONN)
-    os.rename(f"{address}.new", address)
-    selector = selectors.DefaultSelector()
-    selector.register(listener, selectors.EVENT_READ)
-    running: dict[socket.socket, int] = {}  # process ids by their clients' connections
-    connections: set[socket.socket] = set()
-    while True:
-        for key, _ in selector.select():
-            source: Any = key.fileobj
-            if source is listener:
-                connection, _ = listener.accept()
-                connections.add(connection)
-                selector.register(connection, selectors.EVENT_READ)
-            elif source in connections:
-                message, files = _receive_request(source)
-                if message:
-                    pid = os.fork()
-                    if pid == 0:
-                        for other in list(selector.get_map().values()):
-                            os.close(other.fd)
-                        selector.close()
-                        return _become(json.loads(message), files)
-                    with contextlib.suppress(OSError):  # the fork has done so, or has ended
-                        os.setpgid(pid, pid)
-                    for file in files:
-                        os.close(file)
-                    running[source] = pid
-                    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, source)
-                    source.send(str(pid).encode())
-                    continue
-                if source in running:
-                    os.killpg(running[source], signal.SIGKILL)
-                selector.unregister(source)
-                connections.remove(source)
-                source.close()
-                if not connections:
-                    shutil.rmtree(Path(address).parent)
-                    return None
-            else:
-                client = key.data
-                _, status = os.waitpid(running.pop(client), 0)
-                selector.unregister(source)
-                os.close(source)
-                with contextlib.suppress(OSError):  # the client may be gone
-                    client.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(f"{address}.new")
+        self._listener.listen(socket.SOMAXCONN)
+        os.rename(f"{address}.new", address)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._clients: set[socket.socket] = set()
+        # The process of a client, and the descriptor that becomes readable when it ends.
+        self._running: dict[socket.socket, tuple[int, int]] = {}
+
+    def serve(self) -> list[str] | None:
+        """Serves until no client is connected.
+
+        Returns:
+          In a fork: the arguments of the program that it is to run. In the server: None.
+        """
+        while True:
+            for key, _ in self._selector.select():
+                source: Any = key.fileobj
+                if source is self._listener:
+                    client, _ = source.accept()
+                    self._clients.add(client)
+                    self._selector.register(client, selectors.EVENT_READ)
+                elif source not in self._clients:
+                    if key.data in self._running:  # else its client has just gone
+                        self._tell_end(key.data)
+                elif request := _receive_request(source):
+                    arguments = self._fork(source, *request)
+                    if arguments is not None:
+                        return arguments
+                else:
+                    self._forget(source)
+            if not self._clients:
+                shutil.rmtree(Path(self._address).parent)
+                return None
+
+    def _fork(
+        self, client: socket.socket, message: bytes, files: Sequence[int]
+    ) -> list[str] | None:
+        pid = os.fork()
+        if pid == 0:
+            self._close()
+            return _become(json.loads(message), files)
+        with contextlib.suppress(OSError):  # the fork has done so, or has ended
+            os.setpgid(pid, pid)
+        for file in files:
+            os.close(file)
+        end = os.pidfd_open(pid)
+        self._running[client] = pid, end
+        self._selector.register(end, selectors.EVENT_READ, client)
+        client.send(str(pid).encode())
+        return None
+
+    def _tell_end(self, client: socket.socket) -> None:
+        pid, end = self._running.pop(client)
+        _, status = os.waitpid(pid, 0)
+        self._selector.unregister(end)
+        os.close(end)
+        with contextlib.suppress(OSError):  # the client may be gone
+            client.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+    def _forget(self, client: socket.socket) -> None:
+        if client in self._running:
+            os.killpg(self._running[client][0], signal.SIGKILL)
+            self._tell_end(client)
+        self._selector.unregister(client)
+        self._clients.remove(client)
+        client.close()
+
+    def _close(self) -> None:
+        """Closes in a fork what is the server's."""
+        for _, end in self._running.values():
+            os.close(end)
+        for connection in (self._listener, *self._clients):
+            connection.close()
+        self._selector.close()
 
 
-def _receive_request(client: socket.socket) -> tuple[bytes, list[int]]:
-    """Returns a request and the file descriptors with it; nothing if the client is gone."""
+def _receive_request(client: socket.socket) -> tuple[bytes, list[int]] | None:
+    """Returns a request and the file descriptors with it; None if the client is gone."""
     try:
         message, files, _, _ = socket.recv_fds(client, LONGEST_MESSAGE, 2)
     except ConnectionResetError:  # it left without reading what was sent
-        return b"", []
-    return message, files
+        return None
+    return (message, files) if message else None
 
 
 def _become(request: dict[str, Any], files: Sequence[int]) -> list[str]:
@@ -299,7 +331,7 @@ def import_everything() -> None:
 def main() -> None:
     """Serves; in each fork, runs a program as Python itself would."""
     import_everything()
-    arguments = serve(sys.argv[1])
+    arguments = Server(sys.argv[1]).serve()
     if arguments is None:
         return
     try:

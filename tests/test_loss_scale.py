@@ -91,6 +91,17 @@ def test_low_precision_trains_like_float32(precision):
         np.testing.assert_allclose(one, other, atol=0.0061)
 
 
+def test_the_scale_is_in_no_gradient_that_is_applied(float16):
+    """Optimizers that divide by a gradient's size, as Adam does, would not show it."""
+    (batch,) = feed(low := make_learner(SMALL), some_photos(8), 8)
+    low.state.loss_scale.scale.assign(2.0**8)
+    found = low.train_step(batch)
+    runtime.set_precision("float32")
+    expected = make_learner(SMALL).train_step(batch)
+    for name in ("gradient_norm/head", "gradient_norm/backbone"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=2e-2)
+
+
 def test_the_head_and_the_loss_are_float32(precision):
     learner = make_learner(SMALL)
     (batch,) = feed(learner, some_photos(8), 8)

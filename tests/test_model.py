@@ -57,6 +57,7 @@ def test_freezing_splits_the_variables_at_the_layer(backbone):
     expected = [v for layer in backbone.layers[index:] for v in layer.trainable_variables]
     assert [v.path for v in backbone.trainable_variables] == [v.path for v in expected]
     assert not any(layer.trainable for layer in backbone.layers[:index])
+    assert all(layer.trainable for layer in backbone.layers[index:])
 
 
 @pytest.mark.parametrize(("mode", "changes"), [("frozen", False), ("train", True), ("sync", True)])

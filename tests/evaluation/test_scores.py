@@ -96,6 +96,10 @@ def test_calibration_error_by_hand():
     confidence = np.array([0.61, 0.63, 0.89, 0.91])
     correct = np.array([True, False, True, True])
     assert calibration_error(confidence, correct) == pytest.approx(0.5 * 0.12 + 0.5 * 0.1)
+    # Bins count by their photos: three, and one.
+    confidence, correct = np.array([0.9, 0.9, 0.9, 0.6]), np.array([True, True, False, True])
+    expected = (3 * abs(2 / 3 - 0.9) + abs(1 - 0.6)) / 4
+    assert calibration_error(confidence, correct) == pytest.approx(expected)
     assert calibration_error(np.array([1.0]), np.array([True])) == 0
     assert calibration_error(np.array([1.0]), np.array([False])) == 1
 

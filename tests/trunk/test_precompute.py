@@ -364,11 +364,13 @@ def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
 
 def test_a_layer_whose_code_changed_is_noticed(decoded, on_disk, monkeypatch):
     photos = loader_of(decoded)
-    train(make_network(small_resnet, 20), photos, on_disk)
-    call = keras.layers.ReLU.call
-    monkeypatch.setattr(keras.layers.ReLU, "call", lambda self, inputs: 3 * call(self, inputs))
+    before, _ = train(make_network(small_resnet, 20), photos, on_disk)
+    kind = keras.layers.Activation
+    call = kind.call
+    monkeypatch.setattr(kind, "call", lambda self, inputs: 3 * call(self, inputs))
     memory = dataclasses.replace(on_disk, trunk_cache="memory")
     expected, _ = train(make_network(small_resnet, 20), photos, memory)
+    assert expected != before
     found, _ = train(make_network(small_resnet, 20), photos, on_disk)
     assert found == expected
 
