@@ -19,7 +19,7 @@ def flip_bits(data: bytes, random: np.random.Generator) -> bytes:
     """Flips 1 to 8 bits anywhere."""
     changed = bytearray(data)
     for place in random.integers(0, len(data), random.integers(1, 9)):
-        changed[place] ^= 1 << random.integers(8)
+        changed[place] ^= 1 << int(random.integers(8))
     return bytes(changed)
 
 
@@ -57,7 +57,7 @@ def claim(data: bytes, random: np.random.Generator) -> bytes:
     """Writes an extreme number where a header may have a length, a shape or an offset."""
     width = int(random.choice((1, 2, 4, 8)))
     number = CLAIMS[random.integers(len(CLAIMS))] % 2 ** (8 * width)
-    start = random.integers(0, max(1, min(len(data), 8000) - width))
+    start = int(random.integers(0, max(1, min(len(data), 8000) - width)))
     return data[:start] + number.to_bytes(width, "little") + data[start + width :]
 
 

@@ -341,7 +341,7 @@ def main() -> None:
             raise
     # A program without a fault ends here. Python would do the same, and then take all modules
     # apart, which takes a quarter of a second.
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError):  # of which Python tells at its end
         sys.stdout.flush()

@@ -69,5 +69,5 @@ def fit_threshold(predictions: Predictions) -> float:
     of_second, of_first = (np.sort(scores[predictions.labels == label]) for label in (1, 0))
     above = len(of_second) - np.searchsorted(of_second, candidates)
     right = above + np.searchsorted(of_first, candidates)
-    best = candidates[right == right.max()]
-    return float(best[np.abs(best - 0.5).argmin()])
+    best = candidates[right == np.max(right)]
+    return float(best[np.argmin(np.abs(best - 0.5))])

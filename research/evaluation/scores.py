@@ -145,7 +145,7 @@ def overall(
         if not math.isnan(value):
             found[name] = Figure(value, percentiles(drawn))
     for name, share in shares.items():
-        found[name] = Figure(float(share.mean()), wilson_interval(share.sum(), len(share)))
+        found[name] = Figure(float(share.mean()), wilson_interval(int(share.sum()), len(share)))
     return found
 
 
@@ -168,12 +168,13 @@ def of_classes(
             for rows in resampled_rows(len(predictions), resamples)
         ]
     ).reshape(-1, len(classes))
+    hits = [int(count) for count in np.diag(counts)]
     return tuple(
         ClassFigures(
             name,
             int(counts[k].sum()),
-            Figure(float(precision[k]), wilson_interval(counts[k, k], counts[:, k].sum())),
-            Figure(float(recall[k]), wilson_interval(counts[k, k], counts[k].sum())),
+            Figure(float(precision[k]), wilson_interval(hits[k], int(counts[:, k].sum()))),
+            Figure(float(recall[k]), wilson_interval(hits[k], int(counts[k].sum()))),
             Figure(float(f1[k]), percentiles(list(drawn[:, k]))),
         )
         for k, name in enumerate(class_names)

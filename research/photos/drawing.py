@@ -147,7 +147,7 @@ def draw_background(width: int, height: int, rng: np.random.Generator) -> Image.
     for _ in range(rng.integers(3, 12)):
         # Triangles, quadrilaterals and ellipses: an ear's outline alone must not give a class away.
         centre, radii = rng.random(2) * (width, height), rng.uniform(0.05, 0.25, 2)
-        turned = _regular_polygon(rng.choice((3, 4, 24)), start=rng.uniform(0, 2))
+        turned = _regular_polygon(int(rng.choice((3, 4, 24))), start=rng.uniform(0, 2))
         placed = turned * radii * min(width, height) + centre
         colour = (*pick_colour(BACKDROPS, rng, 30), int(rng.integers(70, 200)))
         canvas.polygon([(x, y) for x, y in placed.tolist()], fill=colour)

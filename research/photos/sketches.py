@@ -146,7 +146,7 @@ def draw_sketch(label: int, rng: np.random.Generator) -> Image.Image:
     sides = [OVERSAMPLING * shorter, OVERSAMPLING * int(shorter * rng.uniform(1, 4 / 3))]
     width, height = sides if rng.random() < 0.5 else sides[::-1]
     image, coat = draw_background(width, height, rng), choose_coat(rng)
-    pose = rng.choice(list(POSES), p=[probability for probability, *_ in POSES.values()])
+    pose = str(rng.choice(list(POSES), p=[probability for probability, *_ in POSES.values()]))
     _, radius_range, before, after = POSES[pose]
     unit, mirror = rng.uniform(*radius_range) * min(sides), int(rng.choice((-1, 1)))
     if mirror == -1:
