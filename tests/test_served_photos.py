@@ -36,7 +36,9 @@ def encoded(orientation: int | None = None, endian: str = "<") -> bytes:
 
 @pytest.fixture(scope="module")
 def orientation_of():
-    return tf.function(exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
+    return tf.function(
+        exif_orientation, input_signature=[tf.TensorSpec((), tf.string)], autograph=False
+    )
 
 
 @pytest.mark.parametrize("endian", ["<", ">"])

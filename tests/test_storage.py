@@ -165,7 +165,7 @@ def test_event_files_that_fail_later_are_told_of_once(tmp_path, capfd):
     files = EventFiles(tmp_path)
     writer = files.writer("train", ".compiled")
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(number: tf.Tensor) -> None:
         with writer.as_default(number), tf.summary.record_if(files.writable):
             for index in range(300):

@@ -208,7 +208,7 @@ def overlaid(photos: np.ndarray, maps: np.ndarray) -> np.ndarray:
     colours = colormaps["turbo"]
     laid = []
     for photo, values in zip(photos, maps, strict=True):
-        whole = Image.fromarray(np.float32(values)).resize(
+        whole = Image.fromarray(np.asarray(values, np.float32)).resize(
             (width, height), Image.Resampling.BICUBIC
         )
         shares = np.clip(np.asarray(whole), 0, 1)

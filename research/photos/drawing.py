@@ -163,8 +163,9 @@ def _draw_ground(
     horizon, colour = height * rng.uniform(0.55, 0.85), pick_colour(BACKDROPS, rng, 20)
     canvas.rectangle((0, horizon, width, height), fill=colour)
     if rng.random() < 0.5:
-        for x in np.arange(-0.5, 1.6, rng.uniform(0.1, 0.3)) * width:
-            board = (x, horizon, 2 * x - width / 2, height)
+        for left in np.arange(-0.5, 1.6, rng.uniform(0.1, 0.3)) * width:
+            x = float(left)
+            board = (x, float(horizon), 2 * x - width / 2, height)
             canvas.line(board, mix_colours(colour, SHADOW, 0.25), 3)
         return
     for x, y, length, lean in rng.random((int(rng.integers(20, 90)), 4)):
