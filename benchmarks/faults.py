@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from benchmarks.consistency import Witness, entries, event_bytes, unfinished
 from benchmarks.moments import AIMS, IMPORTS, Moments
@@ -214,6 +213,8 @@ class Faults:
 
     def _predict(self, this: Round) -> None:
         """Loads an export and writes down what it makes of a photo."""
+        import tensorflow as tf  # imported before, by `benchmarks.consistency`, without noise
+
         photo = next(self._photos.rglob("*.jpg")).read_bytes()
         try:
             serve = tf.saved_model.load(str(this.export)).signatures["serving_default"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.trunk import cache_store
 from research.trunk.cache_store import CacheStore
 from tests.helpers import ROOT
 
@@ -133,8 +134,8 @@ def test_a_failure_while_making_leaves_nothing(store):
     assert not [path for path in store.folder.iterdir() if path.is_dir()]
 
 
-SLOW_WRITER = """
-import sys, time
+WAITING_WRITER = """
+import sys
 import numpy as np
 from pathlib import Path
 from research.trunk.cache_store import CacheStore
@@ -143,7 +144,7 @@ def make(make_rows):
     rows = make_rows((5, 4), np.float32)
     rows.append(np.full((2, 4), 7, np.float32))
     print("half", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.readline()
     rows.append(np.full((3, 4), 7, np.float32))
     return [rows]
 
@@ -151,10 +152,12 @@ CacheStore(Path(sys.argv[1])).find_or_make({"photos": "abc", "layers": [1, 2]}, 
 """
 
 
-def start_slow_writer(store: CacheStore, seconds: float) -> subprocess.Popen[str]:
+def start_waiting_writer(store: CacheStore) -> subprocess.Popen[str]:
+    """Starts a process that writes half of an entry, and the rest after a line of its input."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_WRITER, str(store.folder), str(seconds)],
+        [sys.executable, "-c", WAITING_WRITER, str(store.folder)],
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -164,7 +167,7 @@ def start_slow_writer(store: CacheStore, seconds: float) -> subprocess.Popen[str
 
 
 def test_a_half_written_entry_of_a_killed_process_is_not_trusted_and_removed(store):
-    process = start_slow_writer(store, 600)
+    process = start_waiting_writer(store)
     (partial,) = store.folder.glob("*.partial")
     assert (partial / "0.bin").stat().st_size == 2 * 4 * 4
     process.send_signal(signal.SIGKILL)
@@ -176,11 +179,19 @@ def test_a_half_written_entry_of_a_killed_process_is_not_trusted_and_removed(sto
     assert_equal(store.find_or_make(MADE_FROM, maker(values())), values())
 
 
-def test_what_another_process_is_making_is_waited_for_and_left_alone(store, capsys):
-    process = start_slow_writer(store, 0.5)
+def test_what_another_process_is_making_is_waited_for_and_left_alone(store, monkeypatch):
+    process = start_waiting_writer(store)
+    said = []
+
+    def told(line: str, flush: bool) -> None:
+        said.append(line)
+        process.stdin.write("\n")  # the other one goes on when this one waits
+        process.stdin.flush()
+
+    monkeypatch.setattr(cache_store, "print", told, raising=False)
     assert_equal(store.find_or_make({"photos": "x"}, maker(values(1))), values(1))
     (found,) = store.find_or_make(MADE_FROM, never)
-    assert "waiting for another run" in capsys.readouterr().out
+    assert said == ["trunk cache  waiting for another run that makes the same"]
     np.testing.assert_array_equal(found, np.full((5, 4), 7))
     process.communicate()
     assert process.returncode == 0
