@@ -104,10 +104,11 @@ def test_averaged_weights_are_what_is_evaluated(finished_run, tmp_path):
     file = tmp_path / "run" / "config.json"
     config = json.loads(file.read_text())
     assert config["weight_averaging"] > 0
+    file.write_text(json.dumps({**config, "evaluation_scale": 2.0}))
     # At the size it was trained at, the figures are those that the training printed.
-    same = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation"]
+    same = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation", "--image_size=32"]
     assert run_script(tmp_path, "run_eval.py", *same).returncode == 0
-    (figures,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.json")
+    (figures,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.32px.json")
     last = read_metrics(tmp_path / "run")[-1]
     assert json.loads(figures.read_text())["loss"]["value"] == pytest.approx(
         last["validation_loss"], rel=1e-4
