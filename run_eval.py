@@ -5,14 +5,14 @@ python run_eval.py --ckpt_dir=DIR --checkpoint=latest --split=validation
 """
 
 from flags.command_line import run
-from research.commands import EvalConfig
-from research.process.environment import import_tensorflow
+from research.settings.program_configs import EvalConfig
+from research.system.environment import import_tensorflow
 
 
 def main(config: EvalConfig) -> None:
     """Evaluates as the config says; TensorFlow is imported here, after the flags proved right."""
     import_tensorflow()
-    from research.evaluate import evaluate
+    from research.evaluation.evaluate import evaluate
 
     evaluate(config)
 

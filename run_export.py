@@ -5,14 +5,14 @@ python run_export.py --ckpt_dir=DIR --format=onnx --out=model.onnx
 """
 
 from flags.command_line import run
-from research.commands import ExportConfig
-from research.process.environment import import_tensorflow
+from research.settings.program_configs import ExportConfig
+from research.system.environment import import_tensorflow
 
 
 def main(config: ExportConfig) -> None:
     """Exports as the config says; TensorFlow is imported here, after the flags proved right."""
     import_tensorflow()
-    from research.export import export
+    from research.serving.export import export
 
     export(config)
 

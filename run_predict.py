@@ -7,14 +7,14 @@ python run_predict.py --ckpt_dir=DIR --format=csv folder/ > labels.csv
 import sys
 
 from flags.command_line import run_with_paths
-from research.commands import PredictConfig
-from research.process.environment import import_tensorflow
+from research.settings.program_configs import PredictConfig
+from research.system.environment import import_tensorflow
 
 
 def main(config: PredictConfig, paths: list[str]) -> None:
     """Predicts as the config says; TensorFlow is imported here, after the flags proved right."""
     import_tensorflow()
-    from research.predict import predict
+    from research.serving.predict import predict
 
     if predict(config, paths):
         sys.exit(1)

@@ -5,8 +5,8 @@ python run_train.py --image_folder=PHOTOS --unfreeze_from=conv5
 """
 
 from flags.command_line import run
-from research.config import TrainConfig
-from research.process.environment import import_tensorflow
+from research.settings.train_config import TrainConfig
+from research.system.environment import import_tensorflow
 
 
 def main(config: TrainConfig) -> None:

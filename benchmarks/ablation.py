@@ -38,9 +38,9 @@ from benchmarks.ablation_rows import (
 )
 from benchmarks.record import RESULTS
 from flags.command_line import parse_config
-from research.commands import EvalConfig
-from research.config import TrainConfig
-from research.process.environment import import_tensorflow
+from research.settings.program_configs import EvalConfig
+from research.settings.train_config import TrainConfig
+from research.system.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "MobileNetV2"
@@ -73,9 +73,9 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
     """Trains once in this process, and evaluates in each of some ways; returns the figures."""
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
-    from research.evaluate import evaluate
-    from research.photos.source import EncodedExample, Source
-    from research.photos.sources import open_source
+    from research.data.open_source import open_source
+    from research.data.source import Example, Source
+    from research.evaluation.evaluate import evaluate
     from research.train import train
 
     class FoldSource(Source):
@@ -83,7 +83,7 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
 
         def __init__(self, source: Source) -> None:
             self.class_names = source.class_names
-            self._photos: dict[str, list[EncodedExample]] = {}
+            self._photos: dict[str, list[Example]] = {}
             for split in ("train", "validation", "test"):
                 for photo in source.examples(split):
                     self._photos.setdefault(fold.split_of(photo.name), []).append(photo)
@@ -91,7 +91,7 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
         def count(self, split: str) -> int:
             return len(self._photos[split])
 
-        def examples(self, split: str) -> Iterator[EncodedExample]:
+        def examples(self, split: str) -> Iterator[Example]:
             yield from self._photos[split]
 
     source = FoldSource(open_source(config.dataset, config.image_folder, config.data_dir))

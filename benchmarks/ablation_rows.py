@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from flags.command_line import parse_config
-from research.config import TrainConfig
-from research.settings import setting_of
+from research.settings.fields import setting_of
+from research.settings.train_config import TrainConfig
 
 # What each row gives besides no recipe: the default.
 ROWS: dict[str, tuple[str, ...]] = {

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.arguments import add_data_arguments
 from benchmarks.record import write_result
-from research.process.environment import import_tensorflow
+from research.system.environment import import_tensorflow
 
 EPOCHS = 10  # as many as the article trains
 
@@ -31,12 +31,12 @@ def rates(arguments: Any) -> dict[str, float]:
     import tensorflow_datasets as tfds
     from PIL import Image
 
-    from research.loader import DataLoader
-    from research.photos.tfds_source import TfdsSource
-    from research.process.machine import processors
+    from research.data.loader import DataLoader
+    from research.data.tfds_source import TfdsSource
+    from research.system.machine import processors
 
     source = TfdsSource(arguments.dataset, arguments.data_dir)
-    encoded = [example.encoded or b"" for example in source.examples("train")]
+    encoded = [bytes(example.image or b"") for example in source.examples("train")]
     count = len(encoded)
 
     def decode(content: bytes) -> None:
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     import_tensorflow()
-    from research.photos.tfds_source import TfdsSource
+    from research.data.tfds_source import TfdsSource
 
     TfdsSource(arguments.dataset, arguments.data_dir).count("train")
     rounds = [rates(arguments) for _ in range(arguments.rounds)]

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.record import write_result
-from research.photos.sketches import sketch_jpeg
+from research.data.built_in.sketches import sketch_jpeg
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = 96
@@ -28,7 +28,7 @@ CHILD = """
 import threading, time
 from flags.command_line import run
 import run_train
-from research.config import TrainConfig
+from research.settings.train_config import TrainConfig
 
 peak = 0
 

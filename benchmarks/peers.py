@@ -11,16 +11,18 @@ import keras
 import tensorflow as tf
 
 from flags.command_line import parse_config
-from research.backbones import find_backbone
-from research.batches import Batch
-from research.builder import BuiltNetwork, build_network, make_groups
-from research.config import TrainConfig
-from research.learner import Learner, StepOptions
-from research.loader import DataLoader
-from research.photos.sources import open_source
-from research.plan import Plan, make_plan
-from research.run_state import RunState
-from research.runtime import resolve_xla
+from research.data.batches import Batch
+from research.data.loader import DataLoader
+from research.data.open_source import open_source
+from research.models.backbone_table import find_backbone
+from research.settings.train_config import TrainConfig
+from research.system.devices import resolve_xla
+from research.tasks.checks import sum_shapes
+from research.tasks.task import Task
+from research.training.builder import BuiltNetwork, build_network, make_groups
+from research.training.learner import Learner, StepOptions
+from research.training.plan import Plan, make_plan
+from research.training.run_state import RunState
 
 IMAGE_SIZE, BATCH_SIZE = 160, 32
 
@@ -91,15 +93,18 @@ class Ours:
     def learner(self) -> Learner:
         """Returns a learner of the network without any cache."""
         groups = make_groups(self.config, self.built.network.model, self.state.step, self.plan)
-        options = StepOptions(xla=resolve_xla(self.config, replicas=1))
+        options = StepOptions(xla=resolve_xla(self.config.xla, None))
         strategy = tf.distribute.get_strategy()
-        return Learner(strategy, self.built.network, groups, self.state, options)
+        return Learner(strategy, Task(), self.built.network, groups, self.state, options)
 
 
 def our_run(config: TrainConfig, photos: DataLoader) -> Ours:
     """Builds what a config describes, on photos at hand."""
     plan = make_plan(config, photos.num_train_examples)
-    return Ours(config, build_network(config, 2), plan, RunState(), photos)
+    built = build_network(config, photos.class_names)
+    batch = photos.train_batches.element_spec
+    state = RunState(sum_shapes(Task(), built.network.model.logits, batch))
+    return Ours(config, built, plan, state, photos)
 
 
 def endless(photos: DataLoader) -> Iterator[Batch]:

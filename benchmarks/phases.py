@@ -15,23 +15,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from research.process.environment import import_tensorflow
+from research.system.environment import import_tensorflow
 
 # A module, a function in it (`name` or `Class.method`), and the phase that it is.
 MARKS = (
     ("research.train", "set_up", "set-up"),
     ("research.train", "begin_or_resume", "set-up"),
-    ("research.trunk.cache_store", "CacheStore.find_or_make", "trunk cache"),
-    ("research.train", "train_epoch", "training"),
-    ("research.learner", "Learner.evaluate", "validation"),
-    ("research.checkpoint", "Checkpoints.save", "checkpoint"),
-    ("research.reports.logbook", "Logbook.begin", "records"),
-    ("research.reports.logbook", "Logbook.interval", "records"),
-    ("research.reports.logbook", "Logbook.epoch", "records"),
-    ("research.reports.logbook", "Logbook.end", "records"),
-    ("research.evaluate", "evaluate", "evaluation"),
+    ("research.training.trunk.store", "CacheStore.find_or_make", "trunk cache"),
+    ("research.train", "Loop.train_epoch", "training"),
+    ("research.training.learner", "Learner.evaluate", "validation"),
+    ("research.runs.checkpoints", "Checkpoints.save", "checkpoint"),
+    ("research.runs.logbook", "Logbook.begin", "records"),
+    ("research.runs.logbook", "Logbook.interval", "records"),
+    ("research.runs.logbook", "Logbook.epoch", "records"),
+    ("research.runs.logbook", "Logbook.end", "records"),
+    ("research.evaluation.evaluate", "evaluate", "evaluation"),
     ("research.evaluation.evaluator", "Evaluator._write", "evaluation files"),
-    ("research.export", "export", "export"),
+    ("research.serving.export", "export", "export"),
     ("keras.export", "ExportArchive.write_out", "export files"),
 )
 START_UP = "start-up"  # what no mark names

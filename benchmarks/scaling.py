@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.record import write_result
-from research.process.environment import import_tensorflow
+from research.system.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
@@ -63,12 +63,12 @@ class Load:
 
 def load_of(backbone: str, unfreeze_from: str) -> Load:
     """Builds a model without weights and counts."""
-    from research.builder import build_network
-    from research.config import TrainConfig
-    from research.networks.cost import multiplications
+    from research.models.cost import multiplications
+    from research.settings.train_config import TrainConfig
+    from research.training.builder import build_network
 
     config = TrainConfig(backbone=backbone, unfreeze_from=unfreeze_from, weights="none")
-    built = build_network(config, 2)
+    built = build_network(config, ("cat", "dog"))
     model, first = built.network.model, built.first_trainable
     trained = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     layers = model.backbone.layers

@@ -47,14 +47,14 @@ def matrix_product_rate(size: int = 2048, repeats: int = 10) -> float:
 
 def measure(backbone: str, steps: int, with_ours: bool, arguments: Any) -> dict[str, Any]:
     """Times steps in turns in this process; returns the seconds of each kind's steps."""
-    from research.process.environment import import_tensorflow
+    from research.system.environment import import_tensorflow
 
     import_tensorflow()
     import keras
 
     from benchmarks import peers
-    from research import runtime
-    from research.networks.cost import multiplications
+    from research.models.cost import multiplications
+    from research.system import devices as runtime
 
     runtime.set_precision(runtime.resolve_precision(arguments.precision))
     photos = peers.photos_of(arguments)

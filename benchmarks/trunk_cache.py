@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.arguments import add_data_arguments
 from benchmarks.record import write_result
-from research.process.environment import import_tensorflow
+from research.system.environment import import_tensorflow
 
 TUNED = {"MobileNetV2": 24, "ResNet101V2": 6}  # and the steps that are timed of each
 HEAD_ALONE = "MobileNetV2"
@@ -34,14 +34,16 @@ def timed(action: Callable[[], object]) -> float:
 def tuned_steps(backbone: str, steps: int, arguments: Any) -> dict[str, float]:
     """Times our step from 100 on with and without cached activations, in turns."""
     from benchmarks import peers
-    from research.trunk.precompute import FrozenLayers
+    from research.training.trunk.frozen_layers import FrozenLayers
 
     photos = peers.photos_of(arguments)
     config = dataclasses.replace(peers.article(), backbone=backbone, trunk_cache="memory")
     ours = peers.our_run(config, photos)
     whole = ours.learner()
     begin = time.perf_counter()
-    frozen = FrozenLayers(config, ours.built.network, photos, ours.plan, features_until=0)
+    frozen = FrozenLayers(
+        ours.built.network, photos, ours.plan, 0, config.trunk_cache, config.cache_dir
+    )
     feeds = frozen.run(frozen.choose(0, None))
     filling = time.perf_counter() - begin
     cached = dataclasses.replace(
@@ -70,7 +72,7 @@ def head_epochs(arguments: Any) -> dict[str, float]:
     import keras
 
     from benchmarks import peers
-    from research.storage.run_directory import RunDirectory
+    from research.runs.run_directory import RunDirectory
     from research.train import train
 
     photos = peers.photos_of(arguments)

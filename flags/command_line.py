@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from research.process.program import ended_by_a_line, fail
-from research.settings import setting_of, value_type
+from research.settings.fields import setting_of, value_type
+from research.system.program import ended_by_a_line, fail
 
 Config = TypeVar("Config")
 
@@ -63,8 +63,11 @@ def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> 
             boolean.parser = _Switch()
             flags.DEFINE_flag(boolean, values, module_name=sys.argv[0])
             continue
-        parser = flags.EnumParser(list(setting.choices)) if setting.choices else PARSERS[kind]
-        choices = f"<{'|'.join(setting.choices)}>: " if setting.choices else ""
+        words = list(setting.choices)
+        # What a file of the user's own may stand in for is checked by the config class.
+        is_enum = words and not setting.or_python_file
+        parser = flags.EnumParser(words) if is_enum else PARSERS[kind]
+        choices = f"<{'|'.join(setting.values.split(', '))}>: " if words else ""
         flags.DEFINE(
             parser,
             field.name,

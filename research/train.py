@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
 import tensorflow as tf
 
-from research import runtime
-from research.config import TrainConfig
-from research.durations import parse_steps
-from research.errors import UserError
-from research.figures import check_finite, read_scalars
-from research.hosts.agreement import check_settings
-from research.hosts.cluster import find_cluster
-from research.hosts.ending import Ending
-from research.hosts.team import Team
-from research.learner import Learner
-from research.learning_rate_finder import find_learning_rates
-from research.loader import DataLoader
-from research.meter import Interval, Meter
-from research.metrics import Metrics
-from research.photos.source import Source
-from research.photos.sources import open_source
-from research.preparation import Run, begin_or_resume, set_up
-from research.process.garbage import collected
-from research.process.interruption import Interrupted, deferred
-from research.reports import console, pictures
-from research.reports.logbook import Records
-from research.reports.profiler import StepProfiler
-from research.storage.durable_files import write_file
-from research.storage.run_directory import RunDirectory, find_run
-from research.trunk.precompute import Feed
+from research.data.batches import share_out
+from research.data.loader import DataLoader
+from research.data.open_source import open_source
+from research.data.source import Source
+from research.runs import console, pictures
+from research.runs.durable_files import write_file
+from research.runs.logbook import Records
+from research.runs.profiler import StepProfiler
+from research.runs.run_directory import RunDirectory, find_run
+from research.settings.durations import parse_steps
+from research.settings.train_config import TrainConfig, python_files
+from research.system import devices
+from research.system.cluster import find_cluster
+from research.system.errors import UserError
+from research.system.garbage import collected
+from research.system.interruption import Interrupted, deferred
+from research.system.python_file import reference_of
+from research.system.stop_request import StopRequest
+from research.system.team import Team
+from research.tasks.metrics import Metrics
+from research.tasks.task import Task
+from research.training.agreement import check_settings
+from research.training.finite_check import check_finite, read_scalars
+from research.training.learner import Learner
+from research.training.learning_rate_finder import find_learning_rates
+from research.training.meter import Interval, Meter
+from research.training.preparation import Run, begin_or_resume, set_up
+from research.training.trunk.frozen_layers import Feed
 
 
-def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | None:
+def train(
+    config: TrainConfig, source: Source | None = None, task: type[Task] | None = None
+) -> RunDirectory | None:
     """Trains, or resumes, the run that a config describes.
 
     Args:
       config: of the run.
       source: photos to take instead of those that the config names.
+      task: what to learn instead of the task that the config names.
 
     Returns:
       The run's folder; None on a worker of several hosts that is not the chief, and where only
@@ -49,26 +56,27 @@ def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | N
       UserError: a setting does not fit the data, the weights or the folder; another process trains
         there, or it cannot be written; the loss became infinite or NaN (`TrainingDivergedError`),
         and the last good checkpoint stays; or another worker ended (`WorkerLostError`).
-      Interrupted: a signal asked to end, in the main thread; where steps were made, they are saved.
+      Interrupted: a signal asked to stop, in the main thread; steps that were made are saved.
     """
+    config = _with_own_classes(config, source, task)
     cluster = find_cluster(config.distribution)
-    # First of all, so that a folder that cannot be used is told of at once.
+    # First of all, so that a folder that cannot be used is reported at once.
     leads = cluster is None or cluster.is_chief
     directory, resuming = find_run(config) if leads else (None, False)
     if config.find_learning_rate and cluster is not None:
         raise UserError(
-            "find_learning_rate is asked for, but the environment variable TF_CONFIG names several "
+            "find_learning_rate is given, but the environment variable TF_CONFIG names several "
             "workers; unset it, or give --distribution=none"
         )
-    team = runtime.start(config, cluster)
+    team = devices.start(config, cluster)
     try:
         if config.find_learning_rate:
-            suggest_learning_rates(config, team, directory, source)
+            suggest_learning_rates(config, team, directory, source, task)
             return None
         if directory and resuming:
             directory.lock.acquire()
         with team.watching():
-            train_together(config, team, directory, resuming, source)
+            train_together(config, team, directory, resuming, source, task)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(
             f"the device has not enough memory for batches of {config.batch_size:,} photos of "
@@ -81,38 +89,58 @@ def train(config: TrainConfig, source: Source | None = None) -> RunDirectory | N
     return directory
 
 
+def _with_own_classes(
+    config: TrainConfig, source: Source | None, task: type[Task] | None
+) -> TrainConfig:
+    """Records classes that are given from Python in the settings, as the flags would name them."""
+    if source is not None and config.source is None:
+        config = dataclasses.replace(
+            config,
+            source=reference_of(type(source)),
+            dataset=TrainConfig.dataset,
+            image_folder=None,
+        )
+    return dataclasses.replace(config, task=reference_of(task)) if task else config
+
+
+def open_photos(config: TrainConfig) -> Source:
+    """Opens the photos that a config names."""
+    return open_source(config.dataset, config.image_folder, config.data_dir, config.source)
+
+
 def train_together(
     config: TrainConfig,
     team: Team,
     directory: RunDirectory | None,
     resuming: bool,
     source: Source | None = None,
+    task: type[Task] | None = None,
 ) -> None:
     """Trains in this process and those of the team; the chief alone has a folder.
 
     Args:
       config: of the run.
-      team: who trains.
+      team: this process and those that train with it.
       directory: the run's folder; None in a worker that is not the chief.
       resuming: whether there is a run in it to go on with.
       source: photos to take instead of those that the config names.
+      task: what to learn instead of the task that the config names.
     """
-    check_settings(config, TrainConfig.from_json(team.chiefs_word(config.to_json())))
-    source = source or open_source(config.dataset, config.image_folder, config.data_dir)
+    own = [config.to_json(), python_files(config)]
+    check_settings(own, team.chiefs_word(own))
+    source = source or open_photos(config)
     if directory and resuming:
         directory.check_class_names(source.class_names)
-    run = set_up(config, team, source)
-    print(
-        console.describe_run(config, run.photos, run.built, run.groups, team, run.options.xla),
-        flush=True,
-    )
-    logbook, feeds, resumed = begin_or_resume(run, directory, resuming)
-    histograms = logbook.make_histograms(config.histogram_every)
+    run = set_up(config, team, source, task)
+    print(console.describe_run(run), flush=True)
+    records, feeds, resumed = begin_or_resume(run, config, directory, resuming)
+    histograms = records.make_histograms(config.histogram_every)
 
     @functools.cache
     def learner_of(feed: Feed, begun: int) -> Learner:
         return Learner(
             team.strategy,
+            run.task,
             feed.network,
             run.groups[:begun],
             run.state,
@@ -123,136 +151,143 @@ def train_together(
 
     if resumed:
         validated = run.position.steps_done < run.plan.steps_per_epoch
-        logbook.resume(run.state.current_step, validated)
+        records.resume(run.config, run.figures, run.state.current_step, validated)
     else:
-        logbook.begin(run.config, run.photos)
+        records.begin(run.config, run.loader, run.figures)
     traced_steps = parse_steps(config.profile_steps) if directory else range(0)
     profiler = StepProfiler(traced_steps, directory.events / "train" if directory else None)
     with deferred() as request:
-        ending = Ending(team, request)
+        loop = Loop(run, records, profiler, StopRequest(team, request))
         while not run.is_finished:
             epoch = run.position.epoch
             feed = feeds.for_epoch(epoch)
             first = epoch * run.plan.steps_per_epoch
             begun = sum(group.schedule.first_step <= first for group in run.groups)
             with collected():
-                train_epoch(run, learner_of(feed, begun), feed.loader, logbook, profiler, ending)
+                loop.train_epoch(learner_of(feed, begun), feed.loader)
         stalled = int(run.state.epochs_without_gain.numpy())
         skipped = run.state.loss_scale.read().skipped_steps
-        logbook.end(run.state.current_step, skipped, stalled)
+        records.end(run.state.current_step, skipped, stalled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """Trains a run epoch by epoch.
+
+    Attributes:
+      run: all that was built.
+      records: where figures and checkpoints are written.
+      profiler: traces some steps.
+      stop: whether a signal asked to stop.
+    """
+
+    run: Run
+    records: Records
+    profiler: StepProfiler
+    stop: StopRequest
+
+    def train_epoch(self, learner: Learner, loader: DataLoader) -> None:
+        """Trains from where the run stands to the end of the epoch, validates, and saves.
+
+        Raises:
+          TrainingDivergedError: before anything that is not finite was saved.
+          Interrupted: after everything was saved.
+        """
+        run, state, records = self.run, self.run.state, self.records
+        epoch = run.position.epoch
+        trained = self.train_steps_of_epoch(learner, loader)
+        learner.average_statistics()
+        validation = self.validate(learner, loader)
+        step = state.current_step
+        state.count_seconds()
+        records.epoch(step, trained, validation, state.seconds.numpy())
+        state.tally.reset()
+        is_best = state.note_validation(validation.loss, run.counts_for_early_stopping(epoch))
+        records.save(step, is_best)
+        number = self.stop.signal(all_ask=True)
+        if number and not run.is_finished:
+            raise Interrupted(number, records.how_to_go_on(step))
+
+    def train_steps_of_epoch(self, learner: Learner, loader: DataLoader) -> Interval:
+        """Makes the steps that are left of an epoch.
+
+        Returns:
+          The speed of the steps made here, and the metrics of all of the epoch.
+
+        Raises:
+          TrainingDivergedError: before anything that is not finite was saved.
+          Interrupted: after the step was saved.
+        """
+        run, state, records = self.run, self.run.state, self.records
+        plan, every = run.plan, run.config.checkpoint_every
+        step, (epoch, start) = state.current_step, run.position
+        begin, end = epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch
+        batches = iter(
+            share_out(
+                lambda share: loader.epoch_batches(epoch, start, share),
+                learner.strategy,
+                run.config.accumulate_steps,
+            )
+        )
+        meter = Meter(state.tally.read(), learner.metrics)
+        with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
+            while step < end:
+                due = plan.next_due(step, learner.steps_an_interval, every)
+                pause = self.profiler.limit(step, due)
+                with self.profiler.traced(pause):
+                    done = learner.train_steps(batches, pause - step, self.stop.is_asked)
+                step += done.number
+                meter.waited(done.waiting_seconds)
+                saving = every is not None and step % every == 0
+                is_due = step % learner.steps_an_interval == 0 or step == end
+                if not (is_due or saving or self.stop.is_asked()):
+                    continue  # fetching figures makes the host wait for the device
+                sums = state.tally.read()
+                figures = read_scalars(learner, step, done.scalars)
+                check_finite(step, records, {"loss": float(sums["loss"]), **figures})
+                records.interval(step, meter.interval(sums), figures)
+                progress.show(step - begin, meter.epoch(sums))
+                number = self.stop.signal(all_ask=is_due)
+                if (saving or number) and step < end:  # the last step's follows the validation
+                    learner.average_statistics()
+                    state.count_seconds()
+                    records.save(step)
+                    if number:
+                        raise Interrupted(number, records.how_to_go_on(step))
+        return meter.epoch(state.tally.read())
+
+    def validate(self, learner: Learner, loader: DataLoader) -> Metrics:
+        """Returns the metrics of the validation split.
+
+        Raises:
+          TrainingDivergedError: the loss is infinite or NaN.
+          Interrupted: after the steps before it were saved.
+        """
+        state, records = self.run.state, self.records
+        step = state.current_step
+        batches = share_out(
+            lambda share: loader.split_batches("validation", share), learner.strategy
+        )
+        try:
+            validation = learner.evaluate(self.stop.until_asked(batches))
+        except Interrupted as interrupted:
+            state.count_seconds()
+            records.save(step, validated=False)
+            raise Interrupted(interrupted.number, records.how_to_go_on(step)) from None
+        check_finite(step, records, {"validation loss": validation.loss})
+        return validation
 
 
 def suggest_learning_rates(
-    config: TrainConfig, team: Team, directory: RunDirectory | None, source: Source | None
+    config: TrainConfig,
+    team: Team,
+    directory: RunDirectory | None,
+    source: Source | None,
+    task: type[Task] | None,
 ) -> None:
-    """Finds learning rates, says them, and draws them beside where the run's folder would be."""
-    source = source or open_source(config.dataset, config.image_folder, config.data_dir)
-    sweeps = find_learning_rates(set_up(config, team, source))
+    """Finds learning rates, prints them, and draws them beside where the run's folder would be."""
+    sweeps = find_learning_rates(set_up(config, team, source or open_photos(config), task))
     path = directory.path if directory else Path("run")
     file = path.with_name(f"{path.name}-learning-rates.png")
     write_file(file, pictures.png(pictures.learning_rates(sweeps)))
     print(console.suggestions(sweeps, file), flush=True)
-
-
-def train_epoch(
-    run: Run,
-    learner: Learner,
-    loader: DataLoader,
-    logbook: Records,
-    profiler: StepProfiler,
-    ending: Ending,
-) -> None:
-    """Trains from where the run stands to the end of the epoch, validates, and saves.
-
-    Raises:
-      TrainingDivergedError: before anything that is not finite was saved.
-      Interrupted: after everything was saved.
-    """
-    state, epoch = run.state, run.position.epoch
-    trained = train_steps_of_epoch(run, learner, loader, logbook, profiler, ending)
-    learner.average_statistics()
-    validation = validate(learner, loader, logbook, ending)
-    step = state.current_step
-    state.count_seconds()
-    logbook.epoch(step, trained, validation, state.seconds.numpy())
-    state.tally.reset()
-    is_best = state.note_validation(validation.loss, run.counts_for_early_stopping(epoch))
-    logbook.save(step, is_best)
-    number = ending.signal(all_ask=True)
-    if number and not run.is_finished:
-        raise Interrupted(number, logbook.how_to_go_on(step))
-
-
-def train_steps_of_epoch(
-    run: Run,
-    learner: Learner,
-    loader: DataLoader,
-    logbook: Records,
-    profiler: StepProfiler,
-    ending: Ending,
-) -> Interval:
-    """Makes the steps that are left of an epoch.
-
-    Returns:
-      The speed of the steps made here, and the metrics of all of the epoch.
-
-    Raises:
-      TrainingDivergedError: before anything that is not finite was saved.
-      Interrupted: after the step was saved.
-    """
-    plan, state, every = run.plan, run.state, run.config.checkpoint_every
-    step, (epoch, start) = state.current_step, run.position
-    begin, end = epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch
-    batches = iter(
-        runtime.share_out(
-            lambda share: loader.epoch_batches(epoch, start, share),
-            learner.strategy,
-            run.config.accumulate_steps,
-        )
-    )
-    meter = Meter(state.tally.read())
-    with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
-        while step < end:
-            pause = profiler.limit(step, plan.next_due(step, learner.steps_an_interval, every))
-            with profiler.traced(pause):
-                done = learner.train_steps(batches, pause - step, ending.is_asked)
-            step += done.number
-            meter.waited(done.waiting_seconds)
-            saving = every is not None and step % every == 0
-            due = step % learner.steps_an_interval == 0 or step == end
-            if not (due or saving or ending.is_asked()):
-                continue  # fetching figures makes the host wait for the device
-            sums = state.tally.read()
-            figures = read_scalars(learner, step, done.scalars)
-            check_finite(step, logbook, {"loss": sums.loss, **figures})
-            logbook.interval(step, meter.interval(sums), figures)
-            progress.show(step - begin, meter.epoch(sums))
-            number = ending.signal(all_ask=due)
-            if (saving or number) and step < end:  # the last step's follows the validation
-                learner.average_statistics()
-                state.count_seconds()
-                logbook.save(step)
-                if number:
-                    raise Interrupted(number, logbook.how_to_go_on(step))
-    return meter.epoch(state.tally.read())
-
-
-def validate(learner: Learner, loader: DataLoader, logbook: Records, ending: Ending) -> Metrics:
-    """Returns the metrics of the validation split.
-
-    Raises:
-      TrainingDivergedError: the loss is infinite or NaN.
-      Interrupted: after the steps before it were saved.
-    """
-    state, step = learner.state, learner.state.current_step
-    batches = runtime.share_out(
-        lambda share: loader.split_batches("validation", share), learner.strategy
-    )
-    try:
-        validation = learner.evaluate(ending.until_asked(batches))
-    except Interrupted as interrupted:
-        state.count_seconds()
-        logbook.save(step, validated=False)
-        raise Interrupted(interrupted.number, logbook.how_to_go_on(step)) from None
-    check_finite(step, logbook, {"validation loss": validation.loss})
-    return validation

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from research.process.environment import import_tensorflow
+from research.system.environment import import_tensorflow
 
 SESSION_FOLDER = "TEST_SESSION_FOLDER"  # environment variable: what the workers of pytest share
 
@@ -71,7 +71,7 @@ def one_device() -> Iterator[None]:
     """Trained runs are restored on the first of the logical devices, which is quicker."""
     import tensorflow as tf
 
-    from research import runtime
+    from research.system import devices as runtime
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "make_strategy", lambda distribution: tf.distribute.get_strategy())

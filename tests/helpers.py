@@ -20,13 +20,13 @@ import numpy as np
 import tensorflow as tf
 from filelock import FileLock
 
-from research.builder import build_network
-from research.checkpoint import Checkpoints
-from research.config import TrainConfig
-from research.photos.examples import load_examples
-from research.photos.folder_source import FolderSource
-from research.photos.sketches import sketch_jpeg
-from research.storage.run_directory import RunDirectory
+from research.data.built_in.sketches import sketch_jpeg
+from research.data.folder_source import FolderSource
+from research.data.split_arrays import load_split
+from research.runs.checkpoints import Checkpoints
+from research.runs.run_directory import RunDirectory
+from research.settings.train_config import TrainConfig
+from research.training.builder import build_network
 from tests.launcher import ROOT, Launcher
 
 # Environment variable: the folder of a test session, which its processes share.
@@ -81,9 +81,9 @@ def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings
     class_names = tuple(sorted(child.name for child in photos.iterdir()))
     directory = RunDirectory(folder)
     directory.create(config, class_names, {})
-    built = build_network(config, len(class_names))
+    built = build_network(config, class_names)
     model, source = built.network.model, FolderSource(str(photos))
-    pixels = load_examples(source, "train", config.image_size).inputs[0][:16].astype(np.float32)
+    pixels = load_split(source, "train", config.image_size).inputs[0][:16].astype(np.float32)
     features = model.pooling(model.backbone(built.backbone.preprocessing(tf.constant(pixels))))
     step = tf.Variable(0, dtype=tf.int64)
     saved = tf.train.Checkpoint(model=model, step=step, averages=[])

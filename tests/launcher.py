@@ -37,17 +37,17 @@ from filelock import FileLock
 from PIL import Image
 
 import research
-from research.process.environment import import_tensorflow
-from research.reports import pictures
+from research.runs import pictures
+from research.system.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_MESSAGE = 2**20  # bytes
 SECONDS_TO_START = 120.0
 # Through TFDS, which reads TFDS_DATA_DIR when it is imported.
 READ_THE_ENVIRONMENT = (
-    "research.photos.digits",
-    "research.photos.sketches",
-    "research.photos.tfds_source",
+    "research.data.built_in.digits",
+    "research.data.built_in.sketches",
+    "research.data.tfds_source",
 )
 
 
@@ -318,6 +318,8 @@ def import_everything() -> None:
     """Imports TensorFlow and the project's modules, but those that read the environment."""
     import_tensorflow()
     for module in pkgutil.walk_packages(research.__path__, "research."):
+        if module.name.endswith(".__main__"):
+            continue
         if module.name not in READ_THE_ENVIRONMENT:
             importlib.import_module(module.name)
     # These import some more when they are first used.

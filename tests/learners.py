@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from research import runtime
-from research.batches import make_batches
-from research.builder import build_network, make_groups
-from research.config import TrainConfig
-from research.learner import Learner, StepOptions
-from research.metrics import mean_metrics
-from research.networks import residual
-from research.photos.examples import Examples
-from research.plan import make_plan
-from research.run_state import RunState
+from research.data.batches import make_batches, share_out
+from research.data.split_arrays import SplitArrays
+from research.models import residual
+from research.settings.train_config import TrainConfig
+from research.tasks.checks import sum_shapes
+from research.tasks.metrics import Metrics
+from research.tasks.task import Task
+from research.training.builder import build_network, make_groups
+from research.training.learner import Learner, StepOptions
+from research.training.plan import make_plan
+from research.training.run_state import RunState
 from tests.helpers import SMALL_CONFIG
 
 CONFIG = dataclasses.replace(
@@ -47,21 +49,34 @@ ODD = dataclasses.replace(
 )
 
 
-def some_photos(count: int, classes: int = 2) -> Examples:
+TASK = Task()
+CLASSES = ("cat", "dog")
+SHAPES: dict[str, tuple[int, ...]] = {
+    "loss": (),
+    "accuracy": (),
+    "cross_entropy": (),
+    "weight": (),
+}
+
+
+LABELS = {"label": tf.TensorSpec((None,), tf.int32)}
+
+
+def some_photos(count: int, classes: int = 2) -> SplitArrays:
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(classes, size=count).astype(np.int32)
-    return Examples((pixels,), labels, tuple(map(str, range(count))))
+    return SplitArrays((pixels,), labels, tuple(map(str, range(count))))
 
 
 def scale(image: tf.Tensor) -> tf.Tensor:
     return image / 127.5 - 1
 
 
-def feed(learner: Learner, examples: Examples, size: int, preprocessing=scale):
+def feed(learner: Learner, examples: SplitArrays, size: int, preprocessing=scale):
     """The examples in their order, in batches of `size`, shared out to the learner's devices."""
     order = np.arange(len(examples))
-    return runtime.share_out(
+    return share_out(
         lambda share: make_batches(
             examples, order, min(size, len(order)), preprocessing, share=share
         ),
@@ -79,7 +94,13 @@ def mirrored(replicas: int) -> tf.distribute.Strategy:
 
 
 def make_learner(
-    config: TrainConfig, replicas: int = 1, photos: int = 20, xla: bool = False
+    config: TrainConfig,
+    replicas: int = 1,
+    photos: int = 20,
+    xla: bool = False,
+    task: Task | None = None,
+    classes: tuple[str, ...] = CLASSES,
+    batch: Mapping[str, tf.TensorSpec] = LABELS,
 ) -> Learner:
     """A learner whose initial weights depend on nothing but the config's seed.
 
@@ -89,11 +110,16 @@ def make_learner(
     strategy = mirrored(replicas) if replicas > 1 else tf.distribute.get_strategy()
     with strategy.scope():
         with mock.patch.object(residual, "BLOCKS_PER_STAGE", 1):
-            network = build_network(config, 2).network
-        state = RunState()
+            network = build_network(config, classes, task).network
+        state = RunState(sum_shapes(task or TASK, network.model.logits, batch))
         groups = make_groups(config, network.model, state.step, make_plan(config, photos))
     options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
-    return Learner(strategy, network, groups, state, options)
+    return Learner(strategy, task or TASK, network, groups, state, options)
+
+
+def metrics_of(learner: Learner) -> Metrics:
+    """Of the steps since the tally was reset."""
+    return learner.metrics(learner.state.tally.read())
 
 
 def model_of(learner: Learner):
@@ -104,10 +130,10 @@ def weights(learner: Learner) -> list[np.ndarray]:
     return [variable.numpy() for variable in model_of(learner).variables]
 
 
-def train(learner: Learner, examples: Examples, size: int) -> list[float]:
+def train(learner: Learner, examples: SplitArrays, size: int) -> list[float]:
     """Trains one pass and returns the mean loss after each step."""
     losses = []
     for batch in feed(learner, examples, size):
         learner.train_step(batch)
-        losses.append(mean_metrics(learner.state.tally.read()).loss)
+        losses.append(metrics_of(learner).loss)
     return losses

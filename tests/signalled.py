@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any
 
-from research.process.environment import import_tensorflow
+from research.system.environment import import_tensorflow
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from research.averages import WeightAverages
-from research.learner import Learner
-from tests.learners import CONFIG, feed, make_learner, model_of, some_photos, weights
+from research.optimization.averages import WeightAverages
+from research.training.learner import Learner
+from tests.learners import CONFIG, TASK, feed, make_learner, model_of, some_photos, weights
 
 DECAY = 0.15  # more than 1/10, what the first step keeps; less than 2/11, what the second would
 
@@ -17,7 +17,13 @@ def follow(learner: Learner) -> Learner:
     with learner.strategy.scope():
         averages = WeightAverages(model_of(learner).trainable_variables, DECAY)
     return Learner(
-        learner.strategy, learner.network, learner.groups, learner.state, learner.options, averages
+        learner.strategy,
+        TASK,
+        learner.network,
+        learner.groups,
+        learner.state,
+        learner.options,
+        averages,
     )
 
 
@@ -45,7 +51,7 @@ def test_what_is_evaluated_is_the_average(replicas):
     averaged = learner.evaluate(feed(learner, examples, 8))
     for variable, value in zip(model_of(learner).variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
-    plain = Learner(learner.strategy, learner.network, (), learner.state)
+    plain = Learner(learner.strategy, TASK, learner.network, (), learner.state)
     assert plain.evaluate(feed(plain, examples, 8)).loss != pytest.approx(averaged.loss, rel=1e-3)
     followed = zip(model_of(learner).trainable_variables, learner.averages.variables, strict=True)
     for variable, average in followed:
@@ -73,6 +79,7 @@ def test_only_what_a_step_trains_moves_its_average():
     learner = follow(make_learner(CONFIG))
     head = Learner(
         learner.strategy,
+        TASK,
         learner.network,
         learner.groups[:1],
         learner.state,

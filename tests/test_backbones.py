@@ -17,16 +17,16 @@ import pytest
 import tensorflow as tf
 from keras.src.utils import file_utils
 
-from research.backbones import BACKBONES, find_backbone, keras_preprocessing
-from research.errors import UserError
-from research.networks.backbone import (
+from research.models.backbone_table import BACKBONES, find_backbone, keras_preprocessing
+from research.models.build import (
     Backbone,
     Stage,
     build_backbone,
     first_trainable_layer,
     stage_starts,
 )
-from research.split import crossing_tensors
+from research.models.split import crossing_tensors
+from research.system.errors import UserError
 
 KERAS_NAMES = (
     "VGG16",
@@ -105,7 +105,7 @@ def test_table_holds_the_promised_names_and_keras_has_them() -> None:
 
 def test_import_leaves_tensorflow_and_keras_out() -> None:
     code = (
-        "import sys, research.backbones;"
+        "import sys, research.models.backbone_table;"
         "print([m for m in ('tensorflow', 'keras', 'h5py', 'numpy') if m in sys.modules])"
     )
     root = Path(__file__).resolve().parents[1]

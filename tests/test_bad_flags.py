@@ -1,4 +1,4 @@
-"""Every flag of every program, given what it must not be given; see `benchmarks/bad_flags.py`."""
+"""Every flag of every program, with values that it must not take; see `fuzzing/bad_flags.py`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 
-from benchmarks.bad_flags import Trial, ViolationError, check_refusal, meet
-from benchmarks.flag_cases import PROGRAMS, Program
 from flags.command_line import parse_config
-from research.config import TrainConfig
-from research.errors import UserError
-from research.process.printable import printable
+from research.settings.train_config import TrainConfig
+from research.system.errors import UserError
+from research.system.printable import printable
 from research.train import train
+from tests.fuzzing.bad_flags import Trial, ViolationError, check_refusal, meet
+from tests.fuzzing.flag_cases import PROGRAMS, Program
 from tests.helpers import SMALL_RUN
 
 
@@ -87,7 +87,6 @@ def test_what_the_trial_found_once(flags, expected, tmp_path, monkeypatch):
         ("run_train.py", "--hyperrule --steps_per_epoch=3", "what --steps_per_epoch would set"),
         ("run_train.py", "--hyperrule --epochs=3 --mixup=1", "leave out them, or hyperrule"),
         ("run_train.py", "--hyperrule --trunk_cache=memory", "give --trunk_cache=auto"),
-        ("run_train.py", "--trunk_cache=disk --mixup=0.2", "give --trunk_cache=auto"),
         ("run_train.py", "--epochs=0 --head_epochs=0", "at least one epoch"),
         ("run_train.py", "--image_size=4096 --evaluation_scale=2", "expected 32 to 4096"),
         ("run_train.py", "--backbone=InceptionV3 --image_size=32", "takes at least 75"),

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.batches import Share, continued_order, epoch_order, make_batches
-from research.photos.augmentation import Augmentation
-from research.photos.examples import Examples
+from research.data.augmentation import AugmentationPipeline, HorizontalFlip
+from research.data.batches import Share, continued_order, epoch_order, make_batches
+from research.data.split_arrays import SplitArrays
 
 
-def some_examples(count: int) -> Examples:
+def some_examples(count: int) -> SplitArrays:
     pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     names = tuple(str(index) for index in range(count))
-    return Examples((pixels,), np.arange(count, dtype=np.int32) % 2, names)
+    return SplitArrays((pixels,), np.arange(count, dtype=np.int32) % 2, names)
 
 
 @pytest.mark.parametrize("window", [1, 2, 10, 50, 1000])
@@ -69,7 +69,7 @@ def test_batches_hold_what_their_docstring_says():
 
 def test_several_inputs_come_unchanged_side_by_side():
     inputs = (np.random.rand(4, 2, 2, 5).astype("f4"), np.random.rand(4, 3).astype("f4"))
-    examples = Examples(inputs, np.zeros(4, np.int32), tuple("abcd"))
+    examples = SplitArrays(inputs, np.zeros(4, np.int32), tuple("abcd"))
     (batch,) = make_batches(examples, np.array([2, 0, 3]), 3, None)
     np.testing.assert_array_equal(batch["image"][0], inputs[0][[2, 0, 3]])
     np.testing.assert_array_equal(batch["image"][1], inputs[1][[2, 0, 3]])
@@ -115,10 +115,12 @@ def test_a_share_of_nothing_is_empty():
 
 def test_what_decides_an_epoch_goes_with_it():
     examples = some_examples(8)
-    augmentation = Augmentation(horizontal_flip=True)
-    draws = augmentation.epoch_draws(8, seed=0, epoch=0)
+    augmentation = AugmentationPipeline([HorizontalFlip()])
+    draws = augmentation.draw(8, seed=0, epoch=0)
     kept = weakref.ref(draws)
-    batches = make_batches(examples, np.arange(8), 4, None, augmentation=augmentation, draws=draws)
+    batches = make_batches(
+        examples, np.arange(8), 4, None, augmentation=augmentation, numbers=draws
+    )
     assert len(list(batches)) == 2
     del draws, batches
     gc.collect()

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from research.builder import augmentation_of, make_loss
-from research.config import TrainConfig
-from research.errors import UserError
-from research.photos.augmentation import Augmentation
+from research.data.loader import DataLoader
+from research.settings.train_config import TrainConfig
+from research.system.errors import UserError
+from research.training.builder import make_augmentation, make_task, weigh_classes
+from research.training.preparation import check_views
 from tests.learners import CONFIG, feed, make_learner, model_of, some_photos
 
 STAGES = dataclasses.replace(CONFIG, unfreeze_from="stage1", stage_decay=0.5)
@@ -77,14 +78,34 @@ def test_stages_that_would_never_begin_are_refused():
 
 
 def test_augmentation_comes_from_the_settings():
-    assert augmentation_of(TrainConfig(horizontal_flip=False)) == Augmentation()
+    assert not make_augmentation(TrainConfig(horizontal_flip=False))
     config = TrainConfig(mixup=0.1, cutmix=0.2, rand_augment=3, colour_jitter=0.4)
-    augmentation = augmentation_of(config)
-    assert (augmentation.mixup, augmentation.cutmix) == (0.1, 0.2)
-    assert (augmentation.rand_augment, augmentation.colour_jitter) == (3, 0.4)
-    for name in ("mixup", "cutmix", "rand_augment", "colour_jitter"):
-        assert TrainConfig(**{name: 0.5}).draws_without_end == name
-    assert TrainConfig(horizontal_flip=True).draws_without_end is None
+    pipeline = make_augmentation(config)
+    assert [one.name for one in pipeline.steps] == [
+        "rand_augment",
+        "horizontal_flip",
+        "colour_jitter",
+    ]
+    rand_augment, _, jitter = pipeline.steps
+    assert (pipeline.mixing.mixup, pipeline.mixing.cutmix) == (0.1, 0.2)
+    assert (rand_augment.magnitude, jitter.strength) == (3, 0.4)
+    for name in ("random_crop_area", "mixup", "cutmix", "rand_augment", "colour_jitter"):
+        assert make_augmentation(TrainConfig(**{name: 0.5})).endless == name
+    assert make_augmentation(TrainConfig(horizontal_flip=True)).endless is None
+
+
+@pytest.mark.parametrize("setting", ["memory", "disk"])
+@pytest.mark.parametrize("endless", ["random_crop_area", "colour_jitter"])
+def test_endless_views_and_a_cached_trunk_exclude_each_other(setting, endless):
+    def check(**settings):
+        config = TrainConfig(trunk_cache=setting, **settings)
+        loader = DataLoader(source=object(), augmentation=make_augmentation(config))
+        check_views(config, loader)
+
+    with pytest.raises(UserError, match=f"{endless} shows .* give --trunk_cache=auto"):
+        check(**{endless: 0.3})
+    check(horizontal_flip=True)
+    check(epochs=0, **{endless: 0.3})
 
 
 def test_balanced_class_weights_count_the_photos_that_are_trained_on():
@@ -96,8 +117,11 @@ def test_balanced_class_weights_count_the_photos_that_are_trained_on():
             return some_photos(20)
 
     labels = some_photos(20).labels
-    loss = make_loss(TrainConfig(class_weights="balanced", label_smoothing=0.1), Photos())
+    task = make_task(TrainConfig(class_weights="balanced", label_smoothing=0.1))
+    weigh_classes(task, Photos())
     expected = tuple(20 / (2 * np.sum(labels == label)) for label in (0, 1))
-    assert loss.class_weights == pytest.approx(expected)
-    assert loss.label_smoothing == 0.1
-    assert make_loss(TrainConfig(), Photos()).class_weights is None
+    assert task.class_weights == pytest.approx(expected)
+    assert task.label_smoothing == 0.1
+    assert make_task(TrainConfig()).class_weights is None
+    plain = task.for_validation()
+    assert (plain.label_smoothing, plain.class_weights) == (0.0, None)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from research import checkpoint
-from research.checkpoint import Checkpoints, find_checkpoint
+from research.runs import checkpoints as checkpoint
+from research.runs.checkpoints import Checkpoints, find_checkpoint
 
 
 @pytest.fixture

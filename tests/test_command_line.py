@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from research.commands import EvalConfig
-from research.config import TrainConfig
+from research.settings.program_configs import EvalConfig
+from research.settings.train_config import TrainConfig
 from tests.helpers import ROOT, SMALL_RUN, run_fresh, run_script
 
 
@@ -30,7 +30,7 @@ def test_help_names_every_setting_at_once(tmp_path, script, config_class):
 
 def test_flags_and_configs_import_no_tensorflow():
     code = (
-        "import sys, flags.command_line, research.config; "
+        "import sys, flags.command_line, research.settings.train_config; "
         "sys.exit(bool({'tensorflow', 'keras', 'numpy', 'tensorflow_datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from research.commands import EvalConfig
-from research.config import TrainConfig
-from research.durations import parse_steps
-from research.errors import UserError
-from research.settings import setting_of
+from research.settings.durations import parse_steps
+from research.settings.fields import setting_of
+from research.settings.program_configs import EvalConfig
+from research.settings.train_config import TrainConfig
+from research.system.errors import UserError
 
 
 def test_json_round_trip_keeps_every_setting():
@@ -53,14 +53,6 @@ def test_image_size_below_what_the_backbone_takes_is_refused():
 def test_no_epoch_at_all_is_refused():
     with pytest.raises(UserError, match="at least one epoch"):
         TrainConfig(epochs=0, head_epochs=0)
-
-
-@pytest.mark.parametrize("setting", ["memory", "disk"])
-@pytest.mark.parametrize("endless", ["random_crop_area", "colour_jitter"])
-def test_endless_views_and_a_cached_trunk_exclude_each_other(setting, endless):
-    with pytest.raises(UserError, match=f"{endless} is 0.3, which .* give --trunk_cache=auto"):
-        TrainConfig(trunk_cache=setting, **{endless: 0.3})
-    TrainConfig(trunk_cache=setting, horizontal_flip=True)
 
 
 def test_steps_to_profile():

@@ -13,19 +13,19 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from research import evaluate as evaluating
-from research.builder import build_network
-from research.checkpoint import restore_model
-from research.commands import EvalConfig
-from research.errors import UserError
-from research.evaluate import evaluate, new_checkpoints
+from research.data.built_in.sketches import sketch_jpeg
+from research.data.folder_source import FolderSource
+from research.data.loader import DataLoader
+from research.evaluation import evaluate as evaluating
 from research.evaluation.comparison import comparison_table, difference
+from research.evaluation.evaluate import evaluate, new_checkpoints
 from research.evaluation.evaluator import size_note
 from research.evaluation.scores import Predictions
-from research.loader import DataLoader
-from research.photos.folder_source import FolderSource
-from research.photos.sketches import sketch_jpeg
-from research.storage.run_directory import RunDirectory
+from research.runs.checkpoints import restore_model
+from research.runs.run_directory import RunDirectory
+from research.settings.program_configs import EvalConfig
+from research.system.errors import UserError
+from research.training.builder import build_network
 from tests.helpers import make_run
 
 
@@ -147,7 +147,7 @@ def test_predictions_have_each_photo_once_and_the_figures_of_the_model(
     source = FolderSource(str(photo_folder))
     assert [row["file"] for row in rows] == [one.name for one in source.examples("test")]
     trained = RunDirectory(runs / "one").read_config()
-    model = build_network(trained, 2, with_weights=False).network.model
+    model = build_network(trained, ("a", "b"), with_weights=False).network.model
     restore_model(model, evaluation.checkpoint)
     examples = DataLoader(32, 8, source=source).examples("test")
     logits = model(examples.inputs[0].astype("f4") / 127.5 - 1).numpy()[:, 0]

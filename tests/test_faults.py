@@ -1,9 +1,9 @@
-"""Programs killed at random moments, in short; `python -m benchmarks.faults` is the long form."""
+"""Programs killed at random moments; `python -m tests.reliability.faults` is the long form."""
 
 from __future__ import annotations
 
-from benchmarks.faults import Faults, disturb
 from tests.helpers import launcher
+from tests.reliability.faults import Faults, disturb
 
 
 def test_killed_programs_go_on_and_leave_nothing_that_is_trusted_wrongly(tmp_path):

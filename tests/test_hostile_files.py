@@ -13,14 +13,14 @@ import h5py
 import numpy as np
 import pytest
 
-from benchmarks.fuzz_files import HARMLESS, SUBJECTS, fuzz, outcome_of
-from benchmarks.right_files import CACHED, Reader, small_backbone
-from research.checkpoint import find_checkpoint
-from research.errors import UserError
-from research.networks.weights import load_weights
-from research.photos.sources import open_source
-from research.storage.run_directory import RunDirectory, write_atomically
-from research.trunk.cache_store import CacheStore
+from research.data.open_source import open_source
+from research.models.weights import load_weights
+from research.runs.checkpoints import find_checkpoint
+from research.runs.run_directory import RunDirectory, write_atomically
+from research.system.errors import UserError
+from research.training.trunk.store import CacheStore
+from tests.fuzzing.fuzz_files import HARMLESS, SUBJECTS, fuzz, outcome_of
+from tests.fuzzing.right_files import CACHED, Reader, small_backbone
 
 KERNEL = "layers/conv2d/vars/0"
 

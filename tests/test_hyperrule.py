@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from research.config import CHOSEN_BY_HYPERRULE, TrainConfig
-from research.errors import UserError
-from research.hyperrule import follow_hyperrule
+from research.settings.hyperrule import follow_hyperrule
+from research.settings.train_config import CHOSEN_BY_HYPERRULE, TrainConfig
+from research.system.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from research.commands import InspectConfig
-from research.inspection.duplicates import PAIRS_AT_MOST, equal_groups, similar_pairs
-from research.inspection.fingerprints import fingerprint
-from research.inspection.inspection import Duplicate, Inspection, Photo, inspect
-from research.inspection.inspection_report import report, shorten
-from research.photos.folder_source import FolderSource, split_fraction
-from research.photos.sketches import sketch_jpeg
-from research.photos.source import SPLITS
+from research.data.built_in.sketches import sketch_jpeg
+from research.data.folder_source import FolderSource, split_fraction
+from research.data.source import SPLITS
+from research.inspect_data.duplicates import PAIRS_AT_MOST, equal_groups, similar_pairs
+from research.inspect_data.fingerprints import fingerprint
+from research.inspect_data.inspect import Duplicate, Inspection, Photo, inspect
+from research.inspect_data.report import report, shorten
+from research.settings.program_configs import InspectConfig
 from tests.helpers import ROOT, draw_photos, launcher, script_environment
 
 
@@ -289,7 +289,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_on_disk(tmp_path, flags, expec
     process = run_inspection(tmp_path, *flags)
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
-    assert line.startswith("inspect_data.py: ")
+    assert line.startswith("inspect_data: ")
     assert expected in line
     assert process.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]

@@ -25,7 +25,7 @@ from tests.helpers import (
     signal_at,
 )
 
-TRAIN_STEP = "research.learner:Learner.train_step"
+TRAIN_STEP = "research.training.learner:Learner.train_step"
 
 
 def run_with_signal(
@@ -58,7 +58,7 @@ def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(whole, fla
     first, second = (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C (SIGINT)")
     for (number, code, name), place, call, saved in (
         (first, TRAIN_STEP, 3, "step-3"),
-        (second, "research.metrics:Tally.reset", 1, f"step-{steps}-unvalidated"),
+        (second, "research.tasks.metrics:Tally.reset", 1, f"step-{steps}-unvalidated"),
         (first, TRAIN_STEP, 2, f"step-{steps + 2}"),
     ):
         process = run_with_signal(
@@ -109,7 +109,7 @@ def test_a_second_signal_ends_at_once(flags, tmp_path):
 
 def test_a_signal_while_the_trunk_is_run_leaves_nothing(flags, tmp_path):
     flags = [*flags, "--trunk_cache=disk", "--cache_dir=kept"]
-    place = "research.photos.rows:Rows.append"
+    place = "research.data.rows:Rows.append"
     process = run_with_signal(tmp_path, "run_train.py", place, 1, [signal.SIGINT], *flags)
     assert process.returncode == 130
     assert process.stderr == "run_train.py: interrupted by Ctrl-C (SIGINT)\n"
@@ -157,12 +157,12 @@ def test_a_signal_while_importing(flags, tmp_path):
 @pytest.mark.parametrize(
     ("script", "place", "flags"),
     [
-        ("run_eval.py", "research.classifier:Classifier.logits", ("--ckpt_dir=RUN",)),
+        ("run_eval.py", "research.evaluation.classifier:Classifier.logits", ("--ckpt_dir=RUN",)),
         ("run_export.py", "tensorflow.saved_model:save", ("--ckpt_dir=RUN",)),
-        ("run_predict.py", "research.predict:load_examples", ("--ckpt_dir=RUN", "PHOTOS")),
+        ("run_predict.py", "research.serving.predict:load_split", ("--ckpt_dir=RUN", "PHOTOS")),
         (
-            "research/inspect_data.py",
-            "research.inspection.inspection:inspect",
+            "research/inspect_data/__main__.py",
+            "research.inspect_data.inspect:inspect",
             ("--image_folder=PHOTOS", "--out=RUN/inspection"),
         ),
     ],
@@ -174,7 +174,8 @@ def test_the_other_programs_end_with_a_line_and_leave_nothing(
     flags = [flag.replace("PHOTOS", str(photo_folder)).replace("RUN", str(whole)) for flag in flags]
     process = run_with_signal(tmp_path, script, place, 1, [signal.SIGINT], *flags)
     assert process.returncode == 130
-    assert process.stderr == f"{Path(script).name}: interrupted by Ctrl-C (SIGINT)\n"
+    name = script.removesuffix("/__main__.py").rpartition("/")[2]
+    assert process.stderr == f"{name}: interrupted by Ctrl-C (SIGINT)\n"
     assert {path for path in whole.rglob("*") if path.is_file()} == before
 
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.batches import epoch_order
-from research.errors import UserError
-from research.loader import DataLoader
-from research.photos.augmentation import Augmentation
-from research.photos.folder_source import FolderSource
-from research.runtime import share_out
+from research.data.augmentation import AugmentationPipeline, HorizontalFlip
+from research.data.batches import epoch_order, share_out
+from research.data.folder_source import FolderSource
+from research.data.loader import DataLoader
+from research.system.errors import UserError
 from tests.helpers import draw_photos
 
 
@@ -93,7 +92,7 @@ def test_each_splits_largest_batch_fits_what_it_is_filled_up_to(photo_folder, ba
 
 def test_flips_mirror_half_of_the_training_photos_anew_each_epoch(photo_folder):
     plain = DataLoader(16, 8, source=FolderSource(str(photo_folder)))
-    mirrored_half = Augmentation(horizontal_flip=True)
+    mirrored_half = AugmentationPipeline([HorizontalFlip()])
     flipping = DataLoader(16, 8, source=FolderSource(str(photo_folder)), augmentation=mirrored_half)
 
     def images(batches):

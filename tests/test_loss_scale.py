@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research import loss_scale, runtime
-from research.figures import TrainingDivergedError, check_finite, read_scalars
-from research.learning_rate_finder import sweep_rates
-from research.loss_scale import LossScale
-from research.plan import make_plan
-from research.reports.logbook import SilentLogbook
-from research.schedules import Rising
+from research.optimization import loss_scale
+from research.optimization.loss_scale import LossScale
+from research.optimization.schedules import Rising
+from research.runs.logbook import SilentLogbook
+from research.system import devices as runtime
+from research.training.finite_check import TrainingDivergedError, check_finite, read_scalars
+from research.training.learning_rate_finder import sweep_rates
+from research.training.plan import make_plan
 from tests.learners import (
     CONFIG,
     feed,
@@ -160,7 +161,7 @@ def test_an_overflow_on_one_device_skips_the_step_on_all(float16, replicas, xla)
     learner.train_step(second)
     assert learner.state.loss_scale.read() == (2.0**7, 1)
     assert learner.state.current_step == 3
-    assert learner.state.tally.read().weight == sums.weight + 8
+    assert learner.state.tally.read()["weight"] == sums["weight"] + 8
     assert [int(optimizer.iterations.numpy()) for optimizer in optimizers] == [2, 2]
     assert not any(np.array_equal(b, a) for b, a in zip(before[:2], state()[:2], strict=True))
     trained = [v.value for v in model_of(learner).trainable_variables]

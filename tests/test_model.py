@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.backbones import find_backbone
-from research.model import Wrapper, freeze_below, summarize_parts
-from research.networks.backbone import build_backbone, first_trainable_layer
-from research.networks.residual import build_small_resnet
-from research.split import SplitBackbone, cheapest_cut, crossing_tensors, split_backbone
+from research.models.backbone_table import find_backbone
+from research.models.build import build_backbone, first_trainable_layer
+from research.models.residual import build_small_resnet
+from research.models.split import SplitBackbone, cheapest_cut, crossing_tensors, split_backbone
+from research.models.wrapper import Wrapper, freeze_below, summarize_parts
 
 IMAGES = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("f4"))
 WEIGHT = tf.ones(len(IMAGES))

@@ -58,7 +58,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-TRAIN_STEPS = "research.learner:Learner.train_steps"
+TRAIN_STEPS = "research.training.learner:Learner.train_steps"
 
 
 class Workers:

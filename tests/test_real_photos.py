@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.loader import DataLoader
-from research.photos.tfds_source import TfdsSource
+from research.data.loader import DataLoader
+from research.data.tfds_source import TfdsSource
 from tests.helpers import ROOT, run_script
 
 SHARED = ROOT.parent / "shared"
@@ -55,7 +55,7 @@ def test_a_head_on_frozen_features_tells_cats_from_dogs(tmp_path):
 
 def check_export(folder):
     """Exported, the run says of the bytes of photos what its checkpoint says of the photos."""
-    photos = [bytes(one.encoded) for one in itertools.islice(open_source().examples("test"), 40)]
+    photos = [bytes(one.image) for one in itertools.islice(open_source().examples("test"), 40)]
     (folder / "photos").mkdir()
     for index, photo in enumerate(photos):
         (folder / "photos" / f"{index:02}.jpg").write_bytes(photo)

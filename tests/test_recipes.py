@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flags.command_line import parse_config
-from research.config import TrainConfig
+from research.settings.train_config import TrainConfig
+from research.training.builder import make_augmentation
 from tests.helpers import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.flags"))
@@ -52,7 +53,7 @@ def test_the_article_sets_all_that_the_default_does():
     assert (found.bn_mode, found.warmup) == ("train", "0steps")
     assert found.head_schedule == found.backbone_schedule == "constant"
     assert not found.horizontal_flip
-    assert found.draws_without_end is None
+    assert not make_augmentation(found)
 
 
 def test_the_hyperrule_is_bits():

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.averages import WeightAverages
-from research.builder import build_network
-from research.checkpoint import restore_model
-from research.config import TrainConfig
-from research.loader import DataLoader
-from research.model import Wrapper
-from research.photos.folder_source import FolderSource
+from research.data.folder_source import FolderSource
+from research.data.loader import DataLoader
+from research.models.wrapper import Wrapper
+from research.optimization.averages import WeightAverages
+from research.runs.checkpoints import restore_model
+from research.settings.train_config import TrainConfig
+from research.training.builder import build_network
 from tests.helpers import draw_photos, read_metrics, run_script
 
 
@@ -55,7 +55,7 @@ def test_it_prints_the_articles_block_and_writes_the_figures(trained, photo_fold
 
 def averaged_model(config: TrainConfig, checkpoint: str) -> Wrapper:
     """Returns a model with the averaged weights of a checkpoint."""
-    model = build_network(config, 2, with_weights=False).network.model
+    model = build_network(config, ("a", "b"), with_weights=False).network.model
     averages = WeightAverages(model.trainable_variables, config.weight_averaging)
     restore_model(model, checkpoint, averages)
     averages.take_place()

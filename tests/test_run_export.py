@@ -15,14 +15,14 @@ import pytest
 import tensorflow as tf
 from PIL import ExifTags, Image
 
-from research.builder import build_network
-from research.classifier import Classifier
-from research.commands import ExportConfig
-from research.errors import UserError
+from research.data.folder_source import FolderSource
+from research.data.split_arrays import load_split
+from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions
-from research.export import export, preprocessing_layer, serving_model
-from research.photos.examples import load_examples
-from research.photos.folder_source import FolderSource
+from research.serving.export import export, preprocessing_layer, serving_model
+from research.settings.program_configs import ExportConfig
+from research.system.errors import UserError
+from research.training.builder import build_network
 from tests.helpers import SMALL_CONFIG, make_run, run_script
 
 # Reads photos, asks one exported model, and prints what it says.
@@ -68,9 +68,9 @@ def run(one_device, photo_folder, tmp_path_factory):
 def photos(run, photo_folder):
     """Encoded photos, their pixels at the run's size, and what the checkpoint says of them."""
     source = FolderSource(str(photo_folder))
-    examples = load_examples(source, "test", 64)
+    examples = load_split(source, "test", 64)
     said = Predictions(examples.names, examples.labels, Classifier(str(run)).logits(examples))
-    encoded = [one.encoded for one in source.examples("test")]
+    encoded = [one.image for one in source.examples("test")]
     file = run.parent / "photos.npz"
     np.savez(file, pixels=examples.inputs[0], encoded=np.array(encoded))
     return SimpleNamespace(file=file, encoded=encoded, said=said.probabilities)
@@ -169,7 +169,7 @@ def test_each_kind_of_preprocessing_is_inside(tmp_path):
     wanted = {}
     for backbone in ("MobileNetV2", "EfficientNetV2B0", "VGG16", "ConvNeXtTiny"):
         config = dataclasses.replace(SMALL_CONFIG, backbone=backbone, unfreeze_from="none")
-        built = build_network(config, 3)
+        built = build_network(config, ("a", "b", "c"))
         names = ("a", "b", "c")
         classifier = SimpleNamespace(built=built, config=config, class_names=names)
         logits = built.network.model(built.backbone.preprocessing(tf.constant(pixels)))

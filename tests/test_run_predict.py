@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from research import predict as predicting
-from research.classifier import Classifier
-from research.commands import EvalConfig, PredictConfig
-from research.errors import UserError
-from research.evaluate import evaluate
-from research.photos.folder_source import FolderSource
-from research.photos.sketches import sketch_jpeg
-from research.predict import DamagedFile, find_files, predict, predict_files
+from research.data.built_in.sketches import sketch_jpeg
+from research.data.folder_source import FolderSource
+from research.evaluation.classifier import Classifier
+from research.evaluation.evaluate import evaluate
+from research.serving import predict as predicting
+from research.serving.predict import DamagedFile, find_files, predict, predict_files
+from research.settings.program_configs import EvalConfig, PredictConfig
+from research.system.errors import UserError
 from tests.helpers import ROOT, make_run, run_script, script_environment
 
 ODD = b"not\xffutf8\n, \"and\".jpg"  # fmt: skip
@@ -126,13 +126,13 @@ def test_many_files_stream_through_in_order_and_bounded_memory(run, photo_folder
     missing = photo_folder / "gone.jpg"
     files.insert(3, missing)  # removed after it was found
     chunks = []
-    load = predicting.load_examples
+    load = predicting.load_split
 
     def counted(source, *arguments):
         chunks.append(source.count(""))
         return load(source, *arguments)
 
-    monkeypatch.setattr(predicting, "load_examples", counted)
+    monkeypatch.setattr(predicting, "load_split", counted)
     monkeypatch.setattr(predicting, "BATCHES_A_CHUNK", 2)
     classifier = Classifier(str(run))
     said = predict_files(classifier, files)

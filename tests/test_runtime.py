@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from research.config import TrainConfig
-from research.errors import UserError
-from research.runtime import fast_precision, resolve_precision, resolve_xla
+from research.settings.train_config import TrainConfig
+from research.system.devices import fast_precision, resolve_precision, resolve_xla
+from research.system.errors import UserError
+from research.tasks.task import Task
+from research.training.preparation import exchange_within_step
 
 NONE: frozenset[str] = frozenset()
 
@@ -32,12 +34,21 @@ def test_a_precision_that_is_asked_for_is_taken(precision):
 
 
 def test_xla_is_for_gpus_unless_asked_for():
-    assert not resolve_xla(TrainConfig(), 1)  # no GPU here
-    assert resolve_xla(TrainConfig(xla="on"), 2)
-    assert not resolve_xla(TrainConfig(xla="off"), 1)
-    assert resolve_xla(TrainConfig(xla="on", bn_mode="sync"), 1)
+    assert not resolve_xla("auto", None)  # no GPU here
+    assert resolve_xla("on", None)
+    assert not resolve_xla("off", None)
 
 
 def test_xla_and_an_exchange_within_the_step_do_not_go_together():
-    with pytest.raises(UserError, match="bn_mode is 'sync' on 2 devices"):
-        resolve_xla(TrainConfig(xla="on", bn_mode="sync"), 2)
+    class Talks(Task):
+        communicates = True
+
+    assert exchange_within_step(TrainConfig(), Task()) is None
+    for config, task, reason in (
+        (TrainConfig(bn_mode="sync"), Task(), "bn_mode is 'sync'"),
+        (TrainConfig(), Talks(), "the task Talks exchanges values"),
+    ):
+        exchange = exchange_within_step(config, task)
+        with pytest.raises(UserError, match=reason):
+            resolve_xla("on", exchange)
+        assert not resolve_xla("auto", exchange)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from research.schedules import InTurn, Rising, Schedule
+from research.optimization.schedules import InTurn, Rising, Schedule
 
 
 def test_constant():

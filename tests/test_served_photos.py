@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import ExifTags, Image
 
-from research.photos.decode import decode_image
-from research.served_photos import decode_upright, exif_orientation
+from research.data.decode import decode_image
+from research.serving.graph_decoding import decode_upright, exif_orientation
 
 
 def corners() -> Image.Image:

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.builder import build_network, make_groups
-from research.learner import Learner
-from research.metrics import mean_metrics
-from research.optimizers import check_partition, make_group
-from research.photos.examples import Examples
-from research.plan import make_plan
-from research.run_state import RunState, make_checkpoint
-from research.schedules import Schedule
+from research.data.split_arrays import SplitArrays
+from research.optimization.groups import check_partition, make_group
+from research.optimization.schedules import Schedule
+from research.training.builder import build_network, make_groups
+from research.training.learner import Learner
+from research.training.plan import make_plan
+from research.training.run_state import RunState, make_checkpoint
 from tests.learners import (
     CONFIG,
     ODD,
+    SHAPES,
+    TASK,
     feed,
     make_learner,
+    metrics_of,
     model_of,
     scale,
     some_photos,
@@ -57,7 +59,7 @@ def test_a_step_is_the_update_written_by_hand():
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
     for variable, value in zip(model.non_trainable_variables, frozen, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
-    np.testing.assert_allclose(mean_metrics(learner.state.tally.read()).loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics_of(learner).loss, loss, rtol=1e-5)
     head = [g for g, rate in zip(gradients, rates, strict=True) if rate == 0.5]
     np.testing.assert_allclose(norms["gradient_norm/head"], tf.linalg.global_norm(head), rtol=1e-5)
     assert learner.state.current_step == 1
@@ -86,10 +88,10 @@ def test_padding_does_not_move_the_weights():
         learner.train_step(batch)
     for one, other in zip(weights(padded), weights(exact), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    assert mean_metrics(padded.state.tally.read()).photos == 5
+    assert metrics_of(padded).photos == 5
 
 
-def gradients_by_hand(learner: Learner, examples: Examples) -> list[np.ndarray]:
+def gradients_by_hand(learner: Learner, examples: SplitArrays) -> list[np.ndarray]:
     """Of the mean loss over all examples, in the order of `trainable_variables`."""
     model = model_of(learner)
     image = scale(tf.cast(examples.inputs[0], tf.float32))
@@ -148,7 +150,7 @@ def test_only_what_is_trained_is_differentiated():
 
 
 def head_alone(learner: Learner) -> Learner:
-    return Learner(learner.strategy, learner.network, learner.groups[:1], learner.state)
+    return Learner(learner.strategy, TASK, learner.network, learner.groups[:1], learner.state)
 
 
 def test_head_alone_leaves_the_backbone_and_its_optimizer_as_they_were():
@@ -183,7 +185,9 @@ def test_each_trainable_variable_must_be_in_exactly_one_group():
     with pytest.raises(ValueError, match="in head and head; expected exactly one"):
         check_partition([head, head, backbone], trainable)
     frozen = model.backbone.layers[1].variables
-    stray = make_group("stray", frozen, "sgd", Schedule("constant", 1, 0, 1), learner.state.step)
+    stray = make_group(
+        "stray", frozen, keras.optimizers.SGD, Schedule("constant", 1, 0, 1), learner.state.step
+    )
     with pytest.raises(ValueError, match="in group stray, but is not trainable"):
         check_partition([head, backbone, stray], trainable)
 
@@ -252,10 +256,10 @@ def test_head_alone_leaves_the_statistics_of_batch_norm_as_they_were():
 
 def test_more_than_two_classes():
     keras.utils.set_random_seed(0)
-    network = build_network(CONFIG, 5).network
-    state = RunState()
+    network = build_network(CONFIG, tuple("abcde")).network
+    state = RunState(SHAPES)
     groups = make_groups(CONFIG, network.model, state.step, make_plan(CONFIG, 16))
-    learner = Learner(tf.distribute.get_strategy(), network, groups, state)
+    learner = Learner(tf.distribute.get_strategy(), TASK, network, groups, state)
     examples = some_photos(16, classes=5)
     logits = network.model(scale(tf.cast(examples.inputs[0][:8], tf.float32))).numpy()
     assert logits.shape == (8, 5)

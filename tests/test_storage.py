@@ -15,10 +15,10 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from research.checkpoint import Checkpoints, find_checkpoint
-from research.errors import UserError
-from research.storage.event_files import EventFiles
-from research.storage.run_lock import LOCK, RunLock
+from research.runs.checkpoints import Checkpoints, find_checkpoint
+from research.runs.event_files import EventFiles
+from research.runs.run_lock import LOCK, RunLock
+from research.system.errors import UserError
 from tests.helpers import (
     FINISHED_RUN,
     ROOT,
@@ -207,7 +207,7 @@ def test_a_second_run_in_a_folder_is_refused(run, flags, tmp_path):
 
 def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from research.storage.run_lock import RunLock; "
+        "import os, sys; from pathlib import Path; from research.runs.run_lock import RunLock; "
         "RunLock(Path(sys.argv[1])).acquire(); os._exit(9)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,1 +1,1 @@
-"""What a checkpoint is worth: figures, how sure they are, pictures, comparisons."""
+"""Measures how good a trained run is."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from research.evaluation.evaluation import Evaluation, interval_text
 from research.evaluation.intervals import percentiles, resampled_rows
+from research.evaluation.results import Evaluation, interval_text
 from research.evaluation.scores import Figure, Predictions
-from research.reports.console import short_path
+from research.runs.console import short_path
 
 WIDTH_OF_NAMES = 43
 

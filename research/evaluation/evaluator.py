@@ -8,22 +8,32 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from research.builder import make_loader
-from research.classifier import Classifier
-from research.commands import MIRROR_AVERAGING, EvalConfig
-from research.evaluation import evaluation_pictures as drawn
+from research.data.open_source import open_source
+from research.data.source import Source
+from research.data.split_arrays import SplitArrays
+from research.evaluation import figures as drawn
 from research.evaluation.calibration import decide
-from research.evaluation.evaluation import Evaluation, predictions_csv
+from research.evaluation.classifier import Classifier
 from research.evaluation.grad_cam import grad_cam
-from research.evaluation.scores import Decisions, Predictions, confusion, of_classes, overall
-from research.photos.examples import Examples
-from research.photos.source import Source
-from research.photos.sources import open_source
-from research.reports import pictures
-from research.reports.console import short_path
-from research.reports.summaries import EvaluationSummaries
-from research.storage.durable_files import write_file
-from research.storage.run_directory import RunDirectory
+from research.evaluation.results import Evaluation, predictions_csv
+from research.evaluation.scores import (
+    Decisions,
+    Figure,
+    Predictions,
+    confusion,
+    of_classes,
+    overall,
+)
+from research.runs import pictures
+from research.runs.console import short_path
+from research.runs.durable_files import write_file
+from research.runs.run_directory import RunDirectory
+from research.runs.summaries import EvaluationSummaries
+from research.settings.program_configs import MIRROR_AVERAGING, PHOTOS, EvalConfig
+from research.system.errors import UserError
+from research.tasks.metrics import mean_metrics
+from research.tasks.task import Task
+from research.training.builder import make_loader
 
 
 class Evaluator:
@@ -43,18 +53,19 @@ class Evaluator:
         self._config = config
         trained = RunDirectory(ckpt_dir).read_config()
         self._trained_size = trained.image_size
-        self._is_own = not (config.dataset or config.image_folder)
+        self._is_own = not any(getattr(config, name) for name in PHOTOS)
+        self._is_own |= config.source is not None and config.source == trained.source
         self.classifier = Classifier(
             ckpt_dir,
             checkpoint,
             config.image_size,
             MIRROR_AVERAGING[config.mirror_averaging],
             config.batch_size,
+            task=config.task,
         )
-        self._data = (
-            config.image_folder or config.dataset or trained.image_folder or trained.dataset
-        )
-        self._loader = make_loader(self.classifier.config, source, self.classifier.built)
+        asked = config.source or config.image_folder or config.dataset
+        self._data = asked or trained.source or trained.image_folder or trained.dataset
+        self._loader = make_loader(self.classifier.config, source)
 
     def evaluate_splits(self) -> list[Evaluation]:
         """Evaluates the restored checkpoint; prints and writes the figures of each split."""
@@ -91,6 +102,11 @@ class Evaluator:
 
     def _predict(self, split: str) -> Predictions:
         examples = self._loader.examples(split)
+        if examples.labels.ndim != 1 or examples.labels.dtype != np.int32:
+            raise UserError(
+                f"the labels of the {split} split are {examples.labels.dtype} of shape "
+                f"{examples.labels.shape[1:]}; expected the index of a class for each photo"
+            )
         return Predictions(examples.names, examples.labels, self.classifier.logits(examples))
 
     def _evaluate(self, split: str, decisions: Decisions | None) -> Evaluation:
@@ -109,12 +125,32 @@ class Evaluator:
             mirror_averaging=classifier.config.mirror_averaging,
             photos=len(predictions),
             damaged=len(self._loader.examples(split).damaged),
-            figures=overall(predictions, decisions, config.resamples),
+            figures={
+                **overall(predictions, decisions, config.resamples),
+                **self._figures_of_task(split, predictions),
+            },
             classes=of_classes(predictions, names, config.resamples),
             confusion=tuple(map(tuple, counts)),
             decisions=decisions,
             predictions=predictions,
         )
+
+    def _figures_of_task(self, split: str, predictions: Predictions) -> dict[str, Figure]:
+        """Returns the loss and the figures of a task of the user's own, by name."""
+        task = self.classifier.task
+        if type(task) is Task:
+            return {}
+        examples = self._loader.examples(split)
+        batch = {"label": examples.labels, **examples.arrays}
+        batch["weight"] = np.ones(len(examples), np.float32)
+        tensors = {name: tf.constant(values) for name, values in batch.items()}
+        sums = task.for_validation().sums(tf.constant(predictions.logits), tensors)
+        found = mean_metrics({name: sum.numpy() for name, sum in sums.items()}, task.figures)
+        return {
+            "task_loss" if name == "loss" else name: Figure(value, None)
+            for name, value in found.values.items()
+            if name not in ("accuracy", "cross_entropy")
+        }
 
     def _write(self, evaluation: Evaluation) -> None:
         """Writes the figures beside the checkpoint, and what else is asked for."""
@@ -175,7 +211,7 @@ def size_note(loss: float, size: int, loss_before: float, size_before: int) -> s
 def draw(
     predictions: Predictions,
     decisions: Decisions | None,
-    examples: Examples,
+    examples: SplitArrays,
     classifier: Classifier,
 ) -> dict[str, bytes]:
     """Returns the pictures of an evaluation by title, as PNG."""
@@ -221,9 +257,18 @@ def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | No
         classes.
     """
     trained = directory.read_config()
+    if trained.source and not source and not any(getattr(config, name) for name in PHOTOS):
+        raise UserError(
+            f"the run in {str(directory.path)!r} was trained on the photos of {trained.source}, "
+            "whose code is not imported unless you say so; give "
+            f"--source={trained.source}, or other photos by --dataset or --image_folder"
+        )
     folder = config.image_folder or (None if config.dataset else trained.image_folder)
     source = source or open_source(
-        config.dataset or trained.dataset, folder, config.data_dir or trained.data_dir
+        config.dataset or trained.dataset,
+        folder,
+        config.data_dir or trained.data_dir,
+        config.source,
     )
     directory.check_class_names(source.class_names)
     for split in config.split:
@@ -236,7 +281,7 @@ def name_of(config: EvalConfig, split: str, checkpoint: str = "") -> str:
 
     Of other data, the checkpoint, the split, and what photos are shown otherwise than the run says.
     """
-    other = os.path.basename(config.image_folder or config.dataset or "")
+    other = os.path.basename(config.source or config.image_folder or config.dataset or "")
     size = f"{config.image_size}px" if config.image_size else ""
     mirror = {"on": "mirrored", "off": "unmirrored"}.get(config.mirror_averaging, "")
     return ".".join(

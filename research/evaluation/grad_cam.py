@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from research.steps import Network
+from research.models.network import Network
 
 
 def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -29,7 +29,7 @@ def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tens
     features = tf.cast(features, tf.float32)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(features)
-        logits = model.head(model.pooling(features))
+        logits = model.head(model.pooling(features), training=False)
         if logits.shape[-1] == 1:
             logits = tf.concat([-logits, logits], axis=-1)
         of_class = tf.gather(logits, classes, batch_dims=1)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from research.evaluation import evaluation_pictures as drawn
+from research.evaluation import figures as drawn
 from research.evaluation.scores import Predictions
-from research.reports import pictures
+from research.runs import pictures
 
 ODD_NAMES = ("$x_{", "_hidden", "line\nbreak", "日本", "a" * 80)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.builder import build_network
 from research.evaluation.grad_cam import grad_cam
-from research.model import Wrapper
-from research.split import split_backbone
-from research.steps import Network
+from research.models.split import split_backbone
+from research.models.wrapper import Wrapper
+from research.training.builder import build_network
+from research.training.steps import Network
 from tests.helpers import SMALL_CONFIG
 
 
@@ -66,7 +66,7 @@ def test_each_kind_of_backbone_gives_the_map_of_the_whole_model(backbone, unfree
     config = dataclasses.replace(
         SMALL_CONFIG, backbone=backbone, unfreeze_from=unfreeze_from, image_size=64
     )
-    built = build_network(config, 3)
+    built = build_network(config, ("a", "b", "c"))
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
     images = tf.convert_to_tensor(built.backbone.preprocessing(tf.constant(pixels)))
     found = grad_cam(built.network, images, tf.constant([0, 2])).numpy()

@@ -12,25 +12,31 @@ import pytest
 import tensorflow as tf
 from keras.src.applications.densenet import DenseNet
 
-from research import runtime
-from research.backbones import find_backbone
-from research.builder import feature_epochs, make_groups
-from research.config import TrainConfig
-from research.errors import UserError
-from research.learner import Learner
-from research.loader import DataLoader, scale_to_unit
-from research.model import Wrapper, freeze_below
-from research.networks import residual
-from research.networks.backbone import stage_starts
-from research.photos.augmentation import Augmentation
-from research.photos.folder_source import FolderSource
-from research.plan import make_plan
-from research.run_state import RunState
-from research.split import split_backbone
-from research.steps import Network
-from research.trunk.precompute import FrozenLayers, bytes_a_photo
+from research.data.augmentation import (
+    AugmentationPipeline,
+    HorizontalFlip,
+    Mixing,
+    RandAugment,
+    RandomCrop,
+)
+from research.data.batches import share_out
+from research.data.folder_source import FolderSource
+from research.data.loader import DataLoader, scale_to_unit
+from research.models import residual
+from research.models.backbone_table import find_backbone
+from research.models.build import stage_starts
+from research.models.network import Network
+from research.models.split import split_backbone
+from research.models.wrapper import Wrapper, freeze_below
+from research.settings.train_config import TrainConfig
+from research.system.errors import UserError
+from research.training.builder import feature_epochs, make_groups
+from research.training.learner import Learner
+from research.training.plan import make_plan
+from research.training.run_state import RunState
+from research.training.trunk.frozen_layers import FrozenLayers, bytes_a_photo
 from tests.learners import CONFIG as SETTINGS
-from tests.learners import mirrored
+from tests.learners import SHAPES, TASK, mirrored
 
 SIZE = 32
 CONFIG = dataclasses.replace(
@@ -41,6 +47,15 @@ CONFIG = dataclasses.replace(
     head_learning_rate=0.1,
     trunk_cache="memory",
 )
+
+
+FLIP = AugmentationPipeline([HorizontalFlip()])
+
+
+def frozen_layers(config, network, photos, plan, features_until, devices=1) -> FrozenLayers:
+    return FrozenLayers(
+        network, photos, plan, features_until, config.trunk_cache, config.cache_dir, devices
+    )
 
 
 def vgg():
@@ -79,7 +94,9 @@ def decoded(photo_folder):
 
 
 def loader_of(
-    decoded: DataLoader, augmentation: Augmentation = Augmentation(), mirror_averaging: bool = False
+    decoded: DataLoader,
+    augmentation: AugmentationPipeline | None = None,
+    mirror_averaging: bool = False,
 ) -> DataLoader:
     loader = DataLoader(
         SIZE,
@@ -115,30 +132,31 @@ def make_network(build=small_resnet, cut: int | None = None, bn_mode: str = "fro
 def train(network, photos, config=CONFIG, strategy=None):
     """Trains a run's epochs; returns the mean training and the validation loss of each."""
     strategy = strategy or tf.distribute.get_strategy()
-    state = RunState()
+    state = RunState(SHAPES)
     plan = make_plan(config, photos.num_train_examples)
     groups = make_groups(config, network.model, state.step, plan)
-    features_until = feature_epochs(config, plan, groups)
+    features_until = feature_epochs(photos, plan, groups)
     devices = strategy.num_replicas_in_sync
-    frozen = FrozenLayers(config, network, photos, plan, features_until, devices)
+    frozen = frozen_layers(config, network, photos, plan, features_until, devices)
     feeds = frozen.run(frozen.choose(0, None))
     losses = []
     for epoch in range(plan.epochs):
         feed = feeds.for_epoch(epoch)
         begun = groups if epoch >= plan.head_epochs else groups[:1]
-        learner = Learner(strategy, feed.network, begun, state)
+        learner = Learner(strategy, TASK, feed.network, begun, state)
         batches = iter(
-            runtime.share_out(
+            share_out(
                 lambda share, feed=feed, epoch=epoch: feed.loader.epoch_batches(epoch, 0, share),
                 strategy,
             )
         )
         learner.train_steps(batches, plan.steps_per_epoch)
         sums = state.tally.read()
-        validation = runtime.share_out(
+        validation = share_out(
             lambda share, feed=feed: feed.loader.split_batches("validation", share), strategy
         )
-        losses.append((sums.loss / sums.weight, learner.evaluate(validation).loss))
+        loss = float(sums["loss"] / sums["weight"])
+        losses.append((loss, learner.evaluate(validation).loss))
         state.tally.reset()
     return losses, feeds
 
@@ -175,7 +193,7 @@ def test_losses_with_the_cached_trunk_are_those_without(decoded, build, name, cu
 
 @pytest.mark.parametrize("head_epochs", [0, 1, 2])
 def test_each_view_is_cached_so_that_augmentation_stays_exact(decoded, head_epochs):
-    augmentation = Augmentation(horizontal_flip=True)
+    augmentation = FLIP
     config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
     photos = loader_of(decoded, augmentation)
     with_cache, without, feeds = both(small_resnet, 20, photos, config)
@@ -209,20 +227,20 @@ def test_mirror_images_are_cached_for_validation_too(decoded, given):
 @pytest.fixture(scope="module")
 def trained_plainly(decoded):
     """A config, an augmentation of few views, and the losses that they give."""
-    config, flip = dataclasses.replace(CONFIG, head_epochs=1), Augmentation(horizontal_flip=True)
+    config, flip = dataclasses.replace(CONFIG, head_epochs=1), FLIP
     losses, _ = train(make_network(small_resnet, 20), loader_of(decoded, flip), config)
     return config, flip, losses
 
 
 @pytest.mark.parametrize(
     "endless",
-    [{"random_crop_area": 0.5}, {"mixup": 0.4}, {"cutmix": 1.0}, {"rand_augment": 5.0}],
-    ids=lambda endless: next(iter(endless)),
+    [RandomCrop(0.5), Mixing(mixup=0.4), Mixing(cutmix=1.0), RandAugment(5.0)],
+    ids=lambda endless: endless.name,
 )
 def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, trained_plainly, endless):
     """Head epochs train from features of the few views, as without it."""
     config, flip, plain = trained_plainly
-    photos = loader_of(decoded, dataclasses.replace(flip, **endless))
+    photos = loader_of(decoded, AugmentationPipeline([*flip.steps, endless]))
     losses, feeds = train(make_network(small_resnet, 20), photos, config)
     assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
     assert feeds.head.loader.examples("train").views == 2
@@ -265,7 +283,7 @@ def test_a_resumed_run_does_what_it_did(decoded, tmp_path):
 
     def place(config, cached=None):
         plan = make_plan(config, photos.num_train_examples)
-        (choice,) = FrozenLayers(config, network, photos, plan, 0).choose(0, cached)
+        (choice,) = frozen_layers(config, network, photos, plan, 0).choose(0, cached)
         return choice.decision.place
 
     assert place(config) is None  # one epoch does not pay
@@ -286,7 +304,7 @@ def test_phases_are_planned_from_where_the_run_stands(decoded):
     config = dataclasses.replace(CONFIG, head_epochs=2, epochs=3, steps_per_epoch=None)
     network, photos = make_network(small_resnet, 20), loader_of(decoded)
     plan = make_plan(config, photos.num_train_examples)
-    frozen = FrozenLayers(config, network, photos, plan, features_until=2)
+    frozen = frozen_layers(config, network, photos, plan, 2)
     tuned, head = frozen.phases(0)
     assert (tuned.given, tuned.epochs, tuned.visits) == ("activations", 3, 3)
     assert (head.given, head.epochs, head.visits) == ("features", 2, 2)
@@ -298,7 +316,7 @@ def test_phases_are_planned_from_where_the_run_stands(decoded):
 
 
 def test_a_second_run_finds_what_the_first_one_kept(decoded, on_disk, capsys):
-    photos = loader_of(decoded, Augmentation(horizontal_flip=True))
+    photos = loader_of(decoded, FLIP)
     in_memory, _ = train(make_network(small_resnet, 20), photos)
     first, _ = train(make_network(small_resnet, 20), photos, on_disk)
     assert "activations on disk, " in capsys.readouterr().out
@@ -349,12 +367,7 @@ def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
     otherwise_prepared = loader_of(decoded)
     otherwise_prepared.preprocessing = lambda image: image / 255.0
     assert made_anew(make_network(small_resnet, 20), otherwise_prepared) == 2
-    assert (
-        made_anew(
-            make_network(small_resnet, 20), loader_of(decoded, Augmentation(horizontal_flip=True))
-        )
-        == 1
-    )
+    assert made_anew(make_network(small_resnet, 20), loader_of(decoded, FLIP)) == 1
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         assert made_anew(make_network(small_resnet, 20)) == 2

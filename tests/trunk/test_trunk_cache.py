@@ -4,17 +4,17 @@ import dataclasses
 
 import pytest
 
-from research.errors import UserError
-from research.trunk.trunk_cache import Phase, Photos, Room, decide
+from research.system.errors import UserError
+from research.training.trunk.decision import Phase, PhotoCounts, Room, decide
 
 # 110 photos of 1,000 bytes; the frozen layers cost as much as the others forward and backward.
-PHASE = Phase("activations", Photos(100, 10, 1), 10, 10.0, 1000, 30.0, 10.0)
+PHASE = Phase("activations", PhotoCounts(100, 10, 1), 10, 10.0, 1000, 30.0, 10.0)
 SIZE = 110 * 1000
 ROOMY = Room(100 * SIZE, 100 * SIZE, 100 * SIZE)
 
 
 def phase(views: int | None = 1, **changes) -> Phase:
-    return dataclasses.replace(PHASE, photos=Photos(100, 10, views), **changes)
+    return dataclasses.replace(PHASE, photos=PhotoCounts(100, 10, views), **changes)
 
 
 def test_the_gain_is_work_without_over_work_with():
@@ -45,7 +45,7 @@ def test_of_the_head_alone_everything_but_the_first_time_is_spared():
         ("disk", {}, "disk", "on disk"),
         ("again", {"epochs": 1, "visits": 1.0}, "memory", "in memory"),
         ("off", {}, None, "off, as asked"),
-        ("auto", {"views": None}, None, "off: photos are shown otherwise every time"),
+        ("auto", {"views": None}, None, "off: None shows photos differently every time"),
         ("auto", {"spared_cost": 0.0}, None, "off: no layer is frozen"),
         ("memory", {"spared_cost": 0.0}, None, "off: no layer is frozen"),
     ],

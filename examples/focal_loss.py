@@ -1,0 +1,20 @@
+"""Focal loss: photos that are classified well count less (Lin et al. 2017, arXiv 1708.02002).
+
+python run_train.py --dataset=sketches --task=examples/focal_loss.py:FocalLoss
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from research.tasks.task import Task, cross_entropy
+
+FOCUS = 2.0  # the paper's gamma
+
+
+class FocalLoss(Task):
+    """Cross-entropy times (1 - p) ** FOCUS, where p is the probability of the photo's class."""
+
+    def losses(self, logits: tf.Tensor, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        losses = cross_entropy(logits, batch["label"])
+        return (1.0 - tf.exp(-losses)) ** FOCUS * losses

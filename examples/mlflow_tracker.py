@@ -1,0 +1,31 @@
+"""A tracker: sends settings and figures to MLflow, by default to the folder ./mlruns.
+
+pip install mlflow
+python run_train.py --dataset=sketches --tracker=examples/mlflow_tracker.py:MlflowTracker
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlflow
+
+from research.runs.tracker import Tracker
+
+
+class MlflowTracker(Tracker):
+    """One MLflow run for each start of the program."""
+
+    def begin(self, settings: Mapping[str, Any], folder: str) -> None:
+        mlflow.start_run(run_name=folder)
+        mlflow.log_params(settings)
+
+    def interval(self, step: int, figures: Mapping[str, float]) -> None:
+        mlflow.log_metrics({f"interval/{name}": value for name, value in figures.items()}, step)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        mlflow.log_metrics({name: float(value) for name, value in row.items()}, row["step"])
+
+    def end(self, result: Mapping[str, Any]) -> None:
+        mlflow.end_run()

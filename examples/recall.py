@@ -1,0 +1,37 @@
+"""One more metric: the recall of one class, and the accuracy of the k most probable classes.
+
+python run_train.py --dataset=digits --task=examples/recall.py:Recall
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from research.tasks.task import Task, class_logits, predicted_labels
+
+CLASS, MOST_PROBABLE = 1, 5
+
+
+class Recall(Task):
+    """Classification that reports `recall` of the class with index 1, and `top_5`."""
+
+    def metrics(self, logits: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        labels = batch["label"]
+        is_class = tf.cast(tf.equal(labels, CLASS), tf.float32)
+        hit = tf.cast(tf.equal(predicted_labels(logits), CLASS), tf.float32)
+        of_classes = class_logits(logits)
+        top = tf.math.in_top_k(labels, of_classes, min(MOST_PROBABLE, of_classes.shape[1]))
+        return {
+            **super().metrics(logits, batch),
+            "top_5": tf.cast(top, tf.float32),
+            "of_class": is_class,
+            "hits": is_class * hit,
+        }
+
+    def figures(self, means: Mapping[str, np.ndarray]) -> Mapping[str, float]:
+        shown = dict(super().figures(means))
+        hits, of_class = shown.pop("hits"), shown.pop("of_class")
+        return {**shown, "recall": float(np.divide(hits, of_class))}

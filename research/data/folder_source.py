@@ -1,0 +1,141 @@
+"""Photos from a folder, by class, or by split and class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from research.data.files import image_files
+from research.data.source import SPLITS, Example, Source, read_example
+from research.system.errors import UserError
+from research.system.printable import printable
+
+# What folders are called that hold the classes of one split, for torchvision, fastai and timm.
+SPLIT_FOLDERS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+def split_fraction(name: str) -> float:
+    """Returns a number in [0, 1) that depends on nothing but the name."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+class FolderSource(Source):
+    """A folder with one subfolder of images a class, or with `train`, `val` and `test` of those.
+
+    Where the photos are not split yet, a photo's split follows from the hash of its path below the
+    class folder, so that it never changes when other photos come or go: 80 % train, 10 %
+    validation, 10 % test. Folders of splits stay what they are; with `train` and one other, that is
+    `test`, and a tenth of `train`, by the same hash, is for validation. Photos are ordered by the
+    hash, which mixes the classes.
+
+    Raises:
+      UserError: the folder is missing or cannot be read, holds fewer than two classes with images,
+        or a split has a class that `train` has not.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._root = Path(folder)
+        try:
+            if not self._root.is_dir():
+                raise UserError(f"image_folder is {folder!r}; expected a folder that exists")
+            parts = split_folders(self._root)
+            found = {part: _files_by_class(self._root / part) for part in parts}
+        except OSError as error:
+            raise UserError(
+                f"image_folder {folder!r} has {str(error.filename)!r}, which cannot be read: "
+                f"{error.strerror}; make it readable, or move it elsewhere"
+            ) from error
+        names = sorted(next(iter(found.values())))
+        _check_classes(folder, found, names)
+        self.class_names = tuple(map(printable, names))
+        self._files: dict[str, list[tuple[float, str, int]]] = {split: [] for split in SPLITS}
+        for part, classes in found.items():
+            for name, files in classes.items():
+                for file in files:
+                    fraction = split_fraction(file.relative_to(self._root / part / name).as_posix())
+                    path = file.relative_to(self._root).as_posix()
+                    split = split_of(fraction, parts[part])
+                    self._files[split].append((fraction, path, names.index(name)))
+        for listed in self._files.values():
+            listed.sort()
+
+    def count(self, split: str) -> int:
+        return len(self._listed(split))
+
+    def examples(self, split: str) -> Iterator[Example]:
+        for _, path, label in self._listed(split):
+            yield read_example(self._root / path, label, printable(path))
+
+    def _listed(self, split: str) -> list[tuple[float, str, int]]:
+        if split not in SPLITS:
+            raise UserError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+        return self._files[split]
+
+
+def split_folders(root: Path) -> Mapping[str, Mapping[str, float]]:
+    """Returns the folders that hold classes, the one of training photos first.
+
+    Returns:
+      For each, by its name in the root, which share of its photos goes to which split; "" for the
+      root itself, where its folders are no splits.
+    """
+    unsplit = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    children = _folders(root)
+    folders = {SPLIT_FOLDERS.get(child.name.lower(), ""): child.name for child in children}
+    if "train" not in folders or "" in folders or len(folders) < len(children):
+        return {"": unsplit}
+    if len(folders) == len(SPLITS):
+        return {folders[split]: {split: 1.0} for split in SPLITS}
+    train = folders.pop("train")
+    if not folders:
+        return {train: unsplit}
+    (other,) = folders.values()
+    return {train: {"train": 0.9, "validation": 0.1}, other: {"test": 1.0}}
+
+
+def split_of(fraction: float, shares: Mapping[str, float]) -> str:
+    """Returns the split that a number in [0, 1) falls to, where each has its share of them."""
+    *others, last = shares
+    end = 0.0
+    for split in others:
+        end += shares[split]
+        if fraction < end:
+            return split
+    return last
+
+
+def _folders(root: Path) -> list[Path]:
+    return [child for child in sorted(root.iterdir()) if child.is_dir() and child.name[:1] != "."]
+
+
+def _files_by_class(folder: Path) -> dict[str, list[Path]]:
+    found = {child.name: image_files(child) for child in _folders(folder)}
+    return {name: files for name, files in found.items() if files}
+
+
+def _check_classes(
+    folder: str, found: Mapping[str, Mapping[str, list[Path]]], names: list[str]
+) -> None:
+    part = next(iter(found))
+    if len(names) < 2:
+        images = f"images of {len(names)} class" if names else "no image"
+        where = f"the subfolders of its {part!r}" if part else "its subfolders"
+        raise UserError(
+            f"image_folder {folder!r} has {images} in {where}; expected one subfolder of images "
+            "(JPEG, PNG, ...) a class, and at least two"
+        )
+    for other, classes in found.items():
+        unknown = [name for name in classes if name not in names]
+        if unknown:
+            raise UserError(
+                f"image_folder {folder!r} has the class {unknown[0]!r} in {other!r}, but not in "
+                f"{part!r}; expected the same classes in both"
+            )

@@ -1,0 +1,40 @@
+"""Opens the photos that a config names."""
+
+from __future__ import annotations
+
+import os
+
+from research.data.folder_source import FolderSource
+from research.data.source import Source
+from research.system.errors import UserError
+from research.system.python_file import load_from_file
+
+
+def open_source(
+    dataset: str, image_folder: str | None, data_dir: str | None, source: str | None = None
+) -> Source:
+    """Returns a source of the user's own, a folder, or a data set of TensorFlow Datasets.
+
+    Args:
+      dataset: the name of a TFDS data set.
+      image_folder: a folder to read instead.
+      data_dir: where TFDS keeps prepared data sets; None for its default.
+      source: FILE.py:Class, which is used instead of both.
+
+    Raises:
+      UserError: there is no such source, folder or data set, or it holds no classes of photos.
+    """
+    if source is not None:
+        opened = load_from_file("source", source)()
+        for name in ("class_names", "count", "examples"):
+            if not hasattr(opened, name):
+                raise UserError(
+                    f"source is {source!r}, which has no {name}; expected a subclass of "
+                    "research.data.source.Source"
+                )
+        return opened
+    if image_folder is not None:
+        return FolderSource(image_folder)
+    from research.data.tfds_source import TfdsSource  # takes seconds to import
+
+    return TfdsSource(dataset, os.path.expanduser(data_dir) if data_dir else None)

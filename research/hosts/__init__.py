@@ -1,1 +1,0 @@
-"""Hosts that train together: how they meet, agree and end."""

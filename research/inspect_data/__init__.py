@@ -1,0 +1,1 @@
+"""Looks through photos before training."""

@@ -1,0 +1,1 @@
+"""How weights are updated: optimizers, learning rates, loss scale, averages."""

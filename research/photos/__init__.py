@@ -1,1 +1,0 @@
-"""Where photos come from, how their files are read, and how they are changed by chance."""

@@ -1,1 +1,0 @@
-"""A program and its surroundings: command line, signals, memory, machine, terminal."""

@@ -1,0 +1,83 @@
+"""The hosts of a multi-worker run: who they are, from `TF_CONFIG`. No TensorFlow here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from research.system.errors import UserError
+
+EXAMPLE = (
+    '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The workers of a run, and which of them this process is.
+
+    Attributes:
+      workers: their addresses, host:port; the first is the chief, which keeps the run's records.
+      index: of this process.
+    """
+
+    workers: tuple[str, ...]
+    index: int
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process keeps the records."""
+        return self.index == 0
+
+    def __str__(self) -> str:
+        role = "the chief" if self.is_chief else "worker 0 keeps the records"
+        return f"worker {self.index} of {len(self.workers)}, {role}"
+
+
+def find_cluster(distribution: str) -> Cluster | None:
+    """Returns the workers that `TF_CONFIG` names if they are to be used, else None.
+
+    Args:
+      distribution: the setting; `auto` uses `TF_CONFIG` where it is set.
+
+    Raises:
+      UserError: `TF_CONFIG` is missing but asked for, or does not say what it should.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if distribution not in ("auto", "multi_worker") or (distribution == "auto" and not text):
+        return None
+    if not text:
+        raise UserError(
+            "distribution is 'multi_worker', and the environment variable TF_CONFIG is not set; "
+            f"expected such as {EXAMPLE}"
+        )
+    try:
+        return _parse(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"TF_CONFIG is {text[:200]!r}, which does not name the workers ({reason}); expected "
+            f"such as {EXAMPLE}, or give --distribution=none"
+        ) from error
+
+
+def _parse(value: dict[str, Any]) -> Cluster:
+    jobs, task = value["cluster"], value["task"]
+    unknown = sorted(set(jobs) - {"chief", "worker"})
+    if unknown:
+        raise ValueError(f"tasks of type {unknown[0]!r} have no part here")
+    chiefs, workers = list(jobs.get("chief", [])), list(jobs.get("worker", []))
+    addresses = chiefs + workers
+    if len(chiefs) > 1 or not addresses or len(set(addresses)) < len(addresses):
+        raise ValueError("addresses are missing or given twice")
+    for address in addresses:
+        host, _, port = str(address).rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"{address!r} is no host:port")
+    kind, index = task["type"], int(task["index"])
+    own = {"chief": chiefs, "worker": workers}.get(kind, [])
+    if not 0 <= index < len(own):
+        raise ValueError(f"there is no task {index} of type {kind!r}")
+    return Cluster(tuple(addresses), index + (len(chiefs) if kind == "worker" else 0))

@@ -1,0 +1,1 @@
+"""What is learned: head, losses, metrics."""

@@ -1,0 +1,71 @@
+"""Finds a task by its setting, and checks what its methods return before a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from research.system.errors import UserError
+from research.system.python_file import is_python_reference, load_from_file
+from research.tasks.metrics import mean_metrics, weighted_sums
+from research.tasks.task import Task
+
+TASKS: Mapping[str, type[Task]] = {"classification": Task}
+RESERVED = ("loss", "weight", "photos")
+
+
+def find_task(task: str) -> type[Task]:
+    """Returns the class of a built-in task, or of one in a file.
+
+    Raises:
+      UserError: the file cannot be imported or has no such subclass of `Task`.
+    """
+    if is_python_reference(task):
+        return load_from_file("task", task, Task)
+    return TASKS[task]
+
+
+def sum_shapes(
+    task: Task, logits: int, batch: Mapping[str, tf.TensorSpec]
+) -> dict[str, tuple[int, ...]]:
+    """Computes the losses and metrics of two made-up examples, and returns the shapes of the sums.
+
+    Args:
+      task: what is learned.
+      logits: how many the head returns for one example.
+      batch: what batches hold.
+
+    Raises:
+      UserError: the task returns something else than a float for each example.
+    """
+    made_up = {
+        name: tf.zeros((2, *spec.shape[1:]), spec.dtype)
+        for name, spec in batch.items()
+        if name not in ("image", "mirrored")
+    }
+    made_up["weight"] = tf.ones(2)
+    some = tf.zeros((2, logits))
+    kind = type(task).__name__
+    values = {"loss": task.losses(some, made_up), **task.metrics(some, made_up)}
+    if values["loss"].shape != (2,):
+        raise UserError(
+            f"{kind}.losses returns a tensor of shape {values['loss'].shape} for two examples; "
+            "expected one loss for each: (2,)"
+        )
+    for name, value in values.items():
+        if name in RESERVED and name != "loss":
+            raise UserError(f"{kind}.metrics has the name {name!r}, which is taken; rename it")
+        if not value.shape.rank or value.shape[0] != 2 or value.dtype != tf.float32:
+            raise UserError(
+                f"{kind}.metrics returns {name!r} as {value.dtype.name} of shape {value.shape} for "
+                "two examples; expected float32 of shape (2, ...)"
+            )
+    sums = weighted_sums(values, made_up["weight"])
+    figures = mean_metrics({name: value.numpy() for name, value in sums.items()}, task.figures)
+    for name, figure in figures.values.items():
+        if not isinstance(figure, float):
+            raise UserError(
+                f"{kind}.figures returns {name!r} as {type(figure).__name__}; expected a float"
+            )
+    return {name: tuple(value.shape) for name, value in sums.items()}

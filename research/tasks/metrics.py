@@ -1,0 +1,108 @@
+"""Metrics as weighted sums over photos, which are divided once, at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+# By name: `weight`, the sum of the weights; for every other name the weighted sum of its values.
+Sums = dict[str, tf.Tensor]
+SumsRead = dict[str, np.ndarray]
+Means = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Figures over some photos; NaN over none.
+
+    Attributes:
+      values: `loss` in nats, and the task's figures, by name.
+      photos: the sum of the photos' weights.
+    """
+
+    values: Mapping[str, float]
+    photos: float
+
+    @property
+    def loss(self) -> float:
+        """The mean of the task's losses."""
+        return self.values["loss"]
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+
+def weighted_sums(values: Mapping[str, tf.Tensor], weights: tf.Tensor) -> Sums:
+    """Sums values of examples over the batch.
+
+    Args:
+      values: by name, each float32 (batch, ...).
+      weights: float32 (batch,).
+
+    Returns:
+      The weighted sum of each, float32 of the shape of one example's value; and `weight`.
+    """
+    sums = {}
+    for name, value in values.items():
+        shape = (-1, *(1,) * (len(value.shape) - 1))
+        sums[name] = tf.reduce_sum(tf.reshape(weights, shape) * value, axis=0)
+    return {**sums, "weight": tf.reduce_sum(weights)}
+
+
+def mean_metrics(sums: SumsRead, figures: Callable[[Means], Mapping[str, float]]) -> Metrics:
+    """Divides sums by the weight; means over nothing are NaN.
+
+    Args:
+      sums: of the losses, under `loss`; of the task's metrics, by name; and `weight`.
+      figures: makes figures of the metrics' means; see `Task.figures`.
+    """
+    weight = float(sums["weight"])
+    means = {
+        name: value / weight if weight else np.full(value.shape, math.nan)
+        for name, value in sums.items()
+        if name != "weight"
+    }
+    loss = float(means.pop("loss"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Metrics({"loss": loss, **figures(means)}, weight)
+
+
+class Tally:
+    """Adds up `Sums` on the device, in one float64 variable that is saved with a run.
+
+    Args:
+      shapes: of the sums, by name.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = dict(shapes)
+        self.variable = tf.Variable(self._zeros(), trainable=False, name="tally")
+
+    def empty_copy(self) -> Tally:
+        """Returns another tally of the same sums, at zero."""
+        return Tally(self._shapes)
+
+    def _zeros(self) -> tf.Tensor:
+        return tf.zeros(sum(map(math.prod, self._shapes.values())), tf.float64)
+
+    def add(self, sums: Sums) -> None:
+        """Adds a batch's sums; for inside a `tf.function`, outside of the replicas."""
+        flat = tf.concat([tf.reshape(sums[name], [-1]) for name in self._shapes], axis=0)
+        self.variable.assign_add(tf.cast(flat, tf.float64))
+
+    def reset(self) -> None:
+        """Starts again from zero."""
+        self.variable.assign(self._zeros())
+
+    def read(self) -> SumsRead:
+        """Fetches the sums from the device, waiting for the steps under way."""
+        rest = tf.convert_to_tensor(self.variable).numpy()
+        sums = {}
+        for name, shape in self._shapes.items():
+            size = math.prod(shape)
+            sums[name], rest = rest[:size].reshape(shape), rest[size:]
+        return sums

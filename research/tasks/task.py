@@ -1,0 +1,242 @@
+"""`Task`: what is learned. Single-label classification, unless a subclass says differently."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from research.data.batches import Batch
+from research.tasks.metrics import Means, Sums, weighted_sums
+
+if TYPE_CHECKING:
+    from research.models.network import Network
+
+
+class Gradients(NamedTuple):
+    """What one device computes from its part of a batch: sums, which add up over devices.
+
+    Attributes:
+      values: the gradient of the scaled, weighted sum of the losses, one for each variable.
+      sums: of the losses, the metrics and the weights, by name.
+    """
+
+    values: list[tf.Tensor]
+    sums: Sums
+
+
+class Task:
+    """What is learned: the head, the losses, the metrics, and the gradients of one device.
+
+    The class itself is single-label classification from logits. To learn something else, subclass
+    it in a file of your own and give `--task=FILE.py:Class`; every method has a default. Methods
+    that take tensors are traced by `tf.function` without AutoGraph: use `tf.where` or `tf.cond`
+    where a condition depends on a tensor.
+
+    Args:
+      label_smoothing: the share of each label that is given to all classes alike, in [0, 1)
+        (Szegedy et al. 2015, arXiv 1512.00567).
+      class_weights: a factor for the photos of each class, by label; None for none.
+
+    Attributes:
+      supports: the settings that `losses` takes into account. A subclass with `losses` of its own
+        supports none, unless it says so: a run that asks for one of the others is refused.
+      communicates: whether `gradients` exchanges values between devices, which XLA cannot compile.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset(
+        {"label_smoothing", "class_weights", "mixup", "cutmix"}
+    )
+    communicates: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "losses" in vars(cls) and "supports" not in vars(cls):
+            cls.supports = frozenset()
+
+    def __init__(
+        self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
+    ) -> None:
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+
+    def make_head(
+        self, feature_shape: tuple[int, ...], class_names: tuple[str, ...], seed: int
+    ) -> tuple[keras.Layer, keras.Layer]:
+        """Returns the pooling and the head, which follow the backbone in this order.
+
+        What the pooling returns is what a run may cache, so the pooling must have no weights. The
+        head learns. It is called with `training`, and must return float32 logits (batch, classes);
+        for two classes also (batch, 1), the logit of the second class.
+
+        Args:
+          feature_shape: of the backbone's output for one photo: (height, width, channels).
+          class_names: by label.
+          seed: of the head's initial weights.
+        """
+        # In float32 under every precision: the logits decide the loss.
+        pooling = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")
+        head = keras.layers.Dense(
+            1 if len(class_names) == 2 else len(class_names),
+            kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+            dtype="float32",
+            name="head",
+        )
+        return pooling, head
+
+    def losses(self, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """Returns the loss of each example, float32 (batch,): training minimises its mean.
+
+        Validation reports it too, without label smoothing and class weights.
+
+        Args:
+          logits: float32 (batch, 1), the second class's logit, or (batch, classes).
+          batch: `label`, the arrays that the source adds by name, and where photos are mixed, int
+            `partner_label` and float32 `partner_share`, both (batch,).
+        """
+        losses = self._of_labels(logits, batch["label"])
+        if "partner_label" in batch:
+            share = batch["partner_share"]
+            partners = self._of_labels(logits, batch["partner_label"])
+            losses = (1 - share) * losses + share * partners
+        return losses
+
+    def _of_labels(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        losses = cross_entropy(logits, labels)
+        if self.label_smoothing:
+            share = self.label_smoothing
+            losses = (1 - share) * losses + share * mean_class_losses(logits)
+        if self.class_weights is not None:
+            losses *= tf.gather(tf.constant(self.class_weights, tf.float32), labels)
+        return losses
+
+    def metrics(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
+        """Returns values of each example by name, float32 (batch, ...), to be averaged.
+
+        Extend `super().metrics(...)` to keep accuracy and cross-entropy, by which runs of different
+        tasks can be compared.
+
+        Args:
+          logits: see `losses`.
+          batch: see `losses`.
+        """
+        labels = tf.cast(batch["label"], tf.int32)
+        correct = tf.cast(tf.equal(predicted_labels(logits), labels), tf.float32)
+        return {"accuracy": correct, "cross_entropy": cross_entropy(logits, labels)}
+
+    def figures(self, means: Means) -> Mapping[str, float]:
+        """Returns the figures to report, by name, from the weighted means of `metrics`.
+
+        By default each mean is a figure. A figure that is not a mean of examples, such as the area
+        under the ROC curve, is computed here from means that add up, such as a histogram.
+
+        Args:
+          means: float64 arrays, each of the shape of one example's value; NaN over no example.
+        """
+        return {name: float(mean) for name, mean in means.items()}
+
+    def gradients(
+        self,
+        network: Network,
+        batch: Batch,
+        variables: Sequence[keras.Variable],
+        scale: tf.Tensor | float,
+        values: Sequence[tf.Tensor] | None = None,
+    ) -> Gradients:
+        """Runs the forward and the backward pass of one device on its part of a batch.
+
+        What follows is not its concern: the sum over accumulated batches and devices, the division
+        by the weights, regularizers, clipping, the loss scale and the update.
+
+        Args:
+          network: what to compute with, in training mode.
+          batch: this device's part.
+          variables: what to differentiate by, and nothing else.
+          scale: a factor of the losses, but not of the sums returned.
+          values: to compute at instead of the variables' own values, one for each, as SAM does. Of
+            what the network then changes by itself (BatchNorm's statistics) nothing is kept.
+        """
+        if values is None:
+            return self._gradients(
+                network, batch, [variable.value for variable in variables], scale
+            )
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return self._gradients(network, batch, list(values), scale)
+
+    def _gradients(
+        self,
+        network: Network,
+        batch: Batch,
+        values: Sequence[tf.Tensor],
+        scale: tf.Tensor | float,
+    ) -> Gradients:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            sums = self.sums(network.logits(batch, training=True), batch)
+            scaled = sums["loss"] * scale
+        zero = tf.UnconnectedGradients.ZERO
+        return Gradients(tape.gradient(scaled, values, unconnected_gradients=zero), sums)
+
+    def sums(self, logits: tf.Tensor, batch: Batch) -> Sums:
+        """Returns the weighted sums of losses and metrics over a batch, and of the weights."""
+        values = {"loss": self.losses(logits, batch), **self.metrics(logits, batch)}
+        return weighted_sums(values, batch["weight"])
+
+    def for_validation(self) -> Task:
+        """Returns a copy without label smoothing and class weights."""
+        plain = copy.copy(self)
+        plain.label_smoothing, plain.class_weights = 0.0, None
+        return plain
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Returns the cross-entropy of each example in nats, float32 (batch,), computed from logits.
+
+    Args:
+      logits: float32 (batch, 1), the second class's logit, or (batch, classes).
+      labels: integers (batch,).
+    """
+    if logits.shape[-1] == 1:
+        targets = tf.cast(labels, logits.dtype)
+        return tf.nn.sigmoid_cross_entropy_with_logits(targets, logits[:, 0])
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def mean_class_losses(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the mean of `cross_entropy` over all classes as labels, float32 (batch,).
+
+    Args:
+      logits: float32 (batch, 1), the second class's logit, or (batch, classes).
+    """
+    logits = class_logits(logits)
+    return tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
+
+
+def class_logits(logits: tf.Tensor) -> tf.Tensor:
+    """Returns one logit for each class, (batch, classes): of a single one, 0 and itself."""
+    if logits.shape[-1] == 1:
+        return tf.concat([tf.zeros_like(logits), logits], axis=-1)
+    return logits
+
+
+def predicted_labels(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the class of the largest probability, int32 (batch,)."""
+    if logits.shape[-1] == 1:
+        return tf.cast(logits[:, 0] > 0, tf.int32)
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+
+def balanced_weights(photos_per_class: Sequence[int]) -> tuple[float, ...]:
+    """Returns weights by which all classes count the same, and a photo 1 on average.
+
+    As scikit-learn's `class_weight="balanced"`: photos / (classes * photos of the class).
+
+    Args:
+      photos_per_class: by label; classes without any get weight 0.
+    """
+    present = [count for count in photos_per_class if count]
+    each = sum(present) / len(present)
+    return tuple(each / count if count else 0.0 for count in photos_per_class)

@@ -1,0 +1,91 @@
+"""What all workers of a run must have in common: settings and photos."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.data.loader import DataLoader
+from research.runs.run_directory import PhotoEntry
+from research.settings.train_config import TrainConfig
+from research.system.errors import UserError
+
+SPLITS_OF_A_RUN = ("train", "validation")
+
+
+def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
+    """Raises `UserError` unless this worker was given the same settings as the chief.
+
+    Paths may differ: photos are compared by name, Python files by content, and weights come from
+    the chief.
+
+    Args:
+      own: the settings of this worker as JSON, and the digests of its Python files by setting.
+      chief: those of the chief.
+    """
+    differences = TrainConfig.from_json(chief[0]).differences(TrainConfig.from_json(own[0]))
+    for name, digest in own[1].items():
+        differences.pop(name, None)
+        if chief[1].get(name) != digest:
+            differences[name] = (f"a file of SHA-256 {chief[1].get(name)}", digest)
+    _refuse_others(
+        "settings",
+        {
+            name: differences[name]
+            for name in differences
+            if name not in ("image_folder", "weights")
+        },
+        "give all workers the same flags",
+    )
+
+
+def check_data(data: Mapping[str, Any], chief: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless this worker has the same photos as the chief."""
+    differences = {
+        name: (chief[name], value) for name, value in data.items() if chief[name] != value
+    }
+    _refuse_others("photos", differences, "give all workers the same ones")
+
+
+def _refuse_others(what: str, differences: Mapping[str, tuple[Any, Any]], remedy: str) -> None:
+    if differences:
+        named = "; ".join(
+            f"{name} is {there!r} there and {here!r} here"
+            for name, (there, here) in differences.items()
+        )
+        raise UserError(f"the chief has other {what}: {named}; {remedy}")
+
+
+def describe_data(photos: DataLoader) -> dict[str, Any]:
+    """Returns what tells a run's photos from others: their number, names and stored contents."""
+    described: dict[str, Any] = {}
+    for split in SPLITS_OF_A_RUN:
+        examples = photos.examples(split)
+        described[f"{split}_photos"] = len(examples)
+        described[f"{split}_names_sha256"] = _hash_of_lines(examples.names)
+        described[f"{split}_contents_sha256"] = _hash_of_lines(examples.digests)
+        targets = {"label": examples.labels, **examples.arrays}
+        described[f"{split}_labels_sha256"] = _hash_of_lines(
+            [
+                f"{name}{hashlib.sha256(array.tobytes()).hexdigest()}"
+                for name, array in targets.items()
+            ]
+        )
+    return described
+
+
+def list_photos(photos: DataLoader) -> list[PhotoEntry]:
+    """Returns what `describe_data` is about photo by photo, to name one that changed."""
+    listed = []
+    for split in SPLITS_OF_A_RUN:
+        examples = photos.examples(split)
+        listed += [
+            PhotoEntry(split, digest, name)
+            for digest, name in zip(examples.digests, examples.names, strict=True)
+        ]
+    return listed
+
+
+def _hash_of_lines(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

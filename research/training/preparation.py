@@ -1,0 +1,245 @@
+"""All that is built, restored and agreed on before a run's first step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from research.data.loader import DataLoader
+from research.data.source import Source
+from research.models.cost import largest_output
+from research.optimization.averages import WeightAverages
+from research.optimization.groups import Group
+from research.runs.checkpoints import Checkpoints
+from research.runs.logbook import Logbook, Records, SilentLogbook
+from research.runs.run_directory import RunDirectory
+from research.runs.tracker import open_tracker
+from research.settings.durations import parse_steps
+from research.settings.hyperrule import follow_hyperrule
+from research.settings.train_config import TrainConfig
+from research.system.devices import resolve_xla
+from research.system.errors import UserError
+from research.system.machine import free_memory
+from research.system.team import Team
+from research.tasks.checks import sum_shapes
+from research.tasks.metrics import mean_metrics
+from research.tasks.task import Task
+from research.training.agreement import check_data, describe_data, list_photos
+from research.training.builder import (
+    BuiltNetwork,
+    build_network,
+    check_supported,
+    feature_epochs,
+    follow_weights,
+    make_augmentation,
+    make_groups,
+    make_loader,
+    make_task,
+    weigh_classes,
+)
+from research.training.learner import StepOptions
+from research.training.plan import Plan, Position, make_plan
+from research.training.run_state import RunState, make_checkpoint, variables_of
+from research.training.trunk.frozen_layers import Feeds, FrozenLayers
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is trained, on what and for how long: all that is built before the first step.
+
+    Attributes:
+      config: the settings, with those that the HyperRule chooses filled in.
+      team: this process and those that train with it.
+      task: what is learned.
+      built: the network.
+      loader: the photos.
+      plan: the steps.
+      groups: the parameter groups, in the order in which they begin.
+      state: the clock and sums.
+      averages: of the weights; None where none are kept.
+      frozen: the layers that never change.
+      options: how steps are computed.
+    """
+
+    config: TrainConfig
+    team: Team
+    task: Task
+    built: BuiltNetwork
+    loader: DataLoader
+    plan: Plan
+    groups: tuple[Group, ...]
+    state: RunState
+    averages: WeightAverages | None
+    frozen: FrozenLayers
+    options: StepOptions
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of the loss and the task's figures."""
+        nothing = self.state.tally.empty_copy().read()
+        return list(mean_metrics(nothing, self.task.figures).values)
+
+    @property
+    def position(self) -> Position:
+        """Where to go on."""
+        return self.plan.position(self.state.current_step, self.state.within_epoch)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are trained, or the validation loss no longer falls."""
+        patience = self.config.early_stopping
+        stalled = patience is not None and int(self.state.epochs_without_gain.numpy()) >= patience
+        return stalled or self.position.epoch >= self.plan.epochs
+
+    def counts_for_early_stopping(self, epoch: int) -> bool:
+        """Tells whether all that is to be trained was trained in an epoch."""
+        last_beginning = max(group.schedule.first_step for group in self.groups)
+        return epoch * self.plan.steps_per_epoch >= last_beginning
+
+
+def set_up(
+    requested: TrainConfig, team: Team, source: Source, kind: type[Task] | None = None
+) -> Run:
+    """Builds what a config describes, on this process's devices.
+
+    Args:
+      requested: the settings as they were given.
+      team: this process and those that train with it.
+      source: the photos.
+      kind: what to learn instead of the task that the settings name.
+    """
+    strategy = team.strategy
+    replicas = strategy.num_replicas_in_sync
+    task = make_task(requested, kind)
+    loader = make_loader(requested, source)
+    check_views(requested, loader)
+    with strategy.scope():
+        built = build_network(requested, source.class_names, task)
+    with team.chief_first():
+        source.count("train")  # prepares a data set that is not there yet
+    check_memory(requested, built, source)
+    config = follow_hyperrule(requested, loader.num_train_examples)
+    if config != requested:
+        check_supported(config, type(task))
+        loader = loader.with_augmentation(make_augmentation(config))
+    if config.class_weights == "balanced":
+        weigh_classes(task, loader)
+    plan = make_plan(config, loader.num_train_examples)
+    check_traced_steps(config, plan)
+    model = built.network.model
+    shapes = sum_shapes(task, model.logits, loader.train_batches.element_spec)
+    with strategy.scope():
+        state = RunState(shapes)
+        groups = make_groups(config, model, state.step, plan)
+        averages = follow_weights(config, model)
+    frozen = FrozenLayers(
+        built.network,
+        loader,
+        plan,
+        feature_epochs(loader, plan, groups),
+        config.trunk_cache,
+        config.cache_dir,
+        replicas,
+    )
+    xla = resolve_xla(config.xla, exchange_within_step(config, task) if replicas > 1 else None)
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
+    return Run(config, team, task, built, loader, plan, groups, state, averages, frozen, options)
+
+
+def exchange_within_step(config: TrainConfig, task: Task) -> str | None:
+    """Says what exchanges values between devices within the forward or backward pass, if any."""
+    if config.bn_mode == "sync":
+        return "bn_mode is 'sync'"
+    return f"the task {type(task).__name__} exchanges values" if task.communicates else None
+
+
+def begin_or_resume(
+    run: Run, requested: TrainConfig, directory: RunDirectory | None, resuming: bool
+) -> tuple[Records, Feeds, bool]:
+    """Brings all workers to where the chief stands, and runs the frozen layers.
+
+    Args:
+      run: as it was set up.
+      requested: its settings as they were given.
+      directory: its folder; None in a worker that is not the chief.
+      resuming: whether there is a run in the folder to go on with.
+
+    Returns:
+      Where to write records; what the epochs take; and whether training goes on from a checkpoint.
+    """
+    model, team = run.built.network.model, run.team
+    data, listed = describe_data(run.loader), list_photos(run.loader)
+    checkpoints, resumed, cached = None, False, None
+    if directory:
+        checkpoint = make_checkpoint(model, run.groups, run.state, run.averages)
+        checkpoints = Checkpoints(checkpoint, directory.checkpoints, run.config.keep_checkpoints)
+        if resuming:
+            directory.check_data(data, listed)
+            cached = directory.read_data().get("cached")
+            # Restored first: what the trunk computes is to come from the weights that go on.
+            resumed = checkpoints.restore_latest()
+    choices = (
+        run.frozen.choose(run.state.current_step, cached)
+        if directory and not run.is_finished
+        else []
+    )
+    cached_now = {choice.phase.given: choice.decision.place is not None for choice in choices}
+    chief = team.chiefs_word({"data": data, "resumed": resumed, "cached": cached_now})
+    check_data(data, chief["data"])
+    team.copy_from_chief(variables_of(model, run.groups, run.state, run.averages))
+    if not directory and not run.is_finished:
+        choices = run.frozen.choose(run.state.current_step, chief["cached"])
+    feeds = run.frozen.run(choices)
+    if directory is None or checkpoints is None:
+        return SilentLogbook(run.plan), feeds, chief["resumed"]
+    tracker = open_tracker(run.config.tracker)
+    if not resuming:
+        chosen = {
+            name: value
+            for name, value in dataclasses.asdict(run.config).items()
+            if getattr(requested, name) != value
+        }
+        data = {**data, "cached": cached_now, "chosen_by_hyperrule": chosen}
+        directory.create(requested, run.loader.class_names, data, listed)
+    return Logbook(directory, run.plan, checkpoints, tracker), feeds, resumed
+
+
+def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> None:
+    """Raises `UserError` where a batch alone is more than the memory that is free.
+
+    What training takes beyond that is not foreseen. On GPUs it is theirs that counts, of which
+    TensorFlow tells when it is not enough.
+    """
+    if tf.config.list_logical_devices("GPU"):
+        return
+    number = keras.config.dtype_policy().compute_dtype
+    bytes_a_photo = largest_output(built.network.model.backbone.layers) * tf.as_dtype(number).size
+    batch = min(config.batch_size, source.count("train"))
+    if batch * bytes_a_photo > free_memory():
+        raise UserError(
+            f"a layer of {config.backbone} puts out {batch * bytes_a_photo / 1e9:,.1f} GB for "
+            f"{batch:,} photos of {config.image_size} pixels, and {free_memory() / 1e9:,.1f} GB "
+            "are free; give a smaller --batch_size or --image_size"
+        )
+
+
+def check_views(config: TrainConfig, loader: DataLoader) -> None:
+    """Raises `UserError` where a cache is asked for, and the views of photos are endless."""
+    endless = loader.augmentation.endless
+    if endless and config.epochs and config.trunk_cache in ("memory", "disk"):
+        raise UserError(
+            f"trunk_cache is {config.trunk_cache!r}, but {endless} shows each photo differently in "
+            "every epoch; give --trunk_cache=auto, or only --horizontal_flip, whose two views can "
+            "be cached"
+        )
+
+
+def check_traced_steps(config: TrainConfig, plan: Plan) -> None:
+    """Raises `UserError` unless the run has the steps that are to be traced."""
+    traced = parse_steps(config.profile_steps)
+    if traced and traced[-1] > plan.steps:
+        raise UserError(
+            f"profile_steps is {config.profile_steps!r}, but the run has {plan.steps:,} steps"
+        )

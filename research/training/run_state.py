@@ -1,0 +1,133 @@
+"""What a run resumes from: its clock and sums, and all variables by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+from research.models.wrapper import Wrapper
+from research.optimization.averages import WeightAverages
+from research.optimization.groups import Group
+from research.optimization.loss_scale import LossScale
+from research.tasks.metrics import Tally
+from research.training.meter import Stopwatch
+
+
+class RunState:
+    """What a run must remember besides its model and optimizers. Built under a strategy scope.
+
+    Args:
+      shapes: of the training sums, by name.
+
+    Attributes:
+      step: int64, the run's one clock: steps made so far, those skipped by float16 included.
+      loss_scale: for float16.
+      tally: the training sums of the epoch under way.
+      best_loss: the least validation loss so far, infinite before the first.
+      epochs_without_gain: int64, how many epochs ago that was, of those that early stopping
+        counts.
+      seconds: time spent so far, over all resumptions, from when the network is built: running
+        the frozen layers beforehand, validation and checkpoints are in it. What was lost with a
+        kill is not: it goes back with the other values.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.step = tf.Variable(
+            0,
+            trainable=False,
+            dtype=tf.int64,
+            name="step",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        self.loss_scale = LossScale(keras.config.dtype_policy().compute_dtype == "float16")
+        self.tally = Tally(shapes)
+        self.best_loss = tf.Variable(math.inf, trainable=False, dtype=tf.float64)
+        self.epochs_without_gain = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        self._stopwatch = Stopwatch()
+
+    def count_seconds(self) -> None:
+        """Adds the time since the last call, or since the run was set up, to `seconds`."""
+        self.seconds.assign_add(self._stopwatch.lap())
+
+    @property
+    def within_epoch(self) -> bool:
+        """Whether steps were made since the last validation."""
+        return bool(self.tally.read()["weight"] > 0)
+
+    def note_validation(self, loss: float, counts: bool) -> bool:
+        """Remembers a validation loss, and tells whether it is the least so far.
+
+        Args:
+          loss: in nats.
+          counts: whether early stopping counts an epoch without a lower one.
+        """
+        is_best = loss < float(self.best_loss.numpy())
+        if is_best:
+            self.best_loss.assign(loss)
+            self.epochs_without_gain.assign(0)
+        elif counts:
+            self.epochs_without_gain.assign_add(1)
+        return is_best
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """All that is remembered, by its name in a checkpoint."""
+        return {
+            "step": self.step,
+            "tally": self.tally.variable,
+            "best_loss": self.best_loss,
+            "epochs_without_gain": self.epochs_without_gain,
+            "seconds": self.seconds,
+            "loss_scale": self.loss_scale.scale,
+            "good_steps": self.loss_scale.good_steps,
+            "skipped_steps": self.loss_scale.skipped_steps,
+        }
+
+    @property
+    def current_step(self) -> int:
+        """Fetches the clock from the device."""
+        return int(tf.convert_to_tensor(self.step))
+
+
+def make_checkpoint(
+    model: Wrapper,
+    groups: tuple[Group, ...],
+    state: RunState,
+    averages: WeightAverages | None = None,
+) -> tf.train.Checkpoint:
+    """Names all that a run resumes from.
+
+    Random layers, such as Dropout, count their draws in variables that Keras keeps apart from a
+    layer's weights, and that a checkpoint of the model alone leaves out.
+    """
+    weights = {id(variable) for variable in model.weights}
+    counters = [variable.value for variable in model.variables if id(variable) not in weights]
+    optimizers: dict[str, keras.optimizers.Optimizer] = {
+        f"{group.name}_optimizer": group.optimizer for group in groups
+    }
+    return tf.train.Checkpoint(
+        model=model,
+        random_counters=counters,
+        averages=averages.variables if averages else [],
+        **state.variables,
+        **optimizers,
+    )
+
+
+def variables_of(
+    model: Wrapper,
+    groups: tuple[Group, ...],
+    state: RunState,
+    averages: WeightAverages | None = None,
+) -> list[tf.Variable]:
+    """Returns all variables that a checkpoint of `make_checkpoint` holds."""
+    return [
+        *(variable.value for variable in model.variables),
+        *(variable.value for group in groups for variable in group.optimizer.variables),
+        *(averages.variables if averages else ()),
+        *state.variables.values(),
+    ]

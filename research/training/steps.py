@@ -1,0 +1,132 @@
+"""The training step and the evaluation step, written as if there were one device.
+
+Each function runs in a replica context: on its device's part of the batch. A training step has
+three parts. `Task.gradients` computes without communication, so that XLA can compile it;
+`reduce_gradients` adds up over the devices; `apply_gradients` is left out where float16 overflowed.
+`learner.py` puts them together in a `tf.function`, around `strategy.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from research.data.batches import Batch
+from research.models.network import Network
+from research.optimization.groups import Group
+from research.tasks.metrics import Sums
+from research.tasks.task import Gradients, Task
+
+
+class Update(NamedTuple):
+    """What all devices agree on before the weights change.
+
+    Attributes:
+      gradients: of the mean loss and the penalties, clipped; one for each variable.
+      sums: over the whole batch.
+      norms: the norm of each group's gradient before clipping, by name, float32 scalars.
+      penalty: float32 scalar, what regularizers add to the loss.
+      finite: bool scalar, whether all gradients are finite numbers.
+    """
+
+    gradients: list[tf.Tensor]
+    sums: Sums
+    norms: dict[str, tf.Tensor]
+    penalty: tf.Tensor
+    finite: tf.Tensor
+
+
+def add_gradients(first: Gradients, second: Gradients) -> Gradients:
+    """Adds up what two batches gave."""
+    return tf.nest.map_structure(tf.add, first, second)
+
+
+def reduce_gradients(
+    groups: Sequence[Group],
+    gradients: Gradients,
+    clip_norm: float | None = None,
+    loss_scale: tf.Tensor | float = 1.0,
+) -> Update:
+    """Adds up over the devices, and divides once: all of them get the same update.
+
+    Args:
+      groups: whose variables the gradients belong to, in their order.
+      gradients: of this device.
+      clip_norm: the greatest norm of the gradient over all groups together; a greater one is
+        scaled down to it (Pascanu et al. 2013, arXiv 1211.5063). None to leave it.
+      loss_scale: the factor that `Task.gradients` was given, taken out again here.
+    """
+    variables = [variable for group in groups for variable in group.variables]
+    totals, sums = _sum_over_devices(gradients)
+    means = [tf.math.divide_no_nan(total / loss_scale, sums["weight"]) for total in totals]
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(mean)) for mean in means])
+    penalty, slopes = _penalties(variables)
+    means = [
+        mean if slope is None else mean + slope for mean, slope in zip(means, slopes, strict=True)
+    ]
+    norms, rest = {}, means
+    for group in groups:
+        own, rest = rest[: len(group.variables)], rest[len(group.variables) :]
+        norms[group.name] = tf.linalg.global_norm(own)
+    if clip_norm is not None:
+        norm = tf.linalg.global_norm(list(norms.values()))
+        means, _ = tf.clip_by_global_norm(means, clip_norm, use_norm=norm)
+    return Update(means, sums, norms, penalty, finite)
+
+
+def apply_gradients(groups: Sequence[Group], gradients: Sequence[tf.Tensor]) -> None:
+    """Lets each group's optimizer update its variables."""
+    rest = list(gradients)
+    for group in groups:
+        own, rest = rest[: len(group.variables)], rest[len(group.variables) :]
+        group.apply(own)
+
+
+def eval_step(task: Task, network: Network, batch: Batch) -> Sums:
+    """Returns the batch's sums over all devices, in inference mode."""
+    return _sum_over_devices(task.sums(predict_step(network, batch), batch))
+
+
+def predict_step(network: Network, batch: Batch) -> tf.Tensor:
+    """Returns the batch's logits, float32 (batch, 1 or classes), in inference mode.
+
+    Where a batch has mirror images too, they are the mean of both.
+    """
+    logits = network.logits(batch, training=False)
+    if "mirrored" in batch:
+        mirrored = network.logits({**batch, "image": batch["mirrored"]}, training=False)
+        logits = (logits + mirrored) / 2
+    return logits
+
+
+def _sum_over_devices(values: Any) -> Any:
+    """Adds up each tensor of a structure over the devices, in one exchange."""
+    context = tf.distribute.get_replica_context()
+    flat = tf.nest.flatten(values)
+    return tf.nest.pack_sequence_as(values, context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
+
+
+def _penalties(
+    variables: Sequence[keras.Variable],
+) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
+    """Returns the sum of the variables' regularizers and its gradient, None where there is none.
+
+    A penalty is no mean over photos: it is added once, not for each device or part of a batch.
+    """
+    values = [variable.value for variable in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        penalty = tf.add_n(
+            [
+                tf.zeros([]),
+                *(
+                    tf.cast(variable.regularizer(variable.value), tf.float32)
+                    for variable in variables
+                    if variable.regularizer is not None
+                ),
+            ]
+        )
+    return penalty, tape.gradient(penalty, values)

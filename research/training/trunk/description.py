@@ -1,0 +1,94 @@
+"""Describes all that kept features and activations follow from, so that files can be told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from research.data.loader import DataLoader
+from research.models.network import Network
+
+
+def describe_kept(
+    network: Network, loader: DataLoader, kept: str, views: Mapping[str, int]
+) -> dict[str, dict[str, Any]] | None:
+    """Describes, by split, all that what is kept follows from; None if layers cannot be told.
+
+    What photos are turned into before the first layer is described by what becomes of a test
+    picture, in each view.
+
+    Args:
+      network: whose frozen layers are run.
+      loader: the photos as they are shown to them.
+      kept: `features` or `activations`.
+      views: in how many views photos are shown, by split.
+    """
+    model, parts = network.model, network.parts
+    try:
+        layers = _without(json.loads(model.backbone.to_json()), ("trainable", "synchronized"))
+    except (NotImplementedError, TypeError, ValueError):  # a layer that cannot be written down
+        return None
+    frozen, trained = parts.trunk, None
+    if kept == "features":
+        # What is trained is folded otherwise, which shows in the last bits.
+        frozen = model.backbone
+        trained = [layer.trainable for layer in model.backbone._flatten_layers()]
+    weights = hashlib.sha256()
+    for variable in frozen.weights if frozen else ():
+        weights.update(f"{variable.shape}".encode())
+        weights.update(np.ascontiguousarray(variable.numpy()).data)
+    made_by = {
+        "format": 1,
+        "kept": kept,
+        "layers_sha256": _hash_of_json([layers, trained]),
+        "weights_sha256": weights.hexdigest(),
+        "crossing": list(parts.crossing),
+        "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
+        "tensorflow": importlib.metadata.version("tensorflow"),
+        "keras": importlib.metadata.version("keras"),
+    }
+    described = {}
+    for split, count in views.items():
+        (pixels,) = loader.examples(split).inputs
+        described[split] = {
+            **made_by,
+            "photos": len(pixels),
+            "photos_sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
+            "views": count,
+            "prepared_sha256": _prepared(loader, split, pixels.shape[1], count),
+        }
+    return described
+
+
+def _prepared(photos: DataLoader, split: str, size: int, views: int) -> str:
+    """Hashes what becomes of a test picture before the first layer, in each view."""
+    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.float32)
+    digest = hashlib.sha256()
+    for view in range(views):
+        image: tf.Tensor = tf.constant(picture)
+        augmentation = photos.augmentation_of(split)
+        if views > 1:
+            image = augmentation.apply(image, augmentation.numbers_of(view)[np.newaxis])
+        if photos.preprocessing:
+            image = photos.preprocessing(image)
+        digest.update(image.numpy().data)
+    return digest.hexdigest()
+
+
+def _hash_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _without(config: Any, left_out: tuple[str, ...]) -> Any:
+    """Leaves out settings that do not change what frozen layers make, at every depth."""
+    if isinstance(config, dict):
+        return {
+            key: _without(value, left_out) for key, value in config.items() if key not in left_out
+        }
+    return [_without(value, left_out) for value in config] if isinstance(config, list) else config

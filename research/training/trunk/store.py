@@ -1,0 +1,190 @@
+"""Arrays kept on disk between runs, each set found by a description of what it was made from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+import ml_dtypes
+import numpy as np
+
+from research.data.rows import Rows
+from research.system.errors import UserError
+
+# No others: an array of Python objects, mapped from a file, would be pointers to anywhere.
+NUMBER_FORMATS = {
+    np.dtype(kind).name: np.dtype(kind)
+    for kind in (
+        np.uint8,
+        np.int32,
+        np.int64,
+        ml_dtypes.bfloat16,
+        np.float16,
+        np.float32,
+        np.float64,
+    )
+}
+
+MakeRows = Callable[[tuple[int, ...], np.dtype], Rows]
+
+
+class CacheStore:
+    """A folder of entries; each is a folder of raw arrays and `contents.json`, which tells of them.
+
+    An entry gets its name only when it is complete and on disk. Until then it lies in a folder
+    `*.partial`, guarded by a lock that ends with the process: what a killed run leaves is removed
+    by the next one that wants the same.
+
+    Args:
+      folder: need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether anything is kept at all."""
+        return any(self.folder.glob("*/contents.json"))
+
+    def find(self, description: Mapping[str, Any]) -> tuple[np.ndarray, ...] | None:
+        """Returns the arrays made from what is described, None if there are none.
+
+        An entry that is not as it was written counts as none.
+        """
+        entry = self._entry(description)
+        try:
+            contents = json.loads((entry / "contents.json").read_text(encoding="utf-8"))
+            if contents["made_from"] != dict(description):
+                return None
+            return tuple(
+                _open(entry / f"{index}.bin", array)
+                for index, array in enumerate(contents["arrays"])
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def find_or_make(
+        self,
+        description: Mapping[str, Any],
+        make: Callable[[MakeRows], Sequence[Rows]],
+        is_right: Callable[[Sequence[np.ndarray]], bool] = lambda _: True,
+    ) -> tuple[np.ndarray, ...]:
+        """Returns the arrays described; makes them if there are none.
+
+        Another process that makes them is waited for.
+
+        Args:
+          description: of what they are made from, and how; a JSON object.
+          make: fills rows that the function given to it makes.
+          is_right: a last look at arrays that were found; if it says no, they are made anew.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        found = self.find(description)
+        if found is not None and is_right(found):
+            return found
+        entry = self._entry(description)
+        with self._writing(), self._lock(entry):
+            found = self.find(description)
+            if found is not None and is_right(found):
+                return found
+            self._remove_leftovers()
+            partial = entry.with_name(entry.name + ".partial")
+            for leftover in (entry, partial):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir()
+            try:
+                self._make(partial, description, make)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            os.replace(partial, entry)
+            found = self.find(description)
+        if found is None:
+            raise UserError(f"{str(entry)!r} cannot be read back after it was written")
+        return found
+
+    @contextlib.contextmanager
+    def _lock(self, entry: Path) -> Iterator[None]:
+        lock = filelock.FileLock(f"{entry}.lock")
+        try:
+            lock.acquire(timeout=0.1)
+        except filelock.Timeout:
+            print("trunk cache  waiting for another run that makes the same", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed runs left: nobody holds its lock."""
+        for partial in self.folder.glob("*.partial"):
+            with (
+                contextlib.suppress(filelock.Timeout),
+                filelock.FileLock(partial.with_suffix(".lock"), timeout=0),
+            ):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _make(
+        self,
+        folder: Path,
+        description: Mapping[str, Any],
+        make: Callable[[MakeRows], Sequence[Rows]],
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            files: list[IO[bytes]] = []
+
+            def make_rows(shape: tuple[int, ...], dtype: np.dtype) -> Rows:
+                file = stack.enter_context((folder / f"{len(files)}.bin").open("wb+"))
+                files.append(file)
+                way_out = f"make room in {str(self.folder)!r}, or give another --cache_dir"
+                return Rows(shape, dtype, file, way_out)
+
+            arrays = [rows.finish() for rows in make(make_rows)]
+            contents = {
+                "made_from": dict(description),
+                "arrays": [{"shape": array.shape, "dtype": array.dtype.name} for array in arrays],
+            }
+            listing = stack.enter_context((folder / "contents.json").open("w", encoding="utf-8"))
+            json.dump(contents, listing, indent=2)
+            listing.flush()
+            for number in [file.fileno() for file in files] + [listing.fileno()]:
+                os.fsync(number)
+
+    def _entry(self, description: Mapping[str, Any]) -> Path:
+        text = json.dumps(dict(description), sort_keys=True)
+        return self.folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cache_dir {str(self.folder)!r} cannot be written ({error.strerror or error}); "
+                "give another --cache_dir, or --trunk_cache=off"
+            ) from error
+
+
+def _open(file: Path, array: Mapping[str, Any]) -> np.ndarray:
+    """Maps a file; raises ValueError or KeyError unless it is as long as its array of numbers."""
+    dtype = NUMBER_FORMATS[array["dtype"]]
+    shape = tuple(array["shape"])
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"{shape} is no shape")
+    expected = math.prod(shape) * dtype.itemsize
+    if file.stat().st_size != expected:
+        raise ValueError(f"{str(file)!r} has not {expected} bytes")
+    return np.memmap(file, dtype, "r", shape=shape)

@@ -1,1 +1,0 @@
-"""What frozen layers compute, kept instead of computed in every epoch."""

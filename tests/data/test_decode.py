@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from research.data.decode import DamagedImageError, decode_image, oddities_ignored
+from tests.helpers import ROOT
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def halves(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
+    """Left half red, right half blue."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[:, : size[0] // 2] = (255, 0, 0)
+    pixels[:, size[0] // 2 :] = (0, 0, 255)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG"])
+def test_every_format_gives_rgb_of_its_own_size(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = decode_image(encode(halves(), kind, **options))
+    assert pixels.shape == (20, 40, 3)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels[10, 2], (255, 0, 0), atol=3)
+    np.testing.assert_allclose(pixels[10, 37], (0, 0, 255), atol=3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "left", "right"),
+    [
+        ("L", "PNG", (76, 76, 76), (29, 29, 29)),
+        ("1", "PNG", None, None),
+        ("P", "PNG", (255, 0, 0), (0, 0, 255)),
+        ("RGBA", "PNG", (255, 0, 0), (0, 0, 255)),
+        ("CMYK", "JPEG", (255, 0, 0), (0, 0, 255)),  # inverted, as Adobe's and Pillow's are
+        ("CMYK", "TIFF", (255, 0, 0), (0, 0, 255)),
+        ("LAB", "TIFF", None, None),
+    ],
+)
+def test_other_colour_modes_become_rgb(mode, kind, left, right):
+    image = ImageCms.profileToProfile(*to_lab()) if mode == "LAB" else halves(mode)
+    pixels = decode_image(encode(image, kind))
+    assert pixels.shape == (20, 40, 3)
+    if left:
+        np.testing.assert_allclose(pixels[10, 2], left, atol=4)
+        np.testing.assert_allclose(pixels[10, 37], right, atol=4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("size", [None, 16])
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(kind, size):
+    shades = np.repeat(np.arange(16, dtype=np.uint16) * 4369, 16).reshape(16, 16)
+    pixels = decode_image(encode(Image.fromarray(shades), kind), size)
+    np.testing.assert_array_equal(pixels, np.stack([shades // 257] * 3, axis=-1))
+
+
+def test_sixteen_bits_a_colour_are_scaled_to_eight():
+    red_to_black = b"P6 2 1 65535\n" + np.array([65535, 0, 0, 0, 0, 0], ">u2").tobytes()
+    np.testing.assert_array_equal(decode_image(red_to_black), [[(255, 0, 0), (0, 0, 0)]])
+
+
+@pytest.mark.parametrize("numbers", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(numbers):
+    content = encode(Image.fromarray(np.full((4, 4), 7, numbers)), "TIFF")
+    with pytest.raises(DamagedImageError, match="32-bit numbers"):
+        decode_image(content)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "GIF")]
+)
+@pytest.mark.parametrize("size", [None, 8])
+def test_what_is_transparent_becomes_white(mode, kind, size):
+    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))  # black that nobody sees
+    image.paste((0, 0, 0, 255), (20, 0, 40, 20))
+    image = image.quantize(4) if mode == "P" else image.convert(mode)
+    pixels = decode_image(encode(image, kind), size)
+    np.testing.assert_allclose(pixels[3, 1], (255, 255, 255), atol=3)
+    np.testing.assert_allclose(pixels[3, -2], (0, 0, 0), atol=3)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
+def test_of_several_frames_the_first_is_taken(kind):
+    frames = [Image.new("RGB", (24, 16), colour) for colour in ("red", "lime", "blue")]
+    content = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+    for size in (None, 16):
+        assert np.abs(decode_image(content, size) - np.array((255.0, 0, 0))).max() <= 3
+
+
+def test_a_photo_of_one_pixel_and_one_of_20_000_are_used():
+    assert (decode_image(encode(Image.new("RGB", (1, 1), "red"), "PNG"), 8) == (255, 0, 0)).all()
+    wide = decode_image(encode(halves(size=(20_000, 30)), "JPEG"), 8)
+    np.testing.assert_allclose(wide[4, [0, 7]], [(255, 0, 0), (0, 0, 255)], atol=4)
+
+
+@pytest.mark.parametrize("cut", [2, 6, 12])
+def test_a_photo_with_damaged_exif_is_used_as_it_lies(cut):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "a maker whose name is written behind the entries"
+    content = encode(halves(), "JPEG", exif=exif.tobytes()[:-cut])
+    whole = encode(halves(), "JPEG")
+    with oddities_ignored():
+        pixels = decode_image(content)
+    assert pixels.shape in ((20, 40, 3), (40, 20, 3))  # the entry that turns it may be whole
+    assert pixels.sum() == decode_image(whole).sum()
+    nonsense = encode(halves(), "JPEG", exif=b"Exif\0\0" + bytes(range(40)))
+    with oddities_ignored():
+        np.testing.assert_array_equal(decode_image(nonsense), decode_image(whole))
+
+
+def test_a_jpeg_without_a_jfif_header_is_used():
+    content = encode(halves(), "JPEG")
+    length = int.from_bytes(content[4:6], "big")
+    assert content[2:4] == b"\xff\xe0"
+    without = content[:2] + content[4 + length :]
+    assert b"JFIF" not in without
+    np.testing.assert_array_equal(decode_image(without), decode_image(content))
+
+
+def test_content_decides_and_not_the_name():
+    for kind in ("BMP", "GIF", "WEBP", "AVIF", "TIFF"):
+        assert decode_image(encode(halves(), kind), 8).shape == (8, 8, 3)
+
+
+def to_lab() -> tuple[Image.Image, object, object, int, str]:
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return halves(), *profiles, 0, "LAB"
+
+
+def test_a_photo_is_turned_upright_by_its_exif_orientation():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
+    pixels = decode_image(encode(halves(), "PNG", exif=exif))
+    assert pixels.shape == (40, 20, 3)
+    np.testing.assert_array_equal(pixels[2, 10], (255, 0, 0))
+
+
+def test_resizing_averages_instead_of_picking_pixels():
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[::2] = 255  # stripes one pixel wide: picking would give black or white
+    small = decode_image(encode(Image.fromarray(pixels), "PNG"), 8)
+    assert small.shape == (8, 8, 3)
+    np.testing.assert_allclose(small, 127, atol=16)
+
+
+def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same():
+    gradient = np.linspace(0, 255, 1600, dtype=np.uint8)
+    image = Image.fromarray(np.broadcast_to(gradient[None, :, None], (1200, 1600, 3)).copy())
+    by_jpeg = decode_image(encode(image, "JPEG", quality=95), 64).astype(int)
+    by_png = decode_image(encode(image, "PNG"), 64).astype(int)
+    assert np.abs(by_jpeg - by_png).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("stored", "size", "decoded"),
+    [(479, 160, 479), (480, 160, 240), (960, 160, 240), (800, 50, 100)],
+)
+def test_no_more_of_a_jpeg_is_decoded_than_needed(monkeypatch, stored, size, decoded):
+    seen = []
+    resize = Image.Image.resize
+
+    def spy(image, *arguments, **options):
+        seen.append(image.size)
+        return resize(image, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    pixels = decode_image(encode(halves(size=(stored, stored)), "JPEG"), size)
+    assert pixels.shape == (size, size, 3)
+    assert seen == [(decoded, decoded)]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read"),
+        (b"", "empty file"),
+        (b"<html>not found</html>", "not an image but an HTML page"),
+        (b"\r\n<!DOCTYPE html><title>404</title>", "not an image but an HTML page"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
+        (b"GIF89a" + bytes(7) + b";", "not an image"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "not an image of a known format"),
+        (encode(halves(size=(400, 300)), "JPEG")[:500], "(?i)truncated"),
+        (encode(halves(size=(400, 300)), "PNG")[:60], "."),
+    ],
+)
+def test_damaged_content_is_named_not_decoded(content, reason):
+    with pytest.raises(DamagedImageError, match=reason) as error:
+        decode_image(content, 32)
+    assert "\n" not in str(error.value)
+
+
+# Without TensorFlow, which would need far more memory than the pictures.
+PEAK_OF_BOMBS = """
+import pathlib, struct, sys, zlib
+from research.data.decode import DamagedImageError, decode_image, oddities_ignored
+
+def png(side):
+    packer = zlib.compressobj(1)
+    rows = [packer.compress(bytes((1 + side) * 1000)) for _ in range(side // 1000)]
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", b"".join([*rows, packer.flush()])), (b"IEND", b"")]
+    return b"\\x89PNG\\r\\n\\x1a\\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+
+gif = struct.pack("<6sHHBBB", b"GIF89a", 60000, 60000, 128, 0, 0) + bytes(6)
+gif += struct.pack("<BHHHHB", 44, 0, 0, 60000, 60000, 0) + b"\\2\\2\\x44\\1\\0;"
+bmp = b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 30000, 30000, 1, 24, 0, 0, 0, 0, 0, 0)
+tiny = pathlib.Path(sys.argv[1]).read_bytes()
+frame = tiny.index(b"\\xff\\xc0") + 5
+jpeg = tiny[:frame] + struct.pack(">HH", 65000, 65000) + tiny[frame + 4 :]
+with oddities_ignored():
+    for bomb in (png(20000), png(13000), gif, bmp, jpeg):
+        try:
+            decode_image(bomb, 64)
+            print("decoded")
+        except DamagedImageError as damage:
+            print(damage)
+status = pathlib.Path("/proc/self/status").read_text()  # getrusage would count the parent's too
+print(status.partition("VmHWM:")[2].split()[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the peak")
+def test_a_decompression_bomb_is_refused_before_it_takes_memory(tmp_path):
+    (tmp_path / "tiny.jpg").write_bytes(encode(halves(), "JPEG"))
+    command = [sys.executable, "-W", "error", "-c", PEAK_OF_BOMBS, str(tmp_path / "tiny.jpg")]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert process.stderr == ""
+    *reasons, peak = process.stdout.splitlines()
+    assert len(reasons) == 5
+    assert all("more than 120,000,000 pixels" in reason for reason in reasons)
+    assert reasons[1].startswith("13,000 x 13,000 is ")
+    assert int(peak) < 200 * 1024  # KiB; a PNG would take 500 MiB or more

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from research.data import rows as rows_module
+from research.data.rows import Rows, rows_of_size
+from research.system.errors import UserError
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rows_are_what_was_added(tmp_path, dtype, on_disk):
+    values = np.random.default_rng(0).uniform(0, 200, (7, 2, 3)).astype(dtype)
+    with (tmp_path / "rows").open("wb+") as file:
+        rows = Rows((10, 2, 3), dtype, file if on_disk else None)
+        for part in (values[:4], values[4:5], values[5:]):
+            rows.append(part)
+        found = rows.finish()
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, values)
+
+
+def test_what_does_not_fit_in_memory_goes_to_a_file_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "fits_in_memory", lambda size: size < 24)
+    assert not isinstance(rows_of_size((2, 3), np.float32).finish(), np.memmap)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    rows = rows_of_size((2, 4), np.float32)
+    rows.append(np.ones((2, 4), np.float32))
+    found = rows.finish()
+    del rows
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_a_way_out():
+    with open("/dev/full", "wb+", buffering=0) as full:
+        rows = Rows((2, 3), np.float32, full, "give another folder")
+        with pytest.raises(UserError, match=r"No space left on device.*; give another folder"):
+            rows.append(np.zeros((2, 3), np.float32))
+
+
+def test_no_rows_are_an_empty_array(tmp_path):
+    with (tmp_path / "rows").open("wb+") as file:
+        assert Rows((3, 2), np.float32, file).finish().shape == (0, 2)

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+
+from research.data.built_in import sketches
+from research.data.decode import decode_image
+from research.data.folder_source import FolderSource, split_fraction
+from research.data.open_source import open_source
+from research.data.source import SPLITS
+from research.data.tfds_source import TfdsSource, standard_splits
+from research.system.errors import UserError
+from tests.helpers import draw_photos
+
+
+def names(source, split):
+    return [example.name for example in source.examples(split)]
+
+
+def test_folder_splits_are_disjoint_and_complete(photo_folder):
+    source = FolderSource(str(photo_folder))
+    found = [names(source, split) for split in SPLITS]
+    everything = sorted(
+        path.relative_to(photo_folder).as_posix() for path in photo_folder.rglob("*.jpg")
+    )
+    assert sorted(itertools.chain(*found)) == everything
+    assert [source.count(split) for split in SPLITS] == [len(part) for part in found]
+
+
+def draw_splits(root: Path, *parts: str) -> Path:
+    for part in parts:
+        (root / part).mkdir(parents=True)
+        draw_photos(root / part, 30)
+    return root
+
+
+@pytest.mark.parametrize("names_of_parts", [("train", "val", "test"), ("Train", "valid", "test")])
+def test_a_folder_that_is_split_stays_split(tmp_path, names_of_parts):
+    source = FolderSource(str(draw_splits(tmp_path, *names_of_parts)))
+    assert source.class_names == ("cat", "dog")
+    for split, part in zip(SPLITS, names_of_parts, strict=True):
+        assert {name.split("/")[0] for name in names(source, split)} == {part}
+        assert source.count(split) == 60
+        labels = {(example.name.split("/")[1], example.label) for example in source.examples(split)}
+        assert labels == {("cat", 0), ("dog", 1)}
+
+
+@pytest.mark.parametrize("other", ["validation", "test"])
+def test_with_one_split_held_out_validation_is_a_tenth_of_the_rest(tmp_path, other):
+    source = FolderSource(str(draw_splits(tmp_path, "train", other)))
+    assert {name.split("/")[0] for name in names(source, "test")} == {other}
+    assert source.count("test") == 60
+    assert 0 < source.count("validation") < 20
+    assert source.count("train") + source.count("validation") == 60
+    assert {name.split("/")[0] for name in names(source, "validation")} == {"train"}
+
+
+def test_a_folder_of_training_photos_alone_is_cut_as_one_without_it(tmp_path):
+    whole = FolderSource(str(draw_splits(tmp_path, "train")))
+    inner = FolderSource(str(tmp_path / "train"))
+    for split in SPLITS:
+        assert names(whole, split) == [f"train/{name}" for name in names(inner, split)]
+
+
+def test_classes_that_are_called_like_splits_are_classes(tmp_path):
+    photos = draw_photos(tmp_path, 5)
+    (photos / "cat").rename(photos / "train")  # on rails, beside a dog
+    assert FolderSource(str(photos)).class_names == ("dog", "train")
+
+
+def test_a_class_that_training_does_not_know_is_refused(tmp_path):
+    draw_splits(tmp_path, "train", "test")
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "bird")
+    with pytest.raises(UserError, match="has the class 'bird' in 'test', but not in 'train'"):
+        FolderSource(str(tmp_path))
+
+
+def test_split_sizes_are_80_10_10():
+    fractions = np.array([split_fraction(f"{index}.jpg") for index in range(20_000)])
+    shares = [np.mean(fractions < 0.8), np.mean((fractions >= 0.8) & (fractions < 0.9))]
+    np.testing.assert_allclose(shares, [0.8, 0.1], atol=0.01)
+
+
+def test_a_photo_keeps_its_split_when_others_come_and_go(tmp_path):
+    folder = draw_photos(tmp_path, 12)
+    before = {name: split for split in SPLITS for name in names(FolderSource(str(folder)), split)}
+    for index in range(30):
+        shutil.copy(folder / "cat" / "cat000.jpg", folder / "dog" / f"other{index}.jpg")
+    (folder / "cat" / "cat003.jpg").unlink()
+    after = {name: split for split in SPLITS for name in names(FolderSource(str(folder)), split)}
+    for name in before.keys() & after.keys():
+        assert before[name] == after[name]
+
+
+def test_labels_follow_the_sorted_class_folders(photo_folder):
+    source = FolderSource(str(photo_folder))
+    assert source.class_names == ("cat", "dog")
+    for example in source.examples("train"):
+        assert example.name.startswith(source.class_names[example.label])
+
+
+def test_stored_order_mixes_the_classes(photo_folder):
+    labels = [example.label for example in FolderSource(str(photo_folder)).examples("train")]
+    assert 0 < sum(labels[:10]) < 10
+
+
+def test_a_file_that_cannot_be_read_is_yielded_without_content(tmp_path):
+    folder = draw_photos(tmp_path, 8)
+    source = FolderSource(str(folder))
+    shutil.rmtree(folder / "cat")
+    contents = {example.name: example.image for s in SPLITS for example in source.examples(s)}
+    assert all(content is None for name, content in contents.items() if name.startswith("cat"))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda folder: None, "no image in its subfolders"),
+        (lambda folder: (folder / "cat").mkdir(), "no image in its subfolders"),
+        (lambda folder: draw_one_class(folder), "images of 1 class in its subfolders"),
+    ],
+)
+def test_a_folder_without_two_classes_is_refused(tmp_path, make, expected):
+    make(tmp_path)
+    with pytest.raises(UserError, match=expected):
+        FolderSource(str(tmp_path))
+
+
+def draw_one_class(folder: Path) -> None:
+    draw_photos(folder, 1)
+    shutil.rmtree(folder / "dog")
+
+
+def test_names_that_are_no_utf8_can_be_printed(tmp_path):
+    folder = draw_photos(tmp_path, 8)
+    name = os.fsencode(folder / "cat") + b"/caf\xe9.jpg"
+    with open(name, "wb") as file:
+        file.write(b"content")
+    examples = {x.name: x for s in SPLITS for x in FolderSource(str(folder)).examples(s)}
+    assert examples["cat/caf\\xe9.jpg"].image == b"content"
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="expected a folder that exists"):
+        FolderSource(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_an_unreadable_folder_is_refused(tmp_path):
+    tmp_path.chmod(0)
+    try:
+        with pytest.raises(UserError, match="cannot be read"):
+            FolderSource(str(tmp_path))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.fixture
+def few_sketches(monkeypatch):
+    monkeypatch.setattr(sketches, "DRAWINGS_PER_CLASS", 20)
+
+
+def test_tfds_splits_are_disjoint_and_complete(few_sketches, tmp_path):
+    source = TfdsSource("sketches", str(tmp_path))
+    found = [names(source, split) for split in SPLITS]
+    assert [len(part) for part in found] == [32, 4, 4]
+    assert [source.count(split) for split in SPLITS] == [32, 4, 4]
+    assert len(set(itertools.chain(*found))) == 40
+    assert source.class_names == ("cat", "dog")
+
+
+def test_the_built_in_digits_are_scikit_learns(tmp_path):
+    source = TfdsSource("digits", str(tmp_path))
+    assert source.class_names == tuple("0123456789")
+    photos = [photo for split in SPLITS for photo in source.examples(split)]
+    assert len(photos) == 1797
+    digits = load_digits()
+    assert collections.Counter(photo.label for photo in photos) == collections.Counter(
+        digits.target.tolist()
+    )
+    names = {photo.name: photo for photo in photos}
+    assert len(names) == 1797
+    small = {decode_image(photo.image)[::8, ::8, 0].tobytes(): photo.label for photo in photos}
+    shades = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    for picture, label in zip(shades[:50], digits.target[:50], strict=True):
+        assert small[picture.tobytes()] == label
+
+
+def test_tfds_order_is_the_same_each_time(few_sketches, tmp_path):
+    source = TfdsSource("sketches", str(tmp_path))
+    assert names(source, "train") == names(source, "train")
+
+
+def test_tfds_takes_split_expressions_and_refuses_nonsense(few_sketches, tmp_path):
+    source = TfdsSource("sketches", str(tmp_path))
+    assert source.count("train[:10%]") == 4
+    with pytest.raises(UserError, match="split is 'tests'; expected train, validation, test"):
+        source.count("tests")
+    assert list(source.examples("train[:0%]")) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (
+            ("train",),
+            {"train": "train[:80%]", "validation": "train[80%:90%]", "test": "train[90%:]"},
+        ),
+        (("test", "train"), {"train": "train[:90%]", "validation": "train[90%:]", "test": "test"}),
+        (
+            ("train", "validation"),
+            {"train": "train[:90%]", "validation": "train[90%:]", "test": "validation"},
+        ),
+        (
+            ("test", "train", "validation"),
+            {"train": "train", "validation": "validation", "test": "test"},
+        ),
+    ],
+)
+def test_a_data_sets_own_splits_are_kept(own, expected):
+    assert standard_splits(own) == expected
+
+
+def test_an_unknown_data_set_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="nearest: cats_vs_dogs") as error:
+        TfdsSource("cats_vs_dog", str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_failed_download_is_one_line_with_the_ways_out(tmp_path, monkeypatch):
+    def fail(self: object) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(UserError) as error:
+        open_source("cats_vs_dogs", None, str(tmp_path)).count("train")
+    message = str(error.value)
+    assert "\n" not in message
+    for way_out in ("--data_dir", "--image_folder", "--dataset=sketches", "no route"):
+        assert way_out in message
+
+
+def test_a_data_set_without_class_labels_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no image with a class label"):
+        TfdsSource("ag_news_subset", str(tmp_path))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from research.models.batch_norm import WeightedBatchNorm, takes_weights, weigh_batch_norm
+
+VALUES = np.random.default_rng(0).normal(3, 2, (6, 4, 4, 5)).astype("f4")
+ALL = np.ones(6, "f4")
+
+
+def a_norm(**settings) -> keras.layers.BatchNormalization:
+    norm = keras.layers.BatchNormalization(**settings)
+    norm.build((None, 4, 4, 5))
+    generator = np.random.default_rng(1)
+    for variable in norm.variables:
+        variable.assign(generator.uniform(0.5, 2, variable.shape))
+    return norm
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"scale": False}, {"center": False}])
+def test_it_is_the_layer_that_it_stands_for(training, settings):
+    """Output, gradient and moving statistics, where every example counts."""
+    plain, norm = a_norm(**settings), a_norm(**settings)
+    weighted = WeightedBatchNorm(norm)
+    values = tf.constant(VALUES)
+    results = []
+    for layer, arguments in ((plain, ()), (weighted, (ALL,))):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            outputs = layer(values, *arguments, training=training)
+            loss = tf.reduce_sum(outputs**3)
+        results.append((outputs, tape.gradient(loss, values)))
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    for expected, found in zip(plain.variables, norm.variables, strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5)
+
+
+def test_examples_that_weigh_nothing_change_nothing():
+    norm, other = a_norm(), a_norm()
+    filled = VALUES.copy()
+    filled[4:] = 1e6
+    weight = np.array([1, 1, 1, 1, 0, 0], "f4")
+    outputs = WeightedBatchNorm(norm)(filled, weight, training=True)
+    expected = WeightedBatchNorm(other)(VALUES[:4], ALL[:4], training=True)
+    np.testing.assert_allclose(outputs[:4], expected, rtol=1e-4, atol=1e-5)
+    for one, two in zip(norm.variables, other.variables, strict=True):
+        np.testing.assert_allclose(one.numpy(), two.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("overflowed", [False, True])
+def test_statistics_of_nothing_or_of_an_overflow_are_not_learned(overflowed):
+    norm, other = a_norm(), a_norm()
+    values = VALUES.copy()
+    values[0, 0, 0, :] = np.inf if overflowed else 0
+    weight = ALL if overflowed else 0 * ALL
+    outputs = WeightedBatchNorm(norm)(values, weight, training=True)
+    for one, two in zip(norm.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+    if not overflowed:  # then the moving statistics normalize
+        np.testing.assert_allclose(outputs, other(values, training=False), rtol=1e-4, atol=1e-5)
+
+
+def test_float16_is_normalized_in_float32():
+    """Squares of these values would overflow float16, and its digits would not do."""
+    norm = a_norm(dtype=keras.dtype_policies.DTypePolicy("mixed_float16"))
+    outputs = WeightedBatchNorm(norm)(tf.cast(VALUES + 500, tf.float16), ALL, training=True)
+    assert outputs.dtype == tf.float16
+    plain = a_norm()
+    expected = plain((VALUES + 500).astype("f2").astype("f4"), training=True)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(norm.moving_mean.numpy(), plain.moving_mean.numpy(), rtol=1e-5)
+
+
+def test_a_model_is_weighted_only_where_a_batch_norm_is_trained():
+    image = keras.Input((4, 4, 5))
+    first, second = keras.layers.BatchNormalization(), keras.layers.BatchNormalization()
+    model = keras.Model(image, second(keras.layers.ReLU()(first(image))))
+    first.trainable = False
+    weighted = weigh_batch_norm(model)
+    assert takes_weights(weighted)
+    kinds = [type(layer).__name__ for layer in weighted.layers]
+    assert kinds.count("WeightedBatchNorm") == kinds.count("BatchNormalization") == 1
+    assert {id(v) for v in weighted.variables} == {id(v) for v in model.variables}
+    np.testing.assert_allclose(
+        weighted([tf.constant(VALUES), tf.constant(ALL)]), model(VALUES), rtol=1e-5, atol=1e-5
+    )
+    second.trainable = False
+    assert weigh_batch_norm(model) is model

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from research.models.backbone_table import find_backbone
+from research.models.build import build_backbone
+from research.models.folding import FoldedConvolution, fold_frozen_batch_norm
+from research.models.residual import build_small_resnet
+from research.models.split import split_backbone
+from research.models.wrapper import freeze_below
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 48, 48, 3)).astype("f4")
+WEIGHT = tf.ones(len(IMAGES))
+
+
+def with_random_statistics(model: keras.Model) -> keras.Model:
+    """Gives each BatchNorm statistics, scale and offset that are not those of a new one."""
+    generator = np.random.default_rng(1)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            for variable in layer.variables:
+                low, high = (0.5, 1.5) if variable.name in ("gamma", "moving_variance") else (-1, 1)
+                variable.assign(generator.uniform(low, high, variable.shape))
+    return model
+
+
+def kinds(model: keras.Model, kind: type) -> int:
+    return sum(isinstance(layer, kind) for layer in model.layers)
+
+
+# With a bias (ResNet), depthwise (MobileNetV2), without scale (InceptionV3), before (DenseNet).
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "DenseNet121", "ResNet50V2"])
+def test_folded_backbones_compute_the_same(name):
+    model = with_random_statistics(build_backbone(find_backbone(name), 48, None))
+    freeze_below(model, 0, "frozen")
+    folded = fold_frozen_batch_norm(model)
+    assert kinds(folded, FoldedConvolution) > 10
+    norms = kinds(model, keras.layers.BatchNormalization)
+    assert kinds(folded, keras.layers.BatchNormalization) == norms - kinds(
+        folded, FoldedConvolution
+    )
+    expected = model(IMAGES, training=False).numpy()
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(folded(IMAGES) / scale, expected / scale, atol=1e-5)
+
+
+def test_batch_norm_without_a_scale_is_folded():
+    images = keras.Input((8, 8, 3))
+    outputs = keras.layers.Conv2D(4, 3, strides=2, padding="same", dilation_rate=1)(images)
+    outputs = keras.layers.BatchNormalization(scale=False)(outputs)
+    model = with_random_statistics(keras.Model(images, outputs))
+    freeze_below(model, 0, "frozen")
+    folded = fold_frozen_batch_norm(model)
+    assert kinds(folded, FoldedConvolution) == 1
+    expected = model(IMAGES[:, :8, :8], training=False)
+    np.testing.assert_allclose(folded(IMAGES[:, :8, :8]), expected, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_original():
+    model = with_random_statistics(build_small_resnet((48, 48, 3), None))
+    freeze_below(model, 0, "frozen")
+    folded = fold_frozen_batch_norm(model)
+    values = [variable.value for variable in model.trainable_variables]
+
+    def gradients(network: keras.Model) -> list[np.ndarray]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(network(IMAGES, training=True) ** 2)
+        return [gradient.numpy() for gradient in tape.gradient(loss, values)]
+
+    for expected, found in zip(gradients(model), gradients(folded), strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
+    assert {id(v) for v in folded.variables} == {id(v) for v in model.variables}
+
+
+def test_what_is_trained_is_not_folded():
+    model = build_small_resnet((48, 48, 3), None)
+    freeze_below(model, 0, "train")
+    assert fold_frozen_batch_norm(model) is model
+
+
+def test_an_output_that_others_use_too_is_not_folded():
+    images = keras.Input((8, 8, 3))
+    convolved = keras.layers.Conv2D(3, 3, padding="same")(images)
+    normalised = keras.layers.BatchNormalization()(convolved)
+    model = keras.Model(images, keras.layers.Add()([convolved, normalised]))
+    freeze_below(model, 0, "frozen")
+    assert fold_frozen_batch_norm(model) is model
+
+
+def test_both_parts_of_a_split_are_folded():
+    model = with_random_statistics(build_backbone(find_backbone("MobileNetV2"), 48, None))
+    freeze_below(model, 100, "frozen")
+    parts = split_backbone(model, 100)
+    assert kinds(parts.trunk, FoldedConvolution) > 10
+    assert kinds(parts.rest, FoldedConvolution) > 10
+    features = parts.features(parts.activations(IMAGES), WEIGHT, training=True)
+    expected = model(IMAGES, training=False).numpy()
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(features / scale, expected / scale, atol=1e-5)
+    trained = {id(v) for v in parts.rest.trainable_variables}
+    assert trained == {id(v) for v in model.trainable_variables}

@@ -1,0 +1,40 @@
+"""Workers and resumed runs must have the same photos: names and stored contents."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from research.data.folder_source import FolderSource
+from research.data.loader import DataLoader
+from research.system.errors import UserError
+from research.training.agreement import check_data, describe_data, list_photos
+
+
+def photos_in(folder) -> DataLoader:
+    return DataLoader(16, 8, source=FolderSource(str(folder)))
+
+
+def test_one_photo_with_another_content_is_another_set(photo_folder, tmp_path):
+    copy = shutil.copytree(photo_folder, tmp_path / "copy")
+    described = describe_data(photos_in(photo_folder))
+    assert describe_data(photos_in(copy)) == described
+    check_data(described, described)
+    first, second = [entry.name for entry in list_photos(photos_in(copy))][:2]
+    shutil.copy(copy / second, copy / first)
+    changed = describe_data(photos_in(copy))
+    assert [name for name in described if described[name] != changed[name]] == [
+        "train_contents_sha256"
+    ]
+    with pytest.raises(UserError, match="other photos: train_contents_sha256 is"):
+        check_data(changed, described)
+
+
+def test_the_list_names_each_photo_of_training_and_validation(photo_folder):
+    loader = photos_in(photo_folder)
+    listed = list_photos(loader)
+    names = [*loader.examples("train").names, *loader.examples("validation").names]
+    assert [entry.name for entry in listed] == names
+    assert {entry.split for entry in listed} == {"train", "validation"}
+    assert len({entry.digest for entry in listed}) == len(listed)
