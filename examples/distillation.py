@@ -1,9 +1,7 @@
-"""Distillation from a larger run (Hinton et al. 2015, arXiv 1503.02531), after run_export.py of it:
+"""Distillation from an exported larger run (Hinton et al. 2015, arXiv 1503.02531).
 
 --source=examples/distillation.py:Taught --task=examples/distillation.py:Distillation
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 
