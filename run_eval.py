@@ -1,4 +1,4 @@
-"""Evaluates a trained run on photos that it never saw: figures and pictures.
+"""Evaluates a trained run on photos that it was not trained on.
 
 python run_eval.py --ckpt_dir=DIR
 python run_eval.py --ckpt_dir=DIR --checkpoint=latest --split=validation
@@ -10,7 +10,7 @@ from research.system.environment import import_tensorflow
 
 
 def main(config: EvalConfig) -> None:
-    """Evaluates as the config says; TensorFlow is imported here, after the flags proved right."""
+    """Evaluates a run. Imports TensorFlow only here, after the flags are checked."""
     import_tensorflow()
     from research.evaluation.evaluate import evaluate
 

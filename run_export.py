@@ -1,4 +1,4 @@
-"""Exports a trained run's model, with its preprocessing inside, for use without this project.
+"""Exports a trained model with its preprocessing, for use without this project.
 
 python run_export.py --ckpt_dir=DIR
 python run_export.py --ckpt_dir=DIR --format=onnx --out=model.onnx
@@ -10,7 +10,7 @@ from research.system.environment import import_tensorflow
 
 
 def main(config: ExportConfig) -> None:
-    """Exports as the config says; TensorFlow is imported here, after the flags proved right."""
+    """Exports a model. Imports TensorFlow only here, after the flags are checked."""
     import_tensorflow()
     from research.serving.export import export
 

@@ -1,4 +1,4 @@
-"""Says what is on photos, by a trained run: label and probability a file.
+"""Classifies photos with a trained model: a label and a probability per file.
 
 python run_predict.py --ckpt_dir=DIR photo.jpg folder/
 python run_predict.py --ckpt_dir=DIR --format=csv folder/ > labels.csv
@@ -6,13 +6,13 @@ python run_predict.py --ckpt_dir=DIR --format=csv folder/ > labels.csv
 
 import sys
 
-from flags.command_line import run_with_paths
+from flags.command_line import run
 from research.settings.program_configs import PredictConfig
 from research.system.environment import import_tensorflow
 
 
 def main(config: PredictConfig, paths: list[str]) -> None:
-    """Predicts as the config says; TensorFlow is imported here, after the flags proved right."""
+    """Classifies photos. Imports TensorFlow only here, after the flags are checked."""
     import_tensorflow()
     from research.serving.predict import predict
 
@@ -21,4 +21,4 @@ def main(config: PredictConfig, paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_with_paths(PredictConfig, main)
+    run(PredictConfig, main, takes_paths=True)

@@ -1,4 +1,4 @@
-"""Fine-tunes a pretrained Keras backbone on photos with a loop of its own.
+"""Fine-tunes a pretrained Keras backbone on photos with a custom training loop.
 
 python run_train.py --unfreeze_from=100 --epochs=10
 python run_train.py --image_folder=PHOTOS --unfreeze_from=conv5
@@ -10,7 +10,7 @@ from research.system.environment import import_tensorflow
 
 
 def main(config: TrainConfig) -> None:
-    """Trains as the config says; TensorFlow is imported here, after the flags proved right."""
+    """Trains a model. Imports TensorFlow only here, after the flags are checked."""
     import_tensorflow()
     from research.train import train
 

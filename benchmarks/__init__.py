@@ -1,1 +1,1 @@
-"""Programs that print what was measured, and write it to benchmarks/results/."""
+"""Programs that measure, print the figures and write them to benchmarks/results/."""

@@ -1,12 +1,12 @@
-"""What each ingredient of a recipe is worth: cross-validation, one ingredient in or out a row.
+"""The effect of each setting of a recipe: cross-validation, with one setting changed per row.
 
-python -m benchmarks.ablation --weights=FILE --data_dir=DIR     # hours; it resumes where it stopped
+python -m benchmarks.ablation --weights=FILE --data_dir=DIR     # takes hours; can be resumed
 
-All photos of a data set are cut in folds, anew for each seed. Each row of `ROWS` is trained on all
-folds but one, a tenth of which it validates on, and evaluated on the photos of the one left out,
-as `run_train.py` and `run_eval.py` do it, in a process of its own. Rows take turns, and so do seeds
-and folds, so that whatever is there when it is stopped compares like with like. Each run's figures
-are kept in `benchmarks/results/ablation.jsonl`.
+All photos of a data set are divided into folds, in a new way for each seed. Each row of `ROWS` is
+trained on all folds but one, with a tenth of them for validation, and evaluated on the fold left
+out, with the functions behind `run_train.py` and `run_eval.py`, in a process of its own. Rows,
+seeds and folds take turns, so that the rows can be compared whenever the program is stopped. The
+figures of each run are appended to `benchmarks/results/ablation.jsonl`.
 """
 
 from __future__ import annotations
@@ -32,28 +32,27 @@ from benchmarks.ablation_rows import (
     EVALUATIONS,
     REMOVED,
     ROWS,
+    evaluations_of,
     key_of,
     settings_of,
-    ways_of,
 )
-from benchmarks.record import RESULTS
+from benchmarks.harness import RESULTS, ROOT, data_flags, data_parser
 from flags.command_line import parse_config
 from research.settings.program_configs import EvalConfig
 from research.settings.train_config import TrainConfig
 from research.system.environment import import_tensorflow
 
-ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "MobileNetV2"
 
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """A part of the photos to evaluate on; the others are trained on.
+    """A fold of the photos to evaluate on; training uses the others.
 
     Attributes:
-      seed: of the run, and of how photos are cut in folds.
-      index: which fold is evaluated on.
-      folds: how many there are.
+      seed: of the run, and of the division into folds.
+      index: of the fold to evaluate on.
+      folds: the number of folds.
     """
 
     seed: int
@@ -70,7 +69,7 @@ class Fold:
 
 
 def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[str, float]:
-    """Trains once in this process, and evaluates in each of some ways; returns the figures."""
+    """Trains once in this process, runs the named evaluations and returns the figures."""
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
     from research.data.open_source import open_source
@@ -79,7 +78,7 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
     from research.train import train
 
     class FoldSource(Source):
-        """Other splits of the same photos."""
+        """The same photos in the splits of the fold."""
 
         def __init__(self, source: Source) -> None:
             self.class_names = source.class_names
@@ -104,18 +103,17 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
             "core_seconds": time.process_time() - begin_on_cores,
         }
         for name in evaluations:
-            asked = EvalConfig(
-                ckpt_dir=(str(config.ckpt_dir),), resamples=0, pictures=False, **EVALUATIONS[name]
-            )
-            (evaluation,) = evaluate(asked, source)
+            settings = {"resamples": 0, "pictures": False, **EVALUATIONS[name]}
+            eval_config = EvalConfig(ckpt_dir=(str(config.ckpt_dir),), **settings)
+            (evaluation,) = evaluate(eval_config, source)
             figures[key_of(name, "accuracy")] = evaluation.accuracy
             figures[key_of(name, "log_loss")] = evaluation.loss
     return figures
 
 
-def run_rows(arguments: Any, file: Path) -> None:
-    """Runs what is not in the file yet, each run in a process of its own, on its own cores."""
-    done = {(run["row"], run["seed"], run["fold"]) for run in current_runs(file, arguments.folds)}
+def run_rows(arguments: argparse.Namespace) -> None:
+    """Makes the runs that the file does not have, each in its own process on its own cores."""
+    done = {(run["row"], run["seed"], run["fold"]) for run in current_runs(arguments)}
     missing = [
         (row, fold)
         for turn in range(arguments.folds)
@@ -124,25 +122,20 @@ def run_rows(arguments: Any, file: Path) -> None:
         for row in arguments.rows or ROWS
         if (row, fold.seed, fold.index) not in done
     ]
-    data = [f"--dataset={arguments.dataset}", f"--weights={Path(arguments.weights).absolute()}"]
-    data += [f"--data_dir={Path(arguments.data_dir).absolute()}"] if arguments.data_dir else []
-    data += [f"--backbone={BACKBONE}"]
-    last = DATA_FLAGS.get(arguments.dataset, ())  # recipes say otherwise
+    first = [*data_flags(arguments), f"--backbone={BACKBONE}"]
+    last = DATA_FLAGS.get(arguments.dataset, ())  # after the rows, whose recipes differ from them
     all_cores = sorted(os.sched_getaffinity(0))
     free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for job in range(arguments.jobs):
         free.put(all_cores[job :: arguments.jobs])
 
     def run(row: str, fold: Fold) -> dict[str, Any]:
-        asked = {
-            "fold": dataclasses.asdict(fold),
-            "evaluations": ways_of(row),
-            "cores": (cores := free.get()),
-        }
-        command = [sys.executable, "-m", "benchmarks.ablation", "--run", json.dumps(asked)]
-        process = subprocess.run(
-            [*command, "--", *data, *ROWS[row], *last], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
+        cores = free.get()
+        settings = {"evaluations": evaluations_of(row), "cores": cores}
+        settings["fold"] = dataclasses.asdict(fold)
+        command = [sys.executable, "-m", "benchmarks.ablation", "--run", json.dumps(settings), "--"]
+        command += [*first, *ROWS[row], *last]
+        process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         free.put(cores)
         if process.returncode:
             raise RuntimeError(f"row {row!r} failed: {process.stdout[-2000:]}")
@@ -155,8 +148,8 @@ def run_rows(arguments: Any, file: Path) -> None:
         try:
             for finished in concurrent.futures.as_completed(futures):
                 figures = finished.result()
-                with file.open("a", encoding="utf-8") as appended:
-                    appended.write(json.dumps(figures) + "\n")
+                with arguments.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(figures) + "\n")
                 print(
                     f"{figures['row']:<30} seed {figures['seed']} fold {figures['fold']} "
                     f"accuracy {figures['accuracy']:.4f} log loss {figures['log_loss']:.4f} "
@@ -168,42 +161,46 @@ def run_rows(arguments: Any, file: Path) -> None:
             sys.exit(str(error))
 
 
-def current_runs(file: Path, folds: int) -> list[dict[str, Any]]:
-    """Returns the runs so far, on photos cut in so many folds, of rows as they are now."""
-    if not file.exists():
+def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns the runs in the file that have this number of folds and the rows' settings."""
+    if not arguments.out.exists():
         return []
-    runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    now = {**{row: settings_of(row) for row in ROWS}, **REMOVED}
-    return [run for run in runs if run["folds"] == folds and now.get(run["row"]) == run["settings"]]
+    lines = arguments.out.read_text(encoding="utf-8").splitlines()
+    settings = {**{row: settings_of(row) for row in ROWS}, **REMOVED}
+    return [
+        run
+        for run in map(json.loads, lines)
+        if run["folds"] == arguments.folds and settings.get(run["row"]) == run["settings"]
+    ]
 
 
 def main() -> None:
-    """Runs what is missing, or reports."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="cats_vs_dogs", help="a TFDS name (%(default)s)")
-    parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
-    parser.add_argument("--weights", help=f"a Keras weights file of {BACKBONE}")
-    parser.add_argument("--folds", type=int, default=3, help="how many (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
-    parser.add_argument("--rows", nargs="*", help="only these")
-    parser.add_argument("--out", type=Path, default=RESULTS / "ablation.jsonl")
+    """Makes the missing runs or, with `--report`, prints and draws the result."""
+    parser = data_parser(__doc__, "cats_vs_dogs")
+    parser.add_argument("--weights", help=f"Keras weights file of {BACKBONE}")
+    parser.add_argument("--folds", type=int, default=3, help="number of folds (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
+    parser.add_argument("--rows", nargs="*", help="names of the rows to run; all if not given")
+    parser.add_argument("--out", type=Path, default=RESULTS / "ablation.jsonl", help="results file")
     parser.add_argument("--report", action="store_true", help="print the table, draw the plot")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "ablation.png")
-    parser.add_argument("--run", help="be one run: fold, evaluations and cores as JSON")
-    parser.add_argument("flags", nargs="*", help="with --run: of run_train.py")
+    parser.add_argument("--run", help="make one run: fold, evaluations and cores as JSON")
+    parser.add_argument("flags", nargs="*", help="with --run: flags of run_train.py")
     arguments = parser.parse_args()
     if arguments.run:
-        asked = json.loads(arguments.run)
-        os.sched_setaffinity(0, asked["cores"])
-        fold = Fold(**asked["fold"])
-        print(json.dumps(run_fold(arguments.flags, fold, asked["evaluations"])))
+        settings = json.loads(arguments.run)
+        os.sched_setaffinity(0, settings["cores"])
+        fold = Fold(**settings["fold"])
+        print(json.dumps(run_fold(arguments.flags, fold, settings["evaluations"])))
     elif arguments.report:
-        summaries = summarize(current_runs(arguments.out, arguments.folds), arguments.folds)
+        summaries = summarize(current_runs(arguments), arguments.folds)
         plot(summaries, arguments.picture)
         print(table(summaries))
+    elif not arguments.weights:
+        parser.error("--weights is missing")
     else:
-        run_rows(arguments, arguments.out)
+        run_rows(arguments)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,17 @@ from scipy import stats
 
 from benchmarks.ablation_rows import EVALUATIONS, REMOVED, ROWS, key_of, title_of
 
+# The scale and the digits with which figures are printed.
+FORMATS = {"accuracy": (100, 2), "log_loss": (1, 4)}
+
 
 class Difference(NamedTuple):
-    """How much a row differs from the default on the same folds.
+    """The difference of a row from the default on the same folds.
 
     Attributes:
       mean: over the folds.
-      error: its standard error; NaN of one fold.
-      probability: the p-value of the test that there is no difference; NaN of one fold.
+      error: standard error of the mean; NaN for a single fold.
+      probability: p-value of the test that there is no difference; NaN for a single fold.
     """
 
     mean: float
@@ -33,21 +36,17 @@ class Summary:
 
     Attributes:
       row: its name.
-      runs: how many it is made of.
-      accuracy: mean over the runs, and its standard error.
-      log_loss: the same, in nats.
-      accuracy_difference: to `default` on the same folds.
-      log_loss_difference: the same.
-      core_seconds: of training, of all cores together: the least of the runs, as what else a
-        machine does only adds to it.
+      runs: the number of runs.
+      figures: mean and standard error of `accuracy` and `log_loss` (in nats), over the runs.
+      differences: of `accuracy` and `log_loss` from those of `default` on the same folds.
+      core_seconds: of training, summed over the cores. The minimum over the runs, since other load
+        on the machine can only add to it.
     """
 
     row: str
     runs: int
-    accuracy: tuple[float, float]
-    log_loss: tuple[float, float]
-    accuracy_difference: Difference
-    log_loss_difference: Difference
+    figures: dict[str, tuple[float, float]]
+    differences: dict[str, Difference]
     core_seconds: float
 
 
@@ -57,7 +56,7 @@ def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
     for run in runs:
         for name in EVALUATIONS:
             if key_of(name, "accuracy") in run:
-                figures = {key: run[key_of(name, key)] for key in ("accuracy", "log_loss")}
+                figures = {key: run[key_of(name, key)] for key in FORMATS}
                 figures["core_seconds"] = run["core_seconds"]
                 found.setdefault(title_of(run["row"], name), {})[run["seed"], run["fold"]] = figures
     default = found["default"]
@@ -67,30 +66,18 @@ def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
             continue
         own = found[row]
         shared = sorted(own.keys() & default.keys())
-        values = {
-            key: np.array([figures[key] for figures in own.values()])
-            for key in ("accuracy", "log_loss", "core_seconds")
-        }
-        differences = {
-            key: np.array([own[place][key] - default[place][key] for place in shared])
-            for key in ("accuracy", "log_loss")
-        }
-        summaries.append(
-            Summary(
-                row,
-                len(own),
-                mean_and_error(values["accuracy"]),
-                mean_and_error(values["log_loss"]),
-                paired_test(differences["accuracy"], folds),
-                paired_test(differences["log_loss"], folds),
-                float(values["core_seconds"].min()),
-            )
-        )
+        means, differences = {}, {}
+        for key in FORMATS:
+            means[key] = mean_and_error(np.array([figures[key] for figures in own.values()]))
+            changes = np.array([own[fold][key] - default[fold][key] for fold in shared])
+            differences[key] = paired_test(changes, folds)
+        core_seconds = min(figures["core_seconds"] for figures in own.values())
+        summaries.append(Summary(row, len(own), means, differences, core_seconds))
     return summaries
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Returns the mean and its standard error, as if the runs were independent; NaN of one."""
+    """Returns the mean and its standard error for independent runs; NaN for a single run."""
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(values.mean()), float(error)
 
@@ -98,7 +85,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 def paired_test(differences: np.ndarray, folds: int) -> Difference:
     """Returns the mean of paired differences, tested by a corrected resampled t-test.
 
-    Runs share training photos, so that they are not independent: the variance is multiplied by
+    Runs share training photos and are therefore not independent: the variance is multiplied by
     1 / n + 1 / (folds - 1) instead of 1 / n (Nadeau and Bengio 2003, Machine Learning 52).
     """
     count = len(differences)
@@ -113,49 +100,40 @@ def paired_test(differences: np.ndarray, folds: int) -> Difference:
 
 def table(summaries: list[Summary]) -> str:
     """Returns the rows as a Markdown table."""
-
-    def measured(figure: tuple[float, float], scale: float, digits: int) -> str:
-        mean, error = figure
-        known = "" if np.isnan(error) else f" ± {scale * error:.{digits}f}"
-        return f"{scale * mean:.{digits}f}{known}"
-
-    def change(difference: Difference, scale: float, digits: int) -> str:
-        mean, _, probability = difference
-        small = "p < 0.01" if probability < 0.01 else f"p {probability:.2f}"
-        known = "" if np.isnan(probability) else f" ({small})"
-        return "" if np.isnan(mean) or one is summaries[0] else f"{scale * mean:+.{digits}f}{known}"
-
     lines = [
         "| | runs | accuracy, % | against default | log loss | against default | core seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in summaries:
-        lines.append(
-            f"| {one.row} | {one.runs} | {measured(one.accuracy, 100, 2)} | "
-            f"{change(one.accuracy_difference, 100, 2)} | {measured(one.log_loss, 1, 4)} | "
-            f"{change(one.log_loss_difference, 1, 4)} | {one.core_seconds:.0f} |"
-        )
+        cells = [one.row, str(one.runs)]
+        for key, (scale, digits) in FORMATS.items():
+            mean, error = one.figures[key]
+            spread = "" if np.isnan(error) else f" ± {scale * error:.{digits}f}"
+            cells.append(f"{scale * mean:.{digits}f}{spread}")
+            mean, _, p = one.differences[key]
+            test = "" if np.isnan(p) else " (p < 0.01)" if p < 0.01 else f" (p {p:.2f})"
+            empty = np.isnan(mean) or one is summaries[0]
+            cells.append("" if empty else f"{scale * mean:+.{digits}f}{test}")
+        lines.append(f"| {' | '.join(cells)} | {one.core_seconds:.0f} |")
     return "\n".join(lines)
 
 
 def plot(summaries: list[Summary], file: Path) -> None:
-    """Draws how much each row differs from the default on the same folds, with standard errors."""
+    """Draws the difference of each row from the default on the same folds, with error bars."""
     others = [one for one in summaries if one.row != "default"]
     figure = Figure(figsize=(9, 1.2 + 0.28 * len(others)), layout="constrained")
-    figure.suptitle("more than the default, on the same folds")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure.suptitle("difference from the default on the same folds")
+    axes = figure.subplots(1, 2, sharey=True)
     places = range(len(others), 0, -1)
-    for axis, title, scale, found in (
-        (left, "accuracy, points", 100, [one.accuracy_difference for one in others]),
-        (right, "log loss, nats", 1, [one.log_loss_difference for one in others]),
-    ):
-        means = [scale * one.mean for one in found]
-        errors = [scale * one.error for one in found]
+    titles = ("accuracy, points", "log loss, nats")
+    for axis, title, (key, (scale, _)) in zip(axes, titles, FORMATS.items(), strict=True):
+        means = [scale * one.differences[key].mean for one in others]
+        errors = [scale * one.differences[key].error for one in others]
         axis.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set_title(title)
         axis.grid(alpha=0.3)
         axis.margins(y=0.02)
     names = [f"{one.row}, {one.runs} run{'s'[: one.runs > 1]}" for one in others]
-    left.set_yticks(list(places), names)
+    axes[0].set_yticks(list(places), names)
     figure.savefig(file, dpi=100)

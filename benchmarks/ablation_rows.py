@@ -1,4 +1,4 @@
-"""The rows of the ablation: what is trained otherwise than the default, and evaluated otherwise."""
+"""The rows of the ablation: changes to the default in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flags.command_line import parse_config
 from research.settings.fields import setting_of
 from research.settings.train_config import TrainConfig
 
-# What each row gives besides no recipe: the default.
+# The flags of each row, added to the defaults of run_train.py.
 ROWS: dict[str, tuple[str, ...]] = {
     "default": (),
     "article": ("--flagfile=recipes/article.flags",),
@@ -45,40 +45,40 @@ ROWS: dict[str, tuple[str, ...]] = {
     "early stopping": ("--early_stopping=3",),
     "balanced class weights": ("--class_weights=balanced",),
 }
-# What did not earn its place: the code is gone, the runs that showed it stay, by their settings.
+# Rows whose code was removed, with the hash of their settings: their runs stay in the table.
 REMOVED = {"fixed crops": "57685b990100"}
-# Of data sets, besides rows: what is another thing in a mirror is not mirrored, and what fills
-# each picture alike is not seen larger than in training.
+# Flags of a data set, added to each row. A mirrored digit is a different symbol, and digits always
+# fill their images to the same extent, so that evaluation must use the training size.
 DATA_FLAGS = {"digits": ("--nohorizontal_flip", "--nomirror_averaging", "--evaluation_scale=1")}
-# How the default's runs are evaluated; those of other rows are as the first, but see `ways_of`.
+# Ways to evaluate a run, with the changed fields of `EvalConfig`.
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "": {},
-    "checkpoint of least validation loss": {"checkpoint": ("best",)},
+    "checkpoint of lowest validation loss": {"checkpoint": ("best",)},
     "no mirror averaging": {"mirror_averaging": "off"},
     "evaluated at 160": {"image_size": 160},
     "evaluated at 224": {"image_size": 224},
 }
 
 
-def ways_of(row: str) -> list[str]:
-    """Returns in which ways of `EVALUATIONS` a row's runs are evaluated."""
-    if row == "early stopping":  # its last epochs are those that made it worse
-        return ["", "checkpoint of least validation loss"]
+def evaluations_of(row: str) -> list[str]:
+    """Returns the names of the `EVALUATIONS` of a row's runs."""
+    if row == "early stopping":  # its last epochs did not lower the validation loss
+        return ["", "checkpoint of lowest validation loss"]
     return list(EVALUATIONS) if row == "default" else [""]
 
 
-def key_of(alternative: str, figure: str) -> str:
-    """Returns what a run's figure is called in its line."""
-    return f"{alternative}: {figure}" if alternative else figure
+def key_of(evaluation: str, figure: str) -> str:
+    """Returns the key of a figure in a run's JSON line."""
+    return f"{evaluation}: {figure}" if evaluation else figure
 
 
 def title_of(row: str, evaluation: str) -> str:
-    """Returns what a row that is evaluated in some way is called in the table."""
+    """Returns the name of a row and an evaluation in the table."""
     return f"{row}, {evaluation}" if evaluation else row
 
 
 def settings_of(row: str) -> str:
-    """Returns a hash of a row's settings: a run counts only as long as they are the same."""
+    """Returns a hash of a row's settings; runs with another hash are ignored."""
     parsed = parse_config(TrainConfig, list(ROWS[row]))
     config = {
         field.name: getattr(parsed, field.name)

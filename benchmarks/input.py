@@ -1,36 +1,33 @@
-"""Photos a second from JPEG files to normalised batches: ours, and the article's loader.
+"""Photos per second from JPEG files to normalised batches: this project and the article's loader.
 
 python -m benchmarks.input             # about 2 minutes on two cores
 
-Drawn photos, a set that TFDS prepared (any with --dataset); decoders and loaders take turns.
+The photos are a data set prepared by TFDS, by default the sketches. Decoders and loaders take
+turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import io
-import json
 import statistics
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import add_data_arguments
-from benchmarks.record import write_result
+from benchmarks.harness import data_parser, print_table, seconds_of, write_result
 from research.system.environment import import_tensorflow
 
-EPOCHS = 10  # as many as the article trains
+EPOCHS = 10  # as in the article
 
 
-def rates(arguments: Any) -> dict[str, float]:
-    """Times a first epoch, the epochs after it, the article's loader and bare decoders once."""
-    import tensorflow as tf
+def rates(arguments: argparse.Namespace) -> dict[str, float]:
+    """Times the article's loader, this project's first and later epochs, and bare decoders."""
     import tensorflow_datasets as tfds
     from PIL import Image
 
+    from benchmarks.peers import scale_and_resize
     from research.data.loader import DataLoader
     from research.data.tfds_source import TfdsSource
     from research.system.machine import processors
@@ -42,37 +39,30 @@ def rates(arguments: Any) -> dict[str, float]:
     def decode(content: bytes) -> None:
         Image.open(io.BytesIO(content)).load()
 
-    def article(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.image.resize(tf.cast(image, tf.float32) / 127.5 - 1, (160, 160)), label
+    def decode_in_threads() -> None:
+        with ThreadPoolExecutor(processors()) as pool:
+            list(pool.map(decode, encoded))
+
+    def read_epoch(loader: DataLoader, epoch: int) -> None:
+        for batch in loader.epoch_batches(epoch):
+            del batch
 
     stored = tfds.load(
         arguments.dataset, split="train[:80%]", as_supervised=True, data_dir=arguments.data_dir
     )
     seconds = {}
     begin = time.perf_counter()
-    seen = sum(int(image.shape[0]) for image, _ in stored.map(article).batch(32))
-    # As if it had read as many photos as the others.
+    seen = sum(int(image.shape[0]) for image, _ in stored.map(scale_and_resize).batch(32))
+    # Scaled to the number of photos that the others read.
     seconds["article_epoch"] = (time.perf_counter() - begin) * count / seen
     begin = time.perf_counter()
     loader = DataLoader(160, 32, source=source)
-    for batch in loader.epoch_batches(0):
-        del batch
+    read_epoch(loader, 0)
     seconds["our_first_epoch"] = time.perf_counter() - begin
-    later = []
-    for epoch in range(1, 4):
-        begin = time.perf_counter()
-        for batch in loader.epoch_batches(epoch):
-            del batch
-        later.append(time.perf_counter() - begin)
+    later = [seconds_of(functools.partial(read_epoch, loader, epoch)) for epoch in range(1, 4)]
     seconds["our_later_epoch"] = statistics.median(later)
-    begin = time.perf_counter()
-    for content in encoded:
-        decode(content)
-    seconds["bare_decoder_one_thread"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(processors()) as pool:
-        list(pool.map(decode, encoded))
-    seconds["bare_decoder_all_threads"] = time.perf_counter() - begin
+    seconds["bare_decoder_one_thread"] = seconds_of(lambda: list(map(decode, encoded)))
+    seconds["bare_decoder_all_threads"] = seconds_of(decode_in_threads)
     all_epochs = seconds["our_first_epoch"] + (EPOCHS - 1) * seconds["our_later_epoch"]
     return {
         **{name: count / taken for name, taken in seconds.items()},
@@ -80,52 +70,46 @@ def rates(arguments: Any) -> dict[str, float]:
     }
 
 
-def waiting(arguments: Any) -> list[float]:
-    """Trains MobileNetV2 on decoded photos; returns each epoch's share of waiting for input."""
-    from benchmarks.peers import article
-    from research.train import train
+def waiting(arguments: argparse.Namespace) -> list[float]:
+    """Trains MobileNetV2 on augmented photos; returns the share of waiting for each epoch."""
+    from benchmarks.peers import train_article
 
-    with tempfile.TemporaryDirectory() as folder:
-        config = dataclasses.replace(
-            article(),
-            dataset=arguments.dataset,
-            data_dir=arguments.data_dir,
-            backbone="MobileNetV2",
-            epochs=3,
-            horizontal_flip=True,
-            colour_jitter=0.2,
-            random_crop_area=0.5,
-            ckpt_dir=str(Path(folder) / "run"),
-        )
-        directory = train(config)
-        assert directory is not None
-        return [row["share_of_step_waiting_for_input"] for row in directory.read_metrics()]
+    rows = train_article(
+        arguments,
+        backbone="MobileNetV2",
+        epochs=3,
+        horizontal_flip=True,
+        colour_jitter=0.2,
+        random_crop_area=0.5,
+    )
+    return [row["share_of_step_waiting_for_input"] for row in rows]
 
 
 def main() -> None:
     """Measures, prints and writes the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_data_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = data_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions (%(default)s)")
     arguments = parser.parse_args()
     import_tensorflow()
     from research.data.tfds_source import TfdsSource
 
-    TfdsSource(arguments.dataset, arguments.data_dir).count("train")
+    TfdsSource(arguments.dataset, arguments.data_dir).count("train")  # prepares the data set
     rounds = [rates(arguments) for _ in range(arguments.rounds)]
     figures: dict[str, Any] = {
         name: statistics.median(one[name] for one in rounds) for name in rounds[0]
     }
     article, decoder = figures["article_epoch"], figures["bare_decoder_all_threads"]
-    figures["ratios"] = {
+    ratios = {
         "our first epoch / article": figures["our_first_epoch"] / article,
         "our later epochs / article": figures["our_later_epoch"] / article,
         "our ten epochs / article": figures["our_ten_epochs"] / article,
         "our first epoch / bare decoder": figures["our_first_epoch"] / decoder,
     }
-    figures["share_of_step_waiting_for_input"] = waiting(arguments)
-    print(json.dumps(figures, indent=2))
-    print(f"written to {write_result('input', figures)}")
+    shares = waiting(arguments)
+    print_table([{"photos per second": name, "": rate} for name, rate in figures.items()])
+    print_table([{"ratio": name, "": ratio} for name, ratio in ratios.items()])
+    print(f"share of each step spent waiting for input, per epoch: {shares}")
+    write_result("input", {**figures, "ratios": ratios, "share_of_step_waiting_for_input": shares})
 
 
 if __name__ == "__main__":

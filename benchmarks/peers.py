@@ -1,37 +1,33 @@
-"""The peer: the article's recipe through keras.Model.fit; and ours built on the same photos."""
+"""The article's recipe with `keras.Model.fit`, and this project's step on the same photos."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from benchmarks.harness import ARTICLE
 from flags.command_line import parse_config
-from research.data.batches import Batch
 from research.data.loader import DataLoader
 from research.data.open_source import open_source
 from research.models.backbone_table import find_backbone
+from research.models.cost import multiplications
 from research.settings.train_config import TrainConfig
-from research.system.devices import resolve_xla
-from research.tasks.checks import sum_shapes
-from research.tasks.task import Task
-from research.training.builder import BuiltNetwork, build_network, make_groups
-from research.training.learner import Learner, StepOptions
-from research.training.plan import Plan, make_plan
-from research.training.run_state import RunState
+from research.system.team import Team
+from research.train import train
+from research.training.builder import BuiltNetwork
+from research.training.learner import Learner
+from research.training.preparation import Run, open_photos, set_up
+from research.training.steps import Network
 
 IMAGE_SIZE, BATCH_SIZE = 160, 32
-
-
-def article(bn_mode: str = "frozen") -> TrainConfig:
-    """Returns the article's settings, whatever the defaults are, with random weights."""
-    path = Path(__file__).parents[1] / "recipes" / "article.flags"
-    flags = [f"--flagfile={path}", f"--bn_mode={bn_mode}", "--weights=none"]
-    return parse_config(TrainConfig, flags)
 
 
 def fit_model(backbone: str, unfreeze_from: int | None, weights: str | None = None) -> keras.Model:
@@ -40,10 +36,9 @@ def fit_model(backbone: str, unfreeze_from: int | None, weights: str | None = No
     Args:
       backbone: a name of `keras.applications`.
       unfreeze_from: index of the first trainable layer; None freezes the whole backbone.
-      weights: a Keras weights file; None for random ones.
+      weights: a Keras weights file; None for random weights.
     """
-    entry = find_backbone(backbone)
-    base = entry.build((IMAGE_SIZE, IMAGE_SIZE, 3), None)
+    base = find_backbone(backbone).build((IMAGE_SIZE, IMAGE_SIZE, 3), None)
     if weights:
         base.load_weights(weights)
     base.trainable = True
@@ -59,20 +54,23 @@ def fit_model(backbone: str, unfreeze_from: int | None, weights: str | None = No
     return model
 
 
+def scale_and_resize(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a photo or a batch as the article prepares it, float32 in [-1, 1], and its label."""
+    scaled = tf.cast(image, tf.float32) / 127.5 - 1
+    return tf.image.resize(scaled, (IMAGE_SIZE, IMAGE_SIZE)), label
+
+
 def fit_batches(photos: DataLoader, split: str) -> tf.data.Dataset:
-    """Returns a split's decoded photos as `fit` wants them: in memory, batched, prefetched."""
+    """Returns a split's decoded photos as input of `fit`: in memory, batched, prefetched."""
     examples = photos.examples(split)
     (pixels,) = examples.inputs
-
-    def prepare(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.cast(image, tf.float32) / 127.5 - 1, label
-
     batches = tf.data.Dataset.from_tensor_slices((pixels, examples.labels)).batch(BATCH_SIZE)
-    return batches.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    batches = batches.map(scale_and_resize, num_parallel_calls=tf.data.AUTOTUNE)
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def photos_of(arguments: argparse.Namespace) -> DataLoader:
-    """Returns the photos that a benchmark was told to use, decoded."""
+def decoded_photos(arguments: argparse.Namespace) -> DataLoader:
+    """Returns the photos that a benchmark's flags select, decoded."""
     source = open_source(arguments.dataset, None, arguments.data_dir)
     photos = DataLoader(IMAGE_SIZE, BATCH_SIZE, source=source)
     for split in ("train", "validation"):
@@ -80,36 +78,46 @@ def photos_of(arguments: argparse.Namespace) -> DataLoader:
     return photos
 
 
-@dataclasses.dataclass
-class Ours:
-    """A run of ours, taken to pieces: what its steps need."""
-
-    config: TrainConfig
-    built: BuiltNetwork
-    plan: Plan
-    state: RunState
-    photos: DataLoader
-
-    def learner(self) -> Learner:
-        """Returns a learner of the network without any cache."""
-        groups = make_groups(self.config, self.built.network.model, self.state.step, self.plan)
-        options = StepOptions(xla=resolve_xla(self.config.xla, None))
-        strategy = tf.distribute.get_strategy()
-        return Learner(strategy, Task(), self.built.network, groups, self.state, options)
+def article(arguments: argparse.Namespace, **settings: Any) -> TrainConfig:
+    """Returns the article's settings with BatchNorm frozen, random weights and other changes."""
+    data = {"dataset": arguments.dataset, "data_dir": arguments.data_dir}
+    return dataclasses.replace(parse_config(TrainConfig, list(ARTICLE)), **data, **settings)
 
 
-def our_run(config: TrainConfig, photos: DataLoader) -> Ours:
-    """Builds what a config describes, on photos at hand."""
-    plan = make_plan(config, photos.num_train_examples)
-    built = build_network(config, photos.class_names)
-    batch = photos.train_batches.element_spec
-    state = RunState(sum_shapes(Task(), built.network.model.logits, batch))
-    return Ours(config, built, plan, state, photos)
+def train_article(arguments: argparse.Namespace, **settings: Any) -> list[dict[str, Any]]:
+    """Trains with the settings of `article`; returns the rows of metrics.jsonl."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = train(article(arguments, ckpt_dir=f"{folder}/run", **settings))
+        assert directory is not None
+        return directory.read_metrics()
 
 
-def endless(photos: DataLoader) -> Iterator[Batch]:
-    """Yields a loader's training batches, epoch after epoch."""
-    epoch = 0
-    while True:
-        yield from photos.epoch_batches(epoch)
-        epoch += 1
+def set_up_article(arguments: argparse.Namespace, **settings: Any) -> Run:
+    """Sets up a run with the settings of `article`, without training it."""
+    config = article(arguments, **settings)
+    return set_up(config, Team(tf.distribute.get_strategy()), open_photos(config))
+
+
+def training_step(run: Run, network: Network, loader: DataLoader) -> Callable[[], object]:
+    """Returns a function that makes the next training step of a run.
+
+    Args:
+      run: from `set_up_article`.
+      network: computes the logits from the loader's photos or cached outputs.
+      loader: its batches are used epoch after epoch.
+    """
+    learner = Learner(run.team.strategy, run.task, network, run.groups, run.state, run.options)
+    batches = itertools.chain.from_iterable(map(loader.epoch_batches, itertools.count()))
+    return functools.partial(learner.train_steps, batches, 1)
+
+
+def operations_per_photo(built: BuiltNetwork) -> tuple[float, float]:
+    """Returns the multiplications and additions of a training step for one photo.
+
+    Returns:
+      Those of the trunk, one forward pass; and those of the layers from the first trainable one on,
+      one forward pass and two backward passes.
+    """
+    layers, first = built.network.model.backbone.layers, built.first_trainable
+    trunk, rest = (sum(map(multiplications, part)) for part in (layers[:first], layers[first:]))
+    return 2.0 * trunk, 6.0 * rest

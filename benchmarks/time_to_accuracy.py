@@ -1,11 +1,10 @@
-"""Seconds until a validation accuracy is reached: ours, and the article's recipe through `fit`.
+"""Seconds to a validation accuracy: this project, and the article's recipe with `fit`.
 
 python -m benchmarks.time_to_accuracy --weights=FILE --data_dir=DIR      # about 10 minutes
 
-Whole processes, from their start, imports included, in turns. The clock stops at the end of the
-first epoch whose validation accuracy is high enough. `stock` is the environment that a user of this
-machine has; `avx2` as on a CPU without AVX-512, where TensorFlow leaves oneDNN off unless it is
-asked for, which `run_train.py` does.
+Whole processes are timed, imports included, in turns. The clock stops at the end of the first epoch
+that reaches the accuracy. `stock` uses the environment as it is. `avx2` stands for a CPU without
+AVX-512, where TensorFlow leaves oneDNN off by default and `run_train.py` switches it on.
 """
 
 from __future__ import annotations
@@ -18,43 +17,44 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from benchmarks.record import write_result
+from benchmarks.harness import ARTICLE, ROOT, data_flags, data_parser, print_table, write_result
 
-ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "MobileNetV2"
-# What the peer and we find in the environment.
+# Environment variables of `fit` and of this project.
 ENVIRONMENTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "stock": ({}, {}),
     "avx2": ({"TF_ENABLE_ONEDNN_OPTS": "0"}, {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
 }
 RECIPES = {
     "head on cached features": (
-        "--flagfile=recipes/article.flags",
         "--unfreeze_from=none",
         "--epochs=30",
         "--head_optimizer=adam",
         "--head_learning_rate=1e-2",
     ),
-    "article's, by our loop": ("--flagfile=recipes/article.flags", "--bn_mode=frozen"),
+    "article's, by our loop": (),
 }
+# Regular expressions that find the validation accuracy in a printed line. In the lines of
+# run_train.py, it is the fifth column.
+FIT_LINE = r"^validation accuracy ([\d.]+)"
+OUR_LINE = r"^ +\d+/\d+ +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)"
 
 
 def first_time(
     command: list[str], variables: dict[str, str], pattern: str, target: float
 ) -> dict[str, float]:
-    """Runs a process until it prints an accuracy of at least `target`, then ends it.
+    """Runs a process until it prints an accuracy of at least `target`, then kills it.
 
     Args:
-      command: of a process that prints a line an epoch.
+      command: of a process that prints one line per epoch.
       variables: added to its environment.
-      pattern: finds the validation accuracy in that line.
+      pattern: regular expression that finds the validation accuracy in that line.
       target: in [0, 1].
 
     Returns:
-      The seconds and epochs that it took; of all its epochs and `inf` seconds if it never did.
+      The seconds and epochs needed; infinite seconds if no epoch reached the target.
     """
     begin = time.perf_counter()
     process = subprocess.Popen(
@@ -69,25 +69,22 @@ def first_time(
     epochs = 0
     try:
         for line in process.stdout:
-            found = re.search(pattern, line)
-            if found is None:
-                continue
-            epochs += 1
-            if float(found.group(1)) >= target:
-                return {"seconds": time.perf_counter() - begin, "epochs": epochs}
+            if found := re.search(pattern, line):
+                epochs += 1
+                if float(found[1]) >= target:
+                    return {"seconds": time.perf_counter() - begin, "epochs": epochs}
     finally:
         process.kill()
         process.wait()
     return {"seconds": float("inf"), "epochs": epochs}
 
 
-def fit(arguments: Any) -> None:
-    """The article, in this process: prints the validation accuracy of each epoch."""
+def fit(arguments: argparse.Namespace) -> None:
+    """Trains with `fit` in this process and prints the validation accuracy of each epoch."""
     import keras
-    import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    from benchmarks.peers import fit_model
+    from benchmarks.peers import fit_model, scale_and_resize
 
     keras.utils.set_random_seed(arguments.seed)
     train, validation = tfds.load(
@@ -97,66 +94,68 @@ def fit(arguments: Any) -> None:
         data_dir=arguments.data_dir,
     )
 
-    def prepare(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.image.resize(tf.cast(image, tf.float32) / 127.5 - 1, (160, 160)), label
-
-    class Tell(keras.callbacks.Callback):
+    class PrintAccuracy(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             print(f"validation accuracy {logs['val_binary_accuracy']:.4f}", flush=True)
 
     fit_model(BACKBONE, 100, arguments.weights).fit(
-        train.map(prepare).shuffle(1000).batch(32),
+        train.map(scale_and_resize).shuffle(1000).batch(32),
         epochs=10,
-        validation_data=validation.map(prepare).batch(32),
+        validation_data=validation.map(scale_and_resize).batch(32),
         verbose=0,
-        callbacks=[Tell()],
+        callbacks=[PrintAccuracy()],
     )
+
+
+def compare(arguments: argparse.Namespace, environment: str) -> dict[str, list[dict[str, float]]]:
+    """Runs `fit` and each recipe in turns, with each seed; returns the figures of their runs."""
+    fit_variables, our_variables = ENVIRONMENTS[environment]
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in ("fit", *RECIPES)}
+    for seed in range(arguments.seeds):
+        common = [*data_flags(arguments), f"--seed={seed}"]
+        peer = [sys.executable, "-m", "benchmarks.time_to_accuracy", "--fit", *common]
+        runs["fit"].append(first_time(peer, fit_variables, FIT_LINE, arguments.target))
+        for recipe, flags in RECIPES.items():
+            ours = [sys.executable, "run_train.py", *ARTICLE, *flags, *common]
+            with tempfile.TemporaryDirectory() as folder:
+                ours += [f"--backbone={BACKBONE}", f"--ckpt_dir={folder}/run"]
+                ours += [f"--cache_dir={folder}/cache"]  # empty
+                runs[recipe].append(first_time(ours, our_variables, OUR_LINE, arguments.target))
+    return runs
 
 
 def main() -> None:
     """Measures, prints and writes the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="cats_vs_dogs", help="a TFDS name (%(default)s)")
-    parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
-    parser.add_argument("--weights", required=True, help=f"a Keras weights file of {BACKBONE}")
+    parser = data_parser(__doc__, "cats_vs_dogs")
+    parser.add_argument("--weights", required=True, help=f"Keras weights file of {BACKBONE}")
     parser.add_argument("--target", type=float, default=0.98, help="accuracy (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many (%(default)s)")
-    parser.add_argument("--fit", action="store_true", help="be the peer, print its accuracies")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
+    parser.add_argument("--fit", action="store_true", help="run `fit` and print its accuracies")
     parser.add_argument("--seed", type=int, default=0, help="with --fit")
     arguments = parser.parse_args()
     if arguments.fit:
         fit(arguments)
         return
-    data = [f"--dataset={arguments.dataset}", f"--weights={Path(arguments.weights).absolute()}"]
-    data += [f"--data_dir={Path(arguments.data_dir).absolute()}"] if arguments.data_dir else []
     figures: dict[str, Any] = {"target": arguments.target}
-    for environment, (of_fit, of_ours) in ENVIRONMENTS.items():
-        timed: dict[str, list[dict[str, float]]] = {kind: [] for kind in ("fit", *RECIPES)}
-        for seed in range(arguments.seeds):
-            peer = [sys.executable, "-m", "benchmarks.time_to_accuracy", "--fit", *data]
-            peer += [f"--seed={seed}"]
-            line = r"^validation accuracy ([\d.]+)"
-            timed["fit"].append(first_time(peer, of_fit, line, arguments.target))
-            for recipe, flags in RECIPES.items():
-                ours = [sys.executable, "run_train.py", f"--backbone={BACKBONE}", *data, *flags]
-                # The fifth column of an epoch's line.
-                line = r"^ +\d+/\d+ +[\d.]+ +[\d.]+ +[\d.]+ +([\d.]+)"
-                with tempfile.TemporaryDirectory() as folder:
-                    ours += [f"--seed={seed}", f"--ckpt_dir={folder}/run"]
-                    ours += [f"--cache_dir={folder}/cache"]  # empty
-                    timed[recipe].append(first_time(ours, of_ours, line, arguments.target))
-        medians = {
-            kind: statistics.median(run["seconds"] for run in runs) for kind, runs in timed.items()
-        }
-        figures[environment] = {"median_seconds": medians, "runs": timed}
-        for kind, seconds in medians.items():
-            each = ", ".join(f"{run['seconds']:.1f} s ({run['epochs']})" for run in timed[kind])
-            print(
-                f"{environment:<8}{kind:<26}{seconds:>7.1f} s{seconds / medians['fit']:>6.2f} of "
-                f"fit   seconds (epochs): {each}",
-                flush=True,
-            )
-    print(f"written to {write_result('time_to_accuracy', figures)}")
+    for environment in ENVIRONMENTS:
+        runs = compare(arguments, environment)
+        medians = {kind: statistics.median(run["seconds"] for run in runs[kind]) for kind in runs}
+        figures[environment] = {"median_seconds": medians, "runs": runs}
+        print_table(
+            [
+                {
+                    "environment": environment,
+                    "recipe": kind,
+                    "median seconds": medians[kind],
+                    "relative to fit": medians[kind] / medians["fit"],
+                    "seconds (epochs)": ", ".join(
+                        f"{run['seconds']:.1f} ({run['epochs']})" for run in runs[kind]
+                    ),
+                }
+                for kind in runs
+            ]
+        )
+    write_result("time_to_accuracy", figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What keeping the frozen layers' outputs brings, against `fit` and against our own step without.
+"""The gain of caching the frozen layers' outputs, against `fit` and against the uncached step.
 
 python -m benchmarks.trunk_cache       # about 5 minutes on two cores
 """
@@ -6,76 +6,53 @@ python -m benchmarks.trunk_cache       # about 5 minutes on two cores
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from benchmarks.arguments import add_data_arguments
-from benchmarks.record import write_result
+from benchmarks.harness import data_parser, print_table, seconds_of, write_result
 from research.system.environment import import_tensorflow
 
-TUNED = {"MobileNetV2": 24, "ResNet101V2": 6}  # and the steps that are timed of each
+TUNED = {"MobileNetV2": 24, "ResNet101V2": 6}  # steps to time
 HEAD_ALONE = "MobileNetV2"
 EPOCHS = 4
 
 
-def timed(action: Callable[[], object]) -> float:
-    """Returns the seconds that an action takes."""
-    begin = time.perf_counter()
-    action()
-    return time.perf_counter() - begin
-
-
-def tuned_steps(backbone: str, steps: int, arguments: Any) -> dict[str, float]:
-    """Times our step from 100 on with and without cached activations, in turns."""
+def tuned_steps(backbone: str, steps: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Times steps that train from layer 100 on, with and without cached activations, in turns."""
     from benchmarks import peers
-    from research.training.trunk.frozen_layers import FrozenLayers
 
-    photos = peers.photos_of(arguments)
-    config = dataclasses.replace(peers.article(), backbone=backbone, trunk_cache="memory")
-    ours = peers.our_run(config, photos)
-    whole = ours.learner()
+    run = peers.set_up_article(arguments, backbone=backbone, trunk_cache="memory")
+    photos = sum(len(run.loader.examples(split)) for split in ("train", "validation"))  # decodes
     begin = time.perf_counter()
-    frozen = FrozenLayers(
-        ours.built.network, photos, ours.plan, 0, config.trunk_cache, config.cache_dir
-    )
-    feeds = frozen.run(frozen.choose(0, None))
+    cache = run.frozen.run(run.frozen.choose(0, None)).whole
     filling = time.perf_counter() - begin
-    cached = dataclasses.replace(
-        ours, built=dataclasses.replace(ours.built, network=feeds.whole.network)
-    ).learner()
-    without, given = peers.endless(photos), peers.endless(feeds.whole.loader)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(3 + steps):
-        seconds[0].append(timed(lambda: whole.train_steps(without, 1)))
-        seconds[1].append(timed(lambda: cached.train_steps(given, 1)))
-    uncached, from_cache = (statistics.median(kind[3:]) for kind in seconds)
+    kinds = (
+        peers.training_step(run, run.built.network, run.loader),
+        peers.training_step(run, cache.network, cache.loader),
+    )
+    seconds = [[seconds_of(step) for step in kinds] for _ in range(3 + steps)]
+    uncached, cached = map(statistics.median, zip(*seconds[3:], strict=True))
     return {
-        "seconds_a_step_without": uncached,
-        "seconds_a_step_with": from_cache,
-        "times_as_fast": uncached / from_cache,
+        "seconds_per_uncached_step": uncached,
+        "seconds_per_cached_step": cached,
+        "speedup": uncached / cached,
         "seconds_to_fill": filling,
-        "photos": len(photos.examples("train")) + len(photos.examples("validation")),
+        "photos": photos,
     }
 
 
-def head_epochs(arguments: Any) -> dict[str, float]:
-    """Times epochs of the head alone, validation included, in turns with those of `fit`.
+def head_epochs(arguments: argparse.Namespace) -> dict[str, float]:
+    """Times epochs that train the head alone, with `fit` and with this project, in turns.
 
-    Ours are those of run_train.py, checkpoints, TensorBoard and all.
+    Validation is included and, for this project, all that `run_train.py` does in an epoch.
     """
     import keras
 
     from benchmarks import peers
-    from research.runs.run_directory import RunDirectory
-    from research.train import train
 
-    photos = peers.photos_of(arguments)
+    photos = peers.decoded_photos(arguments)
     model = peers.fit_model(HEAD_ALONE, None)
     batches = {split: peers.fit_batches(photos, split) for split in ("train", "validation")}
     ends: list[float] = []
@@ -95,50 +72,29 @@ def head_epochs(arguments: Any) -> dict[str, float]:
             callbacks=[Clock()],
         )
         epochs["fit"] += [end - begin for begin, end in itertools.pairwise(ends)]
-        with tempfile.TemporaryDirectory() as folder:
-            config = dataclasses.replace(
-                peers.article(),
-                dataset=arguments.dataset,
-                data_dir=arguments.data_dir,
-                backbone=HEAD_ALONE,
-                unfreeze_from="none",
-                epochs=4 * EPOCHS,
-                trunk_cache="memory",
-                ckpt_dir=str(Path(folder) / "run"),
-            )
-            directory = train(config)
-            assert isinstance(directory, RunDirectory)
-            stamps = [row["seconds"] for row in directory.read_metrics()]
-        epochs["ours"] += [end - begin for begin, end in itertools.pairwise(stamps)]
-    seconds = {kind: statistics.median(values) for kind, values in epochs.items()}
-    return {
-        "fit_seconds_an_epoch": seconds["fit"],
-        "our_seconds_an_epoch": seconds["ours"],
-        "times_as_fast": seconds["fit"] / seconds["ours"],
-    }
+        rows = peers.train_article(
+            arguments,
+            backbone=HEAD_ALONE,
+            unfreeze_from="none",
+            epochs=4 * EPOCHS,
+            trunk_cache="memory",
+        )
+        epochs["ours"] += [row["seconds"] - one["seconds"] for one, row in itertools.pairwise(rows)]
+    fit, ours = (statistics.median(epochs[kind]) for kind in ("fit", "ours"))
+    return {"fit_seconds_per_epoch": fit, "our_seconds_per_epoch": ours, "speedup": fit / ours}
 
 
 def main() -> None:
     """Measures, prints and writes the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_data_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = data_parser(__doc__).parse_args()
     import_tensorflow()
     tuned = {backbone: tuned_steps(backbone, steps, arguments) for backbone, steps in TUNED.items()}
     alone = head_epochs(arguments)
-    print("\nsteps from layer 100 on, seconds without and with cached activations")
-    for backbone, row in tuned.items():
-        print(
-            f"  {backbone:<14}{row['seconds_a_step_without']:>8.3f}"
-            f"{row['seconds_a_step_with']:>8.3f}: {row['times_as_fast']:.2f} times as fast, after "
-            f"{row['seconds_to_fill']:.1f} s for {row['photos']:,} photos"
-        )
-    print(f"epochs of the head of {HEAD_ALONE} after the first, seconds of fit and ours")
-    print(
-        f"  {alone['fit_seconds_an_epoch']:.2f} {alone['our_seconds_an_epoch']:.3f}: "
-        f"{alone['times_as_fast']:.0f} times as fast"
-    )
-    print(f"written to {write_result('trunk_cache', {'tuned': tuned, 'head_alone': alone})}")
+    print("\nsteps that train from layer 100 on")
+    print_table([{"backbone": backbone, **row} for backbone, row in tuned.items()])
+    print(f"epochs that train the head of {HEAD_ALONE} alone, without each run's first")
+    print_table([alone])
+    write_result("trunk_cache", {"tuned": tuned, "head_alone": alone})
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ RUNS = {
 # What each dashboard must show, in any case of letters.
 DASHBOARDS = {
     "timeseries": ("accuracy", "evaluation_test", "loss"),
-    "custom_scalars": ("learning rate", "norm of the gradient", "speed"),
+    "custom_scalars": ("learning rate", "gradient norm", "speed"),
     "images": ("confusion_matrix", "sketches/events/evaluation_test"),
     "pr_curves": ("precision_recall", "low-rate/events/evaluation_test"),
     "hparams": ("no-mirror-images", "low-rate", "head_learning_rate"),

@@ -8,7 +8,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from research.tasks.task import Task, cross_entropy
+from research.tasks.losses import cross_entropy
+from research.tasks.task import Task
 
 SCALE, MARGIN = 16.0, 0.3
 

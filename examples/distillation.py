@@ -10,7 +10,8 @@ import tensorflow as tf
 from research.data.decode import decode_image
 from research.data.open_source import open_source
 from research.data.source import Example, Source
-from research.tasks.task import Task, class_logits
+from research.tasks.losses import class_logits
+from research.tasks.task import Task
 
 TEACHER, PHOTOS = "runs/teacher/export/saved_model", "sketches"
 TEMPERATURE, SHARE = 2.0, 0.7

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from research.tasks.task import Task, cross_entropy
+from research.tasks.losses import cross_entropy
+from research.tasks.task import Task
 
 FOCUS = 2.0  # the paper's gamma
 

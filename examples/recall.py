@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from research.tasks.task import Task, class_logits, predicted_labels
+from research.tasks.losses import class_logits, predicted_labels
+from research.tasks.task import Task
 
 CLASS, MOST_PROBABLE = 1, 5
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from research.tasks.task import Task, class_logits
+from research.tasks.losses import class_logits
+from research.tasks.task import Task
 
 BINS = 1000  # of the probability: the area is right to about 1 / BINS
 

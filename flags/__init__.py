@@ -1,1 +1,1 @@
-"""The command line: absl flags generated from the config classes, and turned back into them."""
+"""The command line of the programs."""

@@ -1,4 +1,4 @@
-"""Runs a script: flags to config, config to one call, mistakes to one line."""
+"""Runs a program: parses its flags into a config, calls `main`, reports an error in one line."""
 
 from __future__ import annotations
 
@@ -18,70 +18,50 @@ from research.system.program import ended_by_a_line, fail
 Config = TypeVar("Config")
 
 
-class _WholeNumber(flags.IntegerParser):
-    def convert(self, argument: int | str) -> int:
-        try:
-            return super().convert(argument)
-        except ValueError:
-            raise ValueError("expected a whole number") from None
+def _parser(base: Any, expected: str) -> Any:
+    """Returns an absl parser whose error message says which kind of value was expected."""
+
+    class Parser(base):
+        def parse(self, argument: Any) -> Any:
+            try:
+                return super().parse(argument)
+            except ValueError:
+                raise ValueError(f"expected {expected}") from None
+
+    return Parser()
 
 
-class _Number(flags.FloatParser):
-    def convert(self, argument: float | str) -> float:
-        try:
-            return super().convert(argument)
-        except ValueError:
-            raise ValueError("expected a number") from None
-
-
-class _Switch(flags.BooleanParser):
-    def parse(self, argument: str | int) -> bool:
-        try:
-            return super().parse(argument)
-        except ValueError:
-            raise ValueError("expected true or false") from None
-
-
-PARSERS: dict[type, Any] = {int: _WholeNumber(), float: _Number(), str: flags.ArgumentParser()}
+PARSERS: dict[type, Any] = {
+    int: _parser(flags.IntegerParser, "an integer"),
+    float: _parser(flags.FloatParser, "a number"),
+    bool: _parser(flags.BooleanParser, "true or false"),
+    str: flags.ArgumentParser(),
+    tuple: flags.ArgumentParser(),  # parses each value of a repeated flag
+}
 
 
 def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Declares one flag for each field of a config class, for `--help` too; returns their names."""
-    names = []
-    for field in dataclasses.fields(config_class):
+    """Defines one flag for each field of a config class. Returns the names of the flags."""
+    fields = dataclasses.fields(config_class)
+    for field in fields:
         setting = setting_of(field)
         kind, _ = value_type(config_class, field.name)
-        names.append(field.name)
+        parser, help_text, default = PARSERS[kind], setting.help, field.default
+        if setting.choices:
+            help_text = f"<{'|'.join(setting.values.split(', '))}>: {help_text}"
+            if not setting.or_python_file:  # the config class checks FILE.py:NAME
+                parser = flags.EnumParser(list(setting.choices))
+        flag_type: Any = flags.Flag
         if kind is tuple:
-            default: Any = field.default or None
-            flags.DEFINE_multi_string(
-                field.name, default, setting.help, values, module_name=sys.argv[0]
-            )
-            continue
-        if kind is bool:
-            boolean = flags.BooleanFlag(field.name, bool(field.default), setting.help)
-            boolean.parser = _Switch()
-            flags.DEFINE_flag(boolean, values, module_name=sys.argv[0])
-            continue
-        words = list(setting.choices)
-        # What a file of the user's own may stand in for is checked by the config class.
-        is_enum = words and not setting.or_python_file
-        parser = flags.EnumParser(words) if is_enum else PARSERS[kind]
-        choices = f"<{'|'.join(setting.values.split(', '))}>: " if words else ""
-        flags.DEFINE(
-            parser,
-            field.name,
-            field.default,
-            f"{choices}{setting.help}",
-            values,
-            flags.ArgumentSerializer(),
-            module_name=sys.argv[0],
-        )
-    return names
+            flag_type, default = flags.MultiFlag, default or None
+        serializer: Any = None if kind is bool else flags.ArgumentSerializer()
+        flag = flag_type(parser, serializer, field.name, default, help_text, boolean=kind is bool)
+        flags.DEFINE_flag(flag, values, module_name=sys.argv[0])
+    return [field.name for field in fields]
 
 
 def parse_config(config_class: type[Config], arguments: list[str]) -> Config:
-    """Returns the config that some flags mean; raises absl's `flags.Error` for wrong ones."""
+    """Returns the config that some flags describe. Raises absl's `flags.Error` for a wrong flag."""
     values = flags.FlagValues()
     names = define_flags(config_class, values)
     values([sys.argv[0], *arguments])
@@ -94,35 +74,34 @@ def _parse(arguments: list[str], takes_paths: bool) -> list[str]:
         with contextlib.redirect_stderr(warnings):
             remaining = flags.FLAGS(arguments)
     except UnicodeDecodeError as error:
-        fail(f"a flagfile is no text in UTF-8 ({error.reason}); expected one flag a line")
-    except (flags.Error, ValueError) as error:  # absl's own flags raise the latter
+        fail(f"a flagfile is not UTF-8 text ({error.reason}); expected one flag per line")
+    except (flags.Error, ValueError) as error:  # absl's own flags raise ValueError
         fail(str(error))
-    except SystemExit:  # only `--help` and its kin end here; asking for help is no error
+    except SystemExit:  # raised by --help and similar flags only, which are not an error
         sys.exit(0)
-    if warnings.getvalue():  # of a flagfile that reads itself, which absl would leave out
+    if warnings.getvalue():  # a flagfile includes itself; absl would ignore it
         fail(warnings.getvalue())
     if remaining[1:] and not takes_paths:
-        fail(f"{remaining[1]!r} is no flag; flags are written --name=value, see --help")
+        fail(f"{remaining[1]!r} is not a flag; write flags as --name=value, see --help")
     return list(remaining)
 
 
-def run(config_class: type[Config], main: Callable[[Config], None]) -> None:
-    """Parses the command line into a config and calls `main` with it; does not return."""
-    run_with_paths(config_class, lambda config, _: main(config), takes_paths=False)
+def run(config_class: type, main: Callable[..., None], takes_paths: bool = False) -> None:
+    """Parses the command line, calls `main`, and ends the process.
 
-
-def run_with_paths(
-    config_class: type[Config],
-    main: Callable[[Config, list[str]], None],
-    takes_paths: bool = True,
-) -> None:
-    """Like `run`, and gives `main` what stands after the flags."""
+    Args:
+      config_class: the config class whose fields are the flags.
+      main: is called with the config. With `takes_paths`, the list of the arguments after the flags
+        is its second argument.
+      takes_paths: whether arguments after the flags are allowed.
+    """
 
     def run_main(arguments: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow tell of every step they take
+            logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow log each of their steps
         with ended_by_a_line():
-            main(config_class(**{name: flags.FLAGS[name].value for name in names}), arguments[1:])
+            config = config_class(**{name: flags.FLAGS[name].value for name in names})
+            main(config, *([arguments[1:]] if takes_paths else []))
 
     names = define_flags(config_class)
     app.run(run_main, flags_parser=functools.partial(_parse, takes_paths=takes_paths))

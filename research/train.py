@@ -10,10 +10,8 @@ import tensorflow as tf
 
 from research.data.batches import share_out
 from research.data.loader import DataLoader
-from research.data.open_source import open_source
 from research.data.source import Source
-from research.runs import console, pictures
-from research.runs.durable_files import write_file
+from research.runs import console
 from research.runs.logbook import Records
 from research.runs.profiler import StepProfiler
 from research.runs.run_directory import RunDirectory, find_run
@@ -32,10 +30,10 @@ from research.tasks.task import Task
 from research.training.agreement import check_settings
 from research.training.finite_check import check_finite, read_scalars
 from research.training.learner import Learner
-from research.training.learning_rate_finder import find_learning_rates
+from research.training.learning_rate_finder import suggest_learning_rates
 from research.training.meter import Interval, Meter
-from research.training.preparation import Run, begin_or_resume, set_up
-from research.training.trunk.frozen_layers import Feed
+from research.training.preparation import Run, begin_or_resume, open_photos, set_up
+from research.training.trunk.frozen_layers import EpochInput
 
 
 def train(
@@ -60,7 +58,7 @@ def train(
     """
     config = _with_own_classes(config, source, task)
     cluster = find_cluster(config.distribution)
-    # First of all, so that a folder that cannot be used is reported at once.
+    # First, so that a folder that cannot be used is reported at once.
     leads = cluster is None or cluster.is_chief
     directory, resuming = find_run(config) if leads else (None, False)
     if config.find_learning_rate and cluster is not None:
@@ -71,7 +69,9 @@ def train(
     team = devices.start(config, cluster)
     try:
         if config.find_learning_rate:
-            suggest_learning_rates(config, team, directory, source, task)
+            path = directory.path if directory else Path("run")
+            run = set_up(config, team, source or open_photos(config), task)
+            suggest_learning_rates(run, path.with_name(f"{path.name}-learning-rates.png"))
             return None
         if directory and resuming:
             directory.lock.acquire()
@@ -103,11 +103,6 @@ def _with_own_classes(
     return dataclasses.replace(config, task=reference_of(task)) if task else config
 
 
-def open_photos(config: TrainConfig) -> Source:
-    """Opens the photos that a config names."""
-    return open_source(config.dataset, config.image_folder, config.data_dir, config.source)
-
-
 def train_together(
     config: TrainConfig,
     team: Team,
@@ -116,13 +111,13 @@ def train_together(
     source: Source | None = None,
     task: type[Task] | None = None,
 ) -> None:
-    """Trains in this process and those of the team; the chief alone has a folder.
+    """Trains in this process and in those of the team. Only the chief has a folder.
 
     Args:
       config: of the run.
       team: this process and those that train with it.
       directory: the run's folder; None in a worker that is not the chief.
-      resuming: whether there is a run in it to go on with.
+      resuming: whether the folder holds a run to continue.
       source: photos to take instead of those that the config names.
       task: what to learn instead of the task that the config names.
     """
@@ -133,15 +128,15 @@ def train_together(
         directory.check_class_names(source.class_names)
     run = set_up(config, team, source, task)
     print(console.describe_run(run), flush=True)
-    records, feeds, resumed = begin_or_resume(run, config, directory, resuming)
+    records, inputs, resumed = begin_or_resume(run, config, directory, resuming)
     histograms = records.make_histograms(config.histogram_every)
 
     @functools.cache
-    def learner_of(feed: Feed, begun: int) -> Learner:
+    def learner_of(epoch_input: EpochInput, begun: int) -> Learner:
         return Learner(
             team.strategy,
             run.task,
-            feed.network,
+            epoch_input.network,
             run.groups[:begun],
             run.state,
             run.options,
@@ -160,11 +155,11 @@ def train_together(
         loop = Loop(run, records, profiler, StopRequest(team, request))
         while not run.is_finished:
             epoch = run.position.epoch
-            feed = feeds.for_epoch(epoch)
+            epoch_input = inputs.for_epoch(epoch)
             first = epoch * run.plan.steps_per_epoch
             begun = sum(group.schedule.first_step <= first for group in run.groups)
             with collected():
-                loop.train_epoch(learner_of(feed, begun), feed.loader)
+                loop.train_epoch(learner_of(epoch_input, begun), epoch_input.loader)
         stalled = int(run.state.epochs_without_gain.numpy())
         skipped = run.state.loss_scale.read().skipped_steps
         records.end(run.state.current_step, skipped, stalled)
@@ -187,11 +182,11 @@ class Loop:
     stop: StopRequest
 
     def train_epoch(self, learner: Learner, loader: DataLoader) -> None:
-        """Trains from where the run stands to the end of the epoch, validates, and saves.
+        """Trains to the end of the current epoch, validates, and saves a checkpoint.
 
         Raises:
-          TrainingDivergedError: before anything that is not finite was saved.
-          Interrupted: after everything was saved.
+          TrainingDivergedError: a value is not finite; the last checkpoint is still good.
+          Interrupted: a signal asked to stop; everything is saved.
         """
         run, state, records = self.run, self.run.state, self.records
         epoch = run.position.epoch
@@ -209,14 +204,14 @@ class Loop:
             raise Interrupted(number, records.how_to_go_on(step))
 
     def train_steps_of_epoch(self, learner: Learner, loader: DataLoader) -> Interval:
-        """Makes the steps that are left of an epoch.
+        """Makes the remaining steps of an epoch.
 
         Returns:
-          The speed of the steps made here, and the metrics of all of the epoch.
+          The speed of the steps made here, and the metrics of the whole epoch.
 
         Raises:
-          TrainingDivergedError: before anything that is not finite was saved.
-          Interrupted: after the step was saved.
+          TrainingDivergedError: a value is not finite; the last checkpoint is still good.
+          Interrupted: a signal asked to stop; the last step is saved.
         """
         run, state, records = self.run, self.run.state, self.records
         plan, every = run.plan, run.config.checkpoint_every
@@ -261,7 +256,7 @@ class Loop:
 
         Raises:
           TrainingDivergedError: the loss is infinite or NaN.
-          Interrupted: after the steps before it were saved.
+          Interrupted: a signal asked to stop; the steps before the validation are saved.
         """
         state, records = self.run.state, self.records
         step = state.current_step
@@ -276,18 +271,3 @@ class Loop:
             raise Interrupted(interrupted.number, records.how_to_go_on(step)) from None
         check_finite(step, records, {"validation loss": validation.loss})
         return validation
-
-
-def suggest_learning_rates(
-    config: TrainConfig,
-    team: Team,
-    directory: RunDirectory | None,
-    source: Source | None,
-    task: type[Task] | None,
-) -> None:
-    """Finds learning rates, prints them, and draws them beside where the run's folder would be."""
-    sweeps = find_learning_rates(set_up(config, team, source or open_photos(config), task))
-    path = directory.path if directory else Path("run")
-    file = path.with_name(f"{path.name}-learning-rates.png")
-    write_file(file, pictures.png(pictures.learning_rates(sweeps)))
-    print(console.suggestions(sweeps, file), flush=True)

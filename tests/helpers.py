@@ -1,4 +1,4 @@
-"""What several test modules need: drawn photos, and the settings of a small, quick run."""
+"""Shared by test modules: drawn photos, settings of a small run, and functions to run scripts."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from research.settings.train_config import TrainConfig
 from research.training.builder import build_network
 from tests.launcher import ROOT, Launcher
 
-# Environment variable: the folder of a test session, which its processes share.
+# Environment variable with the folder that the processes of a test session share.
 SESSION_FOLDER = "TEST_SESSION_FOLDER"
 
 SMALL_RUN = (
-    f"--flagfile={ROOT / 'recipes' / 'article.flags'}",  # which no better default changes
+    f"--flagfile={ROOT / 'recipes' / 'article.flags'}",  # independent of the defaults
     "--bn_mode=frozen",
     "--backbone=SmallResNet",
     "--weights=none",
     "--unfreeze_from=stage3",
     "--image_size=32",
     "--batch_size=8",
-    "--precision=float32",  # whatever the machine is fast in
+    "--precision=float32",  # on every machine
 )
 
 SMALL_CONFIG = TrainConfig(
@@ -56,7 +56,7 @@ SMALL_CONFIG = TrainConfig(
 )
 
 
-# Of the run that the fixture `finished_run` gives.
+# Flags of the fixture `finished_run`.
 FINISHED_RUN = (
     *SMALL_RUN,
     "--head_epochs=0",
@@ -71,10 +71,10 @@ FINISHED_RUN = (
 
 
 def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings: Any) -> Path:
-    """Makes a run of random weights without training it, with a checkpoint for each of its steps.
+    """Writes a run with random weights, without training, with a checkpoint for each of `steps`.
 
-    Each checkpoint has other weights in its head, which tell photos apart; the first one is the
-    best. The classes are those of a folder of photos.
+    The head of each checkpoint has different weights, with predictions that differ between photos.
+    The first checkpoint is the best. The classes are the subfolders of `photos`.
     """
     config = dataclasses.replace(SMALL_CONFIG, image_folder=str(photos), ckpt_dir=str(folder))
     config = dataclasses.replace(config, **settings)
@@ -92,7 +92,7 @@ def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings
         kernel = np.random.default_rng(seed).normal(size=model.head.kernel.shape)
         logits = features.numpy() @ kernel
         deviation = logits.std(axis=0)
-        scale = 2 / np.where(deviation > 0, deviation, 1)  # 0 where there is but one photo
+        scale = 2 / np.where(deviation > 0, deviation, 1)  # 0 for a single photo
         model.head.set_weights([kernel * scale, -logits.mean(axis=0) * scale])
         step.assign(number)
         checkpoints.save(number, best=number == steps[0])
@@ -100,7 +100,7 @@ def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings
 
 
 def draw_photos(folder: Path, count: int) -> Path:
-    """Draws `count` photos a class into cat/ and dog/ below a folder."""
+    """Draws `count` photos per class into the subfolders cat/ and dog/."""
     for label, name in enumerate(("cat", "dog")):
         (folder / name).mkdir()
         for index in range(count):
@@ -109,46 +109,46 @@ def draw_photos(folder: Path, count: int) -> Path:
 
 
 def script_environment(folder: Path) -> dict[str, str]:
-    """Returns an environment where downloads fail at once, and TFDS prepares sets in `folder`."""
-    nowhere = "http://127.0.0.1:9"
+    """Returns an environment where downloads fail at once and TFDS stores data in `folder`."""
+    closed_port = "http://127.0.0.1:9"
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "TFDS_DATA_DIR": str(folder / "tfds"),
-        "http_proxy": nowhere,
-        "https_proxy": nowhere,
+        "http_proxy": closed_port,
+        "https_proxy": closed_port,
         "no_proxy": "",
     }
 
 
 @functools.cache
 def launcher() -> Launcher:
-    """The launcher of this process; its server is shared by the processes of a test session."""
+    """Returns the launcher of this process; all processes of a test session share its server."""
     return Launcher(Path(os.environ[SESSION_FOLDER]))
 
 
 def run_script(
     folder: Path, name: str, *flags: str, file_size_limit: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script of the project in a folder and returns what it printed."""
+    """Runs a script of the project in a folder; returns its exit code and output."""
     arguments = [str(ROOT / name), *flags]
     return launcher().run(arguments, folder, script_environment(folder), file_size_limit)
 
 
 def signal_at(script: str, place: str, call: int, *signals: int) -> str:
-    """Returns the argument with which signalled.py runs a script that gets signals.
+    """Returns the first argument of signalled.py, which sends signals to a script.
 
     Args:
       script: name of the script.
       place: a module and a function in it, as `module:function` or `module:Class.method`.
-      call: the call of that function, counted from 1, at whose end the signals come.
-      *signals: their numbers.
+      call: the number of the call, from 1, at whose end the signals are sent.
+      *signals: signal numbers.
     """
     return ":".join([str(ROOT / script), place, str(call), *(str(int(one)) for one in signals)])
 
 
 def run_fresh(folder: Path, name: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Like `run_script`, in a Python that was not forked from another one."""
+    """Does the same as `run_script` in a new Python process, without the launcher."""
     return subprocess.run(
         [sys.executable, str(ROOT / name), *flags],
         cwd=folder,
@@ -160,13 +160,13 @@ def run_fresh(folder: Path, name: str, *flags: str) -> subprocess.CompletedProce
 
 
 class Started:
-    """A script that was started in a folder and can be looked at; it is killed at the end.
+    """A script running in a folder, whose output can be read; the context manager kills it.
 
     Args:
       folder: the working directory.
       name: of the script.
       flags: of the script.
-      environment: variables beside those of `script_environment`.
+      environment: variables added to `script_environment`.
     """
 
     def __init__(
@@ -197,11 +197,13 @@ class Started:
         self._files.close()
 
     def wait_until(self, is_there: Callable[[], object], seconds: float = 120) -> None:
-        """Waits for an event; fails if the script ends before it, or if it does not come."""
+        """Waits until `is_there()` is true; fails if the script ends first or after `seconds`."""
         deadline = time.monotonic() + seconds
         while not is_there():
             if self.program.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"{self.program.args} ended or hangs: {self.stderr}")
+                raise AssertionError(
+                    f"{self.program.args} ended or does not respond: {self.stderr}"
+                )
             time.sleep(0.002)
 
     def end(self, seconds: float = 240) -> tuple[int, str, str]:
@@ -210,24 +212,24 @@ class Started:
 
     @property
     def stdout(self) -> str:
-        """What it has printed so far."""
+        """Standard output so far."""
         return _content(self._stdout)
 
     @property
     def stderr(self) -> str:
-        """What it has printed on standard error so far."""
+        """Standard error so far."""
         return _content(self._stderr)
 
 
 def _content(file: IO[str]) -> str:
-    # Not by seeking: the program writes at the same offset.
+    # Without seek, because the program shares the file offset.
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
 
 
 def make_once(name: str, make: Callable[[Path], object]) -> Path:
-    """Returns a folder of the test session, filled by the process that is the first to need it.
+    """Returns a folder of the test session, filled by the first process that needs it.
 
-    Its processes share it: no test may change what is in it.
+    All processes of the session share the folder: tests must not change its content.
     """
     folder = Path(os.environ[SESSION_FOLDER]) / name
     with FileLock(f"{folder}.lock"):
@@ -240,17 +242,17 @@ def make_once(name: str, make: Callable[[Path], object]) -> Path:
 
 
 def read_metrics(ckpt_dir: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl."""
+    """Returns the rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (ckpt_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def read_checkpoint(ckpt_dir: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the last checkpoint but the time that the run took."""
+    """Returns all tensors of a run's last checkpoint, except the duration of the run."""
     return read_tensors(str(ckpt_dir / "checkpoints" / "latest"))
 
 
 def read_tensors(checkpoint: str) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint, or of a folder's last one, but the time that the run took."""
+    """Returns all tensors of a checkpoint, or of a folder's last one, except the run's duration."""
     reader = tf.train.load_checkpoint(checkpoint)
     names = reader.get_variable_to_shape_map()
     return {

@@ -1,12 +1,13 @@
-"""Starts Python programs without the seconds that importing TensorFlow takes.
+"""Starts Python programs without the time needed to import TensorFlow.
 
-A server process imports TensorFlow and the project once, makes no TensorFlow runtime (no fork
-survives one), and forks for each program. The fork returns from `Server.serve` and runs the program
-at the top level of the interpreter, so that it ends as any Python process does: exit code,
-traceback, `atexit`. The server ends, and kills what it started, when no client is connected.
+A server process imports TensorFlow and the project once and forks for each program. It creates no
+TensorFlow runtime, which would not survive a fork. The fork returns from `Server.serve` and runs
+the program at the top level of the interpreter, so that it ends like any Python process: exit code,
+traceback, `atexit`. When no client is connected, the server kills the programs that it started and
+exits.
 
-What depends on the start of the interpreter (order of imports, hash seed, locale, HOME, thread
-settings) is the server's. A test of such things starts a fresh Python.
+Programs share the server's interpreter start: import order, hash seed, locale, HOME and thread
+settings. Tests of these start a new Python process.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ from research.runs import pictures
 from research.system.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST_MESSAGE = 2**20  # bytes
-SECONDS_TO_START = 120.0
-# Through TFDS, which reads TFDS_DATA_DIR when it is imported.
-READ_THE_ENVIRONMENT = (
+MAX_MESSAGE = 2**20  # bytes
+START_TIMEOUT = 120.0  # seconds
+# These import TFDS, which reads TFDS_DATA_DIR at import.
+READ_ENVIRONMENT_AT_IMPORT = (
     "research.data.built_in.digits",
     "research.data.built_in.sketches",
     "research.data.tfds_source",
@@ -52,10 +53,10 @@ READ_THE_ENVIRONMENT = (
 
 
 class Program:
-    """A started program, in a process group of its own; to be used as a `subprocess.Popen`.
+    """A started program in its own process group, with the interface of `subprocess.Popen`.
 
     Args:
-      arguments: what it was started with.
+      arguments: the program's arguments.
       connection: to the server, which sends the process id and, at the end, the exit code.
     """
 
@@ -66,13 +67,13 @@ class Program:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Returns the exit code, minus the signal's number if it was killed; None if it runs."""
+        """Returns the exit code; the negative signal number if killed; None if still running."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Returns the exit code; raises `subprocess.TimeoutExpired` after some seconds."""
+        """Returns the exit code; raises `subprocess.TimeoutExpired` after `timeout` seconds."""
         if self.returncode is None:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._connection, selectors.EVENT_READ)
@@ -83,7 +84,7 @@ class Program:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal to all processes of the group."""
+        """Sends a signal to all processes of the group, if the program is running."""
         if self.poll() is None:
             os.killpg(self.pid, number)
 
@@ -92,17 +93,17 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def _receive(self) -> int:
-        message = self._connection.recv(LONGEST_MESSAGE)
+        message = self._connection.recv(MAX_MESSAGE)
         if not message:
-            raise ConnectionError("the launcher's server is gone")
+            raise ConnectionError("the launcher's server has ended")
         return int(message)
 
 
 class Launcher:
-    """A client of the server; starts the server if none listens.
+    """A client of the server; starts a server if none is running.
 
     Args:
-      folder: where the clients that share a server find it, such as a test session's folder.
+      folder: shared by all clients of the server, such as the folder of a test session.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -110,7 +111,7 @@ class Launcher:
         with FileLock(f"{file}.lock"):
             try:
                 self._address = file.read_text()
-                self._connection = self._connect()  # stays open: it keeps the server alive
+                self._connection = self._connect()  # stays open to keep the server alive
             except OSError:
                 self._address = _start_server()
                 self._connection = self._connect()
@@ -128,13 +129,13 @@ class Launcher:
         """Starts a program.
 
         Args:
-          arguments: what a command line has after `python`: a script, or `-m` and a module, and
-            the program's own arguments.
+          arguments: the command line after `python`: a script, or `-m` and a module, followed by
+            the program's arguments.
           folder: the working directory.
           environment: all environment variables of the program.
-          stdout: file that the program prints to.
-          stderr: file for its errors.
-          file_size_limit: of each file that it writes, in bytes; None for no limit.
+          stdout: file for its standard output.
+          stderr: file for its standard error.
+          file_size_limit: maximum size of each file that it writes, in bytes; None for no limit.
         """
         request = {
             "arguments": [str(argument) for argument in arguments],
@@ -155,10 +156,10 @@ class Launcher:
         file_size_limit: int | None = None,
         timeout: float = 240.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a program to its end and returns what it printed.
+        """Runs a program to its end; returns its exit code and output. See `start` for arguments.
 
         Raises:
-          subprocess.TimeoutExpired: it did not end within `timeout` seconds, and was killed.
+          subprocess.TimeoutExpired: the program was killed after `timeout` seconds.
         """
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
             program = self.start(arguments, folder, environment, stdout, stderr, file_size_limit)
@@ -181,19 +182,19 @@ class Launcher:
 
 
 def _start_server() -> str:
-    """Starts a server of its own session, which Ctrl-C does not reach; returns its address.
+    """Starts a server in its own session, so that Ctrl-C does not end it; returns its address.
 
-    It outlives this process where another client needs it: no `Popen`, which expects its end.
+    The server may outlive this process. `Popen` would warn about that, so it is not used.
     """
-    address = str(Path(tempfile.mkdtemp(prefix="launcher-")) / "socket")
+    address = str(Path(tempfile.mkdtemp(prefix="launcher-"), "socket"))
     command = [sys.executable, "-m", "tests.launcher", address]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    nowhere = [
+    null_files = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
     ]
-    pid = os.posix_spawn(sys.executable, command, environment, file_actions=nowhere, setsid=True)
-    deadline = time.monotonic() + SECONDS_TO_START
+    pid = os.posix_spawn(sys.executable, command, environment, file_actions=null_files, setsid=True)
+    deadline = time.monotonic() + START_TIMEOUT
     while not os.path.exists(address):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended or time.monotonic() > deadline:
@@ -206,7 +207,7 @@ class Server:
     """Forks a process for each request until no client is connected.
 
     Args:
-      address: path of the socket to listen at; its folder is removed at the end.
+      address: path of the socket to listen on; its folder is removed at the end.
     """
 
     def __init__(self, address: str) -> None:
@@ -218,14 +219,14 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._clients: set[socket.socket] = set()
-        # The process of a client, and the descriptor that becomes readable when it ends.
+        # The process id of each client, and the descriptor that becomes readable when it ends.
         self._running: dict[socket.socket, tuple[int, int]] = {}
 
     def serve(self) -> list[str] | None:
         """Serves until no client is connected.
 
         Returns:
-          In a fork: the arguments of the program that it is to run. In the server: None.
+          In a fork: the arguments of the program to run. In the server: None.
         """
         while True:
             for key, _ in self._selector.select():
@@ -235,7 +236,7 @@ class Server:
                     self._clients.add(client)
                     self._selector.register(client, selectors.EVENT_READ)
                 elif source not in self._clients:
-                    if key.data in self._running:  # else its client has just gone
+                    if key.data in self._running:  # its client may have just disconnected
                         self._tell_end(key.data)
                 elif request := _receive_request(source):
                     arguments = self._fork(source, *request)
@@ -254,7 +255,7 @@ class Server:
         if pid == 0:
             self._close()
             return _become(json.loads(message), files)
-        with contextlib.suppress(OSError):  # the fork has done so, or has ended
+        with contextlib.suppress(OSError):  # the fork has already done this, or has ended
             os.setpgid(pid, pid)
         for file in files:
             os.close(file)
@@ -269,7 +270,7 @@ class Server:
         _, status = os.waitpid(pid, 0)
         self._selector.unregister(end)
         os.close(end)
-        with contextlib.suppress(OSError):  # the client may be gone
+        with contextlib.suppress(OSError):  # the client may have disconnected
             client.send(str(os.waitstatus_to_exitcode(status)).encode())
 
     def _forget(self, client: socket.socket) -> None:
@@ -281,7 +282,7 @@ class Server:
         client.close()
 
     def _close(self) -> None:
-        """Closes in a fork what is the server's."""
+        """Closes the server's files in a fork."""
         for _, end in self._running.values():
             os.close(end)
         for connection in (self._listener, *self._clients):
@@ -290,16 +291,16 @@ class Server:
 
 
 def _receive_request(client: socket.socket) -> tuple[bytes, list[int]] | None:
-    """Returns a request and the file descriptors with it; None if the client is gone."""
+    """Returns a request and its file descriptors; None if the client has disconnected."""
     try:
-        message, files, _, _ = socket.recv_fds(client, LONGEST_MESSAGE, 2)
-    except ConnectionResetError:  # it left without reading what was sent
+        message, files, _, _ = socket.recv_fds(client, MAX_MESSAGE, 2)
+    except ConnectionResetError:  # the client disconnected without reading its messages
         return None
     return (message, files) if message else None
 
 
 def _become(request: dict[str, Any], files: Sequence[int]) -> list[str]:
-    """Gives a fork what a new process has."""
+    """Gives a fork its own group, files, environment and limits; returns its arguments."""
     os.setpgid(0, 0)
     for number, file in zip((1, 2), files, strict=True):
         os.dup2(file, number)
@@ -307,7 +308,7 @@ def _become(request: dict[str, Any], files: Sequence[int]) -> list[str]:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    tempfile.tempdir = None  # the environment may name another one
+    tempfile.tempdir = None  # the environment may specify another
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if limit := request["file_size_limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -315,23 +316,23 @@ def _become(request: dict[str, Any], files: Sequence[int]) -> list[str]:
 
 
 def import_everything() -> None:
-    """Imports TensorFlow and the project's modules, but those that read the environment."""
+    """Imports TensorFlow and the project, except modules that read the environment at import."""
     import_tensorflow()
     for module in pkgutil.walk_packages(research.__path__, "research."):
         if module.name.endswith(".__main__"):
             continue
-        if module.name not in READ_THE_ENVIRONMENT:
+        if module.name not in READ_ENVIRONMENT_AT_IMPORT:
             importlib.import_module(module.name)
-    # These import some more when they are first used.
+    # These import more modules on first use.
     Image.init()
     pictures.png(pictures.history([]))
-    # Else each fork's first collection would copy and scan all that was imported.
+    # Without this, the first garbage collection of each fork would scan and copy all modules.
     gc.collect()
     gc.freeze()
 
 
 def main() -> None:
-    """Serves; in each fork, runs a program as Python itself would."""
+    """Runs the server; in each fork, runs a program as Python itself would."""
     import_everything()
     arguments = Server(sys.argv[1]).serve()
     if arguments is None:
@@ -341,11 +342,11 @@ def main() -> None:
     except SystemExit as end:
         if end.code:
             raise
-    # A program without a fault ends here. Python would do the same, and then take all modules
-    # apart, which takes a quarter of a second.
+    # Ends a successful program as Python would, but without the deletion of all modules, which
+    # takes a quarter of a second.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):  # of which Python tells at its end
+    with contextlib.suppress(OSError):  # Python reports it at its regular end
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -355,7 +356,7 @@ def run(arguments: Sequence[str]) -> None:
     """Runs a script or, after `-m`, a module."""
     if arguments[0] == "-m":
         sys.argv = list(arguments[1:])
-        sys.modules.pop(arguments[1], None)  # it is run, though it was imported before
+        sys.modules.pop(arguments[1], None)  # it may be imported already
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(arguments)

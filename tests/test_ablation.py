@@ -1,4 +1,4 @@
-"""What the table of ingredients rests on: folds and a paired test."""
+"""The basis of the ablation's table: folds and a paired test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.ablation_report import mean_and_error, paired_test
 from benchmarks.ablation_rows import ROWS, settings_of
 
 
-def test_each_photo_is_in_the_test_of_one_fold():
+def test_each_photo_is_in_the_test_split_of_one_fold():
     names = [f"photo{number}.jpg" for number in range(2000)]
     for seed in (0, 1):
         tested: collections.Counter[str] = collections.Counter()
@@ -45,6 +45,6 @@ def test_mean_and_error():
     assert np.isnan(mean_and_error(np.array([1.0]))[1])
 
 
-def test_every_row_is_a_run_of_its_own():
+def test_every_row_has_its_own_settings():
     hashes = [settings_of(row) for row in ROWS]
     assert len(set(hashes)) == len(hashes)

@@ -9,11 +9,11 @@ from research.optimization.averages import WeightAverages
 from research.training.learner import Learner
 from tests.learners import CONFIG, TASK, feed, make_learner, model_of, some_photos, weights
 
-DECAY = 0.15  # more than 1/10, what the first step keeps; less than 2/11, what the second would
+DECAY = 0.15  # limited to 1/10 in the first step, but not to 2/11 in the second
 
 
-def follow(learner: Learner) -> Learner:
-    """The same learner, with averages of all that it trains."""
+def averaging(learner: Learner) -> Learner:
+    """The same learner, with averages of all trained variables."""
     with learner.strategy.scope():
         averages = WeightAverages(model_of(learner).trainable_variables, DECAY)
     return Learner(
@@ -28,8 +28,8 @@ def follow(learner: Learner) -> Learner:
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_averages_follow_the_weights_by_their_formula(replicas):
-    learner = follow(make_learner(CONFIG, replicas))
+def test_averages_follow_the_formula(replicas):
+    learner = averaging(make_learner(CONFIG, replicas))
     trained = model_of(learner).trainable_variables
     expected = [variable.numpy() for variable in trained]
     for step, batch in enumerate(feed(learner, some_photos(24), 8)):
@@ -42,8 +42,8 @@ def test_averages_follow_the_weights_by_their_formula(replicas):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_what_is_evaluated_is_the_average(replicas):
-    learner = follow(make_learner(dataclasses.replace(CONFIG, head_learning_rate=5.0), replicas))
+def test_evaluation_uses_the_averages(replicas):
+    learner = averaging(make_learner(dataclasses.replace(CONFIG, head_learning_rate=5.0), replicas))
     examples = some_photos(24)
     for batch in feed(learner, examples, 8):
         learner.train_step(batch)
@@ -53,30 +53,30 @@ def test_what_is_evaluated_is_the_average(replicas):
         np.testing.assert_array_equal(variable.numpy(), value)
     plain = Learner(learner.strategy, TASK, learner.network, (), learner.state)
     assert plain.evaluate(feed(plain, examples, 8)).loss != pytest.approx(averaged.loss, rel=1e-3)
-    followed = zip(model_of(learner).trainable_variables, learner.averages.variables, strict=True)
-    for variable, average in followed:
+    pairs = zip(model_of(learner).trainable_variables, learner.averages.variables, strict=True)
+    for variable, average in pairs:
         variable.assign(average.numpy())
-    by_hand = plain.evaluate(feed(plain, examples, 8))
-    assert by_hand.loss == pytest.approx(averaged.loss, rel=1e-6)
+    expected = plain.evaluate(feed(plain, examples, 8))
+    assert expected.loss == pytest.approx(averaged.loss, rel=1e-6)
 
 
-def test_the_average_of_what_begins_later_lets_go_of_its_initial_value_from_there():
-    learner = follow(make_learner(dataclasses.replace(CONFIG, head_epochs=1), photos=24))
+def test_averages_of_a_later_group_forget_the_initial_value_from_its_first_step():
+    learner = averaging(make_learner(dataclasses.replace(CONFIG, head_epochs=1), photos=24))
     backbone = learner.groups[1]
     assert backbone.schedule.first_step == 3  # 24 photos in batches of 8
     learner.state.step.assign(3)
     places = [id(one) for one in model_of(learner).trainable_variables]
-    followed = [learner.averages.variables[places.index(id(one))] for one in backbone.variables]
-    before = [average.numpy() for average in followed]
+    averages = [learner.averages.variables[places.index(id(one))] for one in backbone.variables]
+    before = [average.numpy() for average in averages]
     (batch,) = feed(learner, some_photos(8), 8)
     learner.train_step(batch)
-    for average, old, variable in zip(followed, before, backbone.variables, strict=True):
+    for average, old, variable in zip(averages, before, backbone.variables, strict=True):
         expected = 0.1 * old + 0.9 * variable.numpy()  # (1 + 0) / (10 + 0)
         np.testing.assert_allclose(average.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_only_what_a_step_trains_moves_its_average():
-    learner = follow(make_learner(CONFIG))
+def test_a_step_updates_only_the_averages_of_its_variables():
+    learner = averaging(make_learner(CONFIG))
     head = Learner(
         learner.strategy,
         TASK,

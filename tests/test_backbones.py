@@ -1,4 +1,4 @@
-"""The table of backbones: names, preprocessing, stages, and what is said of a wrong setting."""
+"""Tests of the table of backbones: names, preprocessing, stages and error messages."""
 
 from __future__ import annotations
 
@@ -28,46 +28,7 @@ from research.models.build import (
 from research.models.split import crossing_tensors
 from research.system.errors import UserError
 
-KERAS_NAMES = (
-    "VGG16",
-    "VGG19",
-    "InceptionV3",
-    "ResNet50",
-    "ResNet101",
-    "ResNet152",
-    "ResNet50V2",
-    "ResNet101V2",
-    "ResNet152V2",
-    "Xception",
-    "MobileNetV2",
-    "MobileNetV3Small",
-    "MobileNetV3Large",
-    "DenseNet121",
-    "DenseNet169",
-    "DenseNet201",
-    "EfficientNetB0",
-    "EfficientNetB1",
-    "EfficientNetB2",
-    "EfficientNetB3",
-    "EfficientNetB4",
-    "EfficientNetB5",
-    "EfficientNetB6",
-    "EfficientNetB7",
-    "EfficientNetV2B0",
-    "EfficientNetV2B1",
-    "EfficientNetV2B2",
-    "EfficientNetV2B3",
-    "EfficientNetV2S",
-    "EfficientNetV2M",
-    "EfficientNetV2L",
-    "ConvNeXtTiny",
-    "ConvNeXtSmall",
-    "ConvNeXtBase",
-    "ConvNeXtLarge",
-    "ConvNeXtXLarge",
-)
-
-# The smallest member of each family, with the first layer of one stage in the middle.
+# The smallest network of each family, with one of its stages and the first layer of that stage.
 FAMILIES = {
     "VGG16": ("block4", "block4_conv1"),
     "ResNet50": ("conv4", "conv4_block1_1_conv"),
@@ -83,7 +44,7 @@ FAMILIES = {
     "ConvNeXtTiny": ("stage2", "convnext_tiny_downsampling_block_1"),
     "SmallResNet": ("stage2", "stage2_block1_1_bn"),
 }
-# How the names of a block's layers begin, such as 'stage2_block1_' or 'expanded_conv_3_'.
+# Prefixes of layer names in a block, such as 'stage2_block1_' or 'expanded_conv_3_'.
 BLOCK = re.compile(
     r"((?:convnext_tiny_)?stage_?\d_block_?\d|conv\d_block\d+|block\d+[a-z]?|block_\d+"
     r"|expanded_conv(?:_\d+)?)_"
@@ -93,17 +54,20 @@ EVERY_FAMILY = [*FAMILIES, "InceptionV3"]
 
 @functools.cache
 def model_of(name: str) -> keras.Model:
-    """Builds a backbone once for all tests; none of them changes it."""
+    """Builds a backbone once for all tests, which do not change it."""
     return build_backbone(BACKBONES[name], BACKBONES[name].minimum_size, None)
 
 
-def test_table_holds_the_promised_names_and_keras_has_them() -> None:
-    assert set(BACKBONES) == {*KERAS_NAMES, "SmallResNet"}
+def test_the_table_has_the_documented_names_and_keras_has_them_too() -> None:
+    document = (Path(__file__).resolve().parents[1] / "docs" / "backbones.md").read_text()
+    documented = ", ".join(re.findall(r"^\| ([A-Z].+?) \|", document, re.MULTILINE)).split(", ")
+    assert sorted(documented) == sorted(BACKBONES)
+    assert len(documented) == 37
     assert all(name == backbone.name for name, backbone in BACKBONES.items())
-    assert all(hasattr(keras.applications, name) for name in KERAS_NAMES)
+    assert all(hasattr(keras.applications, name) for name in {*documented} - {"SmallResNet"})
 
 
-def test_import_leaves_tensorflow_and_keras_out() -> None:
+def test_the_table_imports_neither_tensorflow_nor_keras() -> None:
     code = (
         "import sys, research.models.backbone_table;"
         "print([m for m in ('tensorflow', 'keras', 'h5py', 'numpy') if m in sys.modules])"
@@ -165,7 +129,7 @@ def test_preprocessing_of_a_known_pixel(name: str, expected: tuple[float, ...]) 
         ("ConvNeXtTiny", 1, (2.2489083, 2.4285714, 2.64)),
     ],
 )
-def test_families_without_preprocessing_scale_inside(
+def test_families_without_preprocessing_scale_in_the_model(
     name: str, layer: int, white: tuple[float, ...]
 ) -> None:
     model = model_of(name)
@@ -190,7 +154,7 @@ def test_one_tensor_leads_into_each_stage(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_no_block_is_torn_apart(name: str) -> None:
+def test_every_block_is_in_one_stage(name: str) -> None:
     names = [layer.name for layer in model_of(name).layers]
     starts = list(stage_starts(model_of(name), BACKBONES[name]).values())
     stages_of_block: dict[str, set[int]] = {}
@@ -202,13 +166,13 @@ def test_no_block_is_torn_apart(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_stage_starts_at_the_layer_expected(name: str) -> None:
+def test_first_layer_of_a_stage(name: str) -> None:
     stage, first = FAMILIES[name]
     model = model_of(name)
     assert model.layers[stage_starts(model, BACKBONES[name])[stage]].name == first
 
 
-def test_inception_stages_follow_their_predecessors_whatever_was_built_before() -> None:
+def test_inception_stages_do_not_depend_on_models_built_before() -> None:
     backbone = BACKBONES["InceptionV3"]
     again = build_backbone(backbone, 75, None)
     assert again.layers[1].name != model_of("InceptionV3").layers[1].name
@@ -219,41 +183,37 @@ def test_inception_stages_follow_their_predecessors_whatever_was_built_before() 
     assert all(again.layers[starts[f"mixed{n}"] - 1].name == f"mixed{n - 1}" for n in range(1, 11))
 
 
-def test_stage_that_fits_no_layer_is_an_error_of_the_table() -> None:
+def test_stage_without_a_matching_layer_is_an_error() -> None:
     entry = BACKBONES["SmallResNet"]
     wrong = Backbone("Wrong", entry.build, entry.preprocessing, (Stage("stem"), Stage("a", "b_")))
     with pytest.raises(ValueError, match="stage a of Wrong"):
         stage_starts(model_of("SmallResNet"), wrong)
 
 
-def test_find_backbone() -> None:
-    assert find_backbone("ResNet101V2") is BACKBONES["ResNet101V2"]
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ResNet101V3", "backbone is 'ResNet101V3'; expected one of the table, nearest: ResNet101"),
-        ("resnet101v2", "expected one of the table, nearest: ResNet101V2,"),
+        ("ResNet101V3", "backbone is 'ResNet101V3'; expected a known backbone, nearest: ResNet101"),
+        ("resnet101v2", "expected a known backbone, nearest: ResNet101V2,"),
         ("mobilenet", "nearest: MobileNetV2,"),
-        ("qqqq", "expected one of the table, VGG16, VGG19, InceptionV3, "),
+        ("qqqq", "backbone is 'qqqq'; expected VGG16, VGG19, InceptionV3, "),
     ],
 )
-def test_unknown_backbone_names_the_nearest(name: str, message: str) -> None:
+def test_error_for_an_unknown_backbone_lists_the_nearest(name: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         find_backbone(name)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_backbone_takes_its_minimum_size_and_nothing_smaller() -> None:
+def test_minimum_size() -> None:
     assert model_of("Xception").input_shape == (None, 71, 71, 3)
     with pytest.raises(UserError, match=r"^image_size is 70; Xception takes at least 71$"):
         build_backbone(BACKBONES["Xception"], 70, None)
 
 
 def fail_downloads(monkeypatch: pytest.MonkeyPatch, home: Path, error: Exception) -> list[object]:
-    """Makes every download raise; returns a list that collects the timeouts in force."""
+    """Makes every download fail. Returns a list to which each download adds its timeout."""
     timeouts: list[object] = []
 
     def urlretrieve(url: str, filename: str, hook: object) -> None:
@@ -273,7 +233,7 @@ def fail_downloads(monkeypatch: pytest.MonkeyPatch, home: Path, error: Exception
         TimeoutError("timed out\nafter a while"),
     ],
 )
-def test_failed_download_is_told_in_one_line(
+def test_failed_download_is_reported_in_one_line(
     error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     timeouts = fail_downloads(monkeypatch, tmp_path, error)
@@ -288,18 +248,13 @@ def test_failed_download_is_told_in_one_line(
     assert socket.getdefaulttimeout() == before
 
 
-def test_other_errors_of_a_builder_are_not_taken_for_a_failed_download() -> None:
+def test_other_errors_of_a_builder_are_raised_unchanged() -> None:
     def build(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
-        raise ValueError("a mistake in the builder")
+        raise ValueError("a bug in the builder")
 
     broken = Backbone("Broken", build, keras_preprocessing("resnet_v2"), (Stage("stem"),))
-    with pytest.raises(ValueError, match="a mistake in the builder"):
+    with pytest.raises(ValueError, match="a bug in the builder"):
         build_backbone(broken, 32, "imagenet")
-
-
-def test_small_resnet_has_no_imagenet_weights() -> None:
-    with pytest.raises(UserError, match="SmallResNet has no ImageNet weights"):
-        build_backbone(BACKBONES["SmallResNet"], 32, "imagenet")
 
 
 def test_efficientnet_is_the_same_network_with_and_without_imagenet_weights(
@@ -333,7 +288,7 @@ def test_unfreeze_from(unfreeze_from: str, index: int) -> None:
     assert first_trainable_layer(model_of("SmallResNet"), backbone, unfreeze_from) == index
 
 
-def test_stage_precedes_the_layer_of_the_same_name() -> None:
+def test_stage_has_priority_over_a_layer_of_the_same_name() -> None:
     model = model_of("InceptionV3")
     index = first_trainable_layer(model, BACKBONES["InceptionV3"], "mixed5")
     assert model.layers[index - 1].name == "mixed4"
@@ -342,15 +297,15 @@ def test_stage_precedes_the_layer_of_the_same_name() -> None:
 @pytest.mark.parametrize(
     ("unfreeze_from", "start", "end"),
     [
-        ("400", "unfreeze_from is 400; SmallResNet has 49 layers: expected 0 to 49", "or none"),
-        ("-1", "unfreeze_from is -1; SmallResNet", "stem, stage1, stage2, stage3, or none"),
+        ("400", "unfreeze_from is '400'; SmallResNet has 49 layers: expected 0 to 49", "or none"),
+        ("-1", "unfreeze_from is '-1'; SmallResNet", "stem, stage1, stage2, stage3, or none"),
         ("stage4", "unfreeze_from is 'stage4'; ", "; nearest: stage3, stage2, stage1"),
         ("Stage2_Block1_add", "unfreeze_from is 'Stage2_Block1_add'; ", "stage2_block2_add"),
         ("1.5", "unfreeze_from is '1.5'; SmallResNet has 49 layers", "or none"),
         ("", "unfreeze_from is ''; SmallResNet has 49 layers", "or none"),
     ],
 )
-def test_wrong_unfreeze_from_names_what_is_there(unfreeze_from: str, start: str, end: str) -> None:
+def test_wrong_unfreeze_from_lists_the_stages(unfreeze_from: str, start: str, end: str) -> None:
     with pytest.raises(UserError) as caught:
         first_trainable_layer(model_of("SmallResNet"), BACKBONES["SmallResNet"], unfreeze_from)
     message = str(caught.value)

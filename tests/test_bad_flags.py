@@ -1,4 +1,4 @@
-"""Every flag of every program, with values that it must not take; see `fuzzing/bad_flags.py`."""
+"""Every flag of every program with valid and invalid values; see `fuzzing/bad_flags.py`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
 from research.system.printable import printable
 from research.train import train
-from tests.fuzzing.bad_flags import Trial, ViolationError, check_refusal, meet
+from tests.fuzzing.bad_flags import Trial, ViolationError, check_refusal, outcome_of
 from tests.fuzzing.flag_cases import PROGRAMS, Program
 from tests.helpers import SMALL_RUN
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.script)
-def test_every_flag_with_whatever_is_drawn_for_it(program, tmp_path):
+def test_every_flag_with_drawn_values(program, tmp_path):
     trial = Trial(tmp_path)
     for name in program.flags:
         trial.draw(program, name, 4)
@@ -26,8 +26,8 @@ def test_every_flag_with_whatever_is_drawn_for_it(program, tmp_path):
     assert trial.counts[program.script]["refused"] >= len(program.flags)
 
 
-def test_a_program_that_is_not_up_to_a_flag_is_told(tmp_path, monkeypatch):
-    """What the trial is for: a config class that lets an error of Python through."""
+def test_an_uncaught_error_is_a_violation(tmp_path, monkeypatch):
+    """A config class that raises an error other than a `UserError` is detected."""
 
     @dataclasses.dataclass(frozen=True)
     class Careless(TrainConfig):
@@ -36,13 +36,13 @@ def test_a_program_that_is_not_up_to_a_flag_is_told(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ViolationError, match="ZeroDivisionError"):
-        meet(Program("run_train.py", Careless), ["--epochs=0"])
+        outcome_of(Program("run_train.py", Careless), ["--epochs=0"])
 
 
-@pytest.mark.parametrize("said", ["", "Traceback\nValueError\n", "run_train.py: a\x1b[31m\n"])
-def test_a_refusal_is_one_line_that_a_terminal_can_show(said):
+@pytest.mark.parametrize("message", ["", "Traceback\nValueError\n", "run_train.py: a\x1b[31m\n"])
+def test_a_refusal_that_is_not_one_printable_line_is_a_violation(message):
     with pytest.raises(ViolationError):
-        check_refusal(PROGRAMS[0], [], 2, said)
+        check_refusal(PROGRAMS[0], [], 2, message)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_refusal_is_one_line_that_a_terminal_can_show(said):
         ("no\u00a0break", "no\u00a0break"),
     ],
 )
-def test_what_a_terminal_would_obey_is_escaped(text, expected):
+def test_control_characters_are_escaped(text, expected):
     assert printable(text) == expected
     assert printable(expected) == expected
 
@@ -72,9 +72,9 @@ def test_what_a_terminal_would_obey_is_escaped(text, expected):
         (("--epochs=\x1b[31m",), "--epochs=\\x1b[31m"),
     ],
 )
-def test_what_the_trial_found_once(flags, expected, tmp_path, monkeypatch):
+def test_command_lines_that_once_failed(flags, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outcome = meet(PROGRAMS[0], flags)
+    outcome = outcome_of(PROGRAMS[0], flags)
     assert outcome.kind == "refused"
     assert expected in outcome.line
     assert len(outcome.line) < 2100
@@ -84,13 +84,17 @@ def test_what_the_trial_found_once(flags, expected, tmp_path, monkeypatch):
     ("script", "flags", "expected"),
     [
         ("run_train.py", "--gradual_unfreezing=1 --bn_mode=train", "give --bn_mode=frozen"),
-        ("run_train.py", "--hyperrule --steps_per_epoch=3", "what --steps_per_epoch would set"),
-        ("run_train.py", "--hyperrule --epochs=3 --mixup=1", "leave out them, or hyperrule"),
+        ("run_train.py", "--hyperrule --steps_per_epoch=3", "hyperrule chooses --steps_per_epoch"),
+        (
+            "run_train.py",
+            "--hyperrule --epochs=3 --mixup=1",
+            "leave out these flags, or --hyper",
+        ),
         ("run_train.py", "--hyperrule --trunk_cache=memory", "give --trunk_cache=auto"),
         ("run_train.py", "--epochs=0 --head_epochs=0", "at least one epoch"),
         ("run_train.py", "--image_size=4096 --evaluation_scale=2", "expected 32 to 4096"),
-        ("run_train.py", "--backbone=InceptionV3 --image_size=32", "takes at least 75"),
-        ("run_eval.py", "--ckpt_dir=a --dataset=b --image_folder=c", "expected one of them"),
+        ("run_train.py", "--backbone=InceptionV3 --image_size=32", "expected at least 75"),
+        ("run_eval.py", "--ckpt_dir=a --dataset=b --image_folder=c", "expected only one of them"),
         ("run_eval.py", "--ckpt_dir=a --ckpt_dir=b --watch", "expected one --ckpt_dir"),
         ("run_eval.py", "--ckpt_dir=a --split=b --split=c --predictions=d", "expected one"),
         ("run_predict.py", "--checkpoint=best", "expected --ckpt_dir=DIR"),
@@ -100,19 +104,19 @@ def test_flags_that_contradict_each_other(script, flags, expected, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (program,) = (one for one in PROGRAMS if one.script == script)
     for arguments in (flags.split(), flags.split()[::-1]):
-        assert expected in meet(program, arguments).line
+        assert expected in outcome_of(program, arguments).line
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"--ckpt_dir=caf\xe9\n", "no text in UTF-8"), (None, "circular flagfile dependency")],
+    [(b"--ckpt_dir=caf\xe9\n", "not UTF-8 text"), (None, "circular flagfile dependency")],
 )
 def test_flagfiles_that_cannot_be_read(content, expected, tmp_path, monkeypatch):
     empty, file = tmp_path / "empty", tmp_path / "some.flags"
     empty.mkdir()
     file.write_bytes(content or f"--flagfile={file}\n".encode())
     monkeypatch.chdir(empty)
-    assert expected in meet(PROGRAMS[0], [f"--flagfile={file}"]).line
+    assert expected in outcome_of(PROGRAMS[0], [f"--flagfile={file}"]).line
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_flagfiles_that_cannot_be_read(content, expected, tmp_path, monkeypatch)
         (("--unfreeze_from=-1",), "expected 0 to 49"),
         (("--unfreeze_from=" + "9" * 30,), "expected 0 to 49"),
         (("--profile_steps=999:9999",), "but the run has"),
-        (("--weights=/dev/zero",), "no regular file"),
+        (("--weights=/dev/zero",), "not a regular file"),
         (("--weights=/",), "a folder"),
         (("--ckpt_dir=/dev/null",), "cannot be written"),
         (("--trunk_cache=disk", "--cache_dir=/dev/null"), "cannot be written"),
@@ -130,7 +134,7 @@ def test_flagfiles_that_cannot_be_read(content, expected, tmp_path, monkeypatch)
         (("--dataset=../../etc",), "expected the name of a TFDS data set"),
     ],
 )
-def test_what_only_the_run_can_know_is_a_line_too(
+def test_errors_found_after_the_start_are_one_line_too(
     flags, expected, photo_folder, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

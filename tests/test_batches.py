@@ -18,33 +18,33 @@ def some_examples(count: int) -> SplitArrays:
     return SplitArrays((pixels,), np.arange(count, dtype=np.int32) % 2, names)
 
 
-@pytest.mark.parametrize("window", [1, 2, 10, 50, 1000])
-def test_each_example_comes_once_an_epoch(window):
-    order = epoch_order(50, window, seed=0, epoch=0)
+@pytest.mark.parametrize("shuffle_size", [1, 2, 10, 50, 1000])
+def test_each_example_occurs_once_per_epoch(shuffle_size):
+    order = epoch_order(50, shuffle_size, seed=0, epoch=0)
     np.testing.assert_array_equal(np.sort(order), np.arange(50))
 
 
-def test_order_follows_from_seed_and_epoch():
+def test_the_order_depends_only_on_seed_and_epoch():
     first = epoch_order(100, 10, seed=0, epoch=0)
     np.testing.assert_array_equal(first, epoch_order(100, 10, seed=0, epoch=0))
     assert not np.array_equal(first, epoch_order(100, 10, seed=0, epoch=1))
     assert not np.array_equal(first, epoch_order(100, 10, seed=1, epoch=0))
 
 
-def test_window_of_one_keeps_the_order_and_a_window_limits_how_early_an_example_comes():
+def test_the_shuffle_buffer_limits_how_early_an_example_comes():
     np.testing.assert_array_equal(epoch_order(20, 1, 0, 0), np.arange(20))
     order = epoch_order(1000, 30, 0, 0)
     assert np.all(order - np.arange(1000) < 30)
-    assert np.abs(order - np.arange(1000)).max() > 30  # late ones may wait longer
+    assert np.abs(order - np.arange(1000)).max() > 30  # an example can come much later
 
 
-def test_a_large_window_shuffles_everything():
+def test_a_large_buffer_shuffles_everything():
     order = epoch_order(1000, 1000, 0, 0)
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("length", [3, 7, 20])
-def test_short_epochs_go_on_where_the_one_before_ended(length):
+def test_short_epochs_continue_where_the_previous_one_ended(length):
     epochs = [continued_order(20, 5, 0, epoch, length) for epoch in range(20)]
     assert {len(order) for order in epochs} == {length}
     passes = np.concatenate(epochs).reshape(-1, 20)
@@ -52,7 +52,7 @@ def test_short_epochs_go_on_where_the_one_before_ended(length):
         np.testing.assert_array_equal(visited, epoch_order(20, 5, 0, number))
 
 
-def test_batches_hold_what_their_docstring_says():
+def test_the_content_of_batches():
     examples = some_examples(10)
     order = np.array([3, 1, 4, 0, 9])
     batches = list(make_batches(examples, order, 2, lambda image: image / 255.0))
@@ -67,7 +67,7 @@ def test_batches_hold_what_their_docstring_says():
     np.testing.assert_array_equal(labels, order % 2)
 
 
-def test_several_inputs_come_unchanged_side_by_side():
+def test_several_inputs_are_unchanged():
     inputs = (np.random.rand(4, 2, 2, 5).astype("f4"), np.random.rand(4, 3).astype("f4"))
     examples = SplitArrays(inputs, np.zeros(4, np.int32), tuple("abcd"))
     (batch,) = make_batches(examples, np.array([2, 0, 3]), 3, None)
@@ -75,7 +75,7 @@ def test_several_inputs_come_unchanged_side_by_side():
     np.testing.assert_array_equal(batch["image"][1], inputs[1][[2, 0, 3]])
 
 
-def test_filling_up_repeats_real_examples_that_weigh_nothing():
+def test_padding_repeats_examples_with_weight_0():
     examples = some_examples(3)
     (batch,) = make_batches(examples, np.arange(3), 8, None, share=Share())
     np.testing.assert_array_equal(batch["weight"], [1, 1, 1, 0, 0, 0, 0, 0])
@@ -86,15 +86,14 @@ def test_filling_up_repeats_real_examples_that_weigh_nothing():
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("photos", [1, 5, 16, 23])
-def test_the_devices_shares_are_the_batches_of_one(replicas, parts, photos):
-    """Each example once, each in the batch that it is in on one device, all shares of one shape."""
+def test_the_shares_of_the_devices_form_the_batches_of_one_device(replicas, parts, photos):
     order = np.random.default_rng(0).permutation(photos)
     steps = -(-photos // (5 * parts))
     width = -(-5 // replicas)
     whole = Share(replicas, 0, replicas, parts).rows(order, 5)
     for table in whole:
         assert table.shape == (steps * replicas, parts * width)
-    # (step, device, part, place) to (batch, place of the batch)
+    # From (step, device, part, position) to (batch, position).
     indices, weights = (
         table.reshape(steps, replicas, parts, width).swapaxes(1, 2).reshape(steps * parts, -1)
         for table in whole
@@ -108,12 +107,12 @@ def test_the_devices_shares_are_the_batches_of_one(replicas, parts, photos):
             np.testing.assert_array_equal(table, of_all[device::replicas])
 
 
-def test_a_share_of_nothing_is_empty():
+def test_a_share_without_examples_is_empty():
     indices, weights = Share(2, 0, 2).rows(np.arange(0), 4)
     assert indices.shape == weights.shape == (0, 2)
 
 
-def test_what_decides_an_epoch_goes_with_it():
+def test_the_random_numbers_of_an_epoch_are_freed_with_it():
     examples = some_examples(8)
     augmentation = AugmentationPipeline([HorizontalFlip()])
     draws = augmentation.draw(8, seed=0, epoch=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from research.runs import checkpoints as checkpoint
+from research.runs import checkpoints as checkpoints_module
 from research.runs.checkpoints import Checkpoints, find_checkpoint
 
 
@@ -27,7 +27,7 @@ def save(checkpoints, state, step, best=False):
     checkpoints.save(step, best)
 
 
-def test_the_best_state_stays_while_the_latest_go(state, tmp_path):
+def test_the_best_checkpoint_is_kept_while_older_ones_are_removed(state, tmp_path):
     checkpoints = Checkpoints(state, tmp_path)
     save(checkpoints, state, 1, best=True)
     for step in (2, 3, 4):
@@ -48,44 +48,46 @@ def test_the_best_state_stays_while_the_latest_go(state, tmp_path):
     ]
 
 
-def test_a_run_killed_before_it_named_the_latest_finds_the_best_again(state, tmp_path, monkeypatch):
+def test_a_run_killed_before_the_pointer_of_latest_repeats_the_epoch(state, tmp_path, monkeypatch):
     checkpoints = Checkpoints(state, tmp_path)
     save(checkpoints, state, 1, best=True)
-    point = checkpoint.point
+    point = checkpoints_module.point
 
     def killed(folder, names):
         if folder.name == "latest":
             raise KeyboardInterrupt
         point(folder, names)
 
-    monkeypatch.setattr(checkpoint, "point", killed)
+    monkeypatch.setattr(checkpoints_module, "point", killed)
     with pytest.raises(KeyboardInterrupt):
         save(checkpoints, state, 2, best=True)
     monkeypatch.undo()
-    assert saved_value(tmp_path, "latest") == 1  # the epoch is trained again
+    assert saved_value(tmp_path, "latest") == 1
     assert saved_value(tmp_path, "best") == 2
     save(Checkpoints(state, tmp_path), state, 2, best=True)
     assert saved_value(tmp_path, "latest") == saved_value(tmp_path, "best") == 2
 
 
-def test_what_others_put_beside_a_checkpoint_stays(state, tmp_path):
+def test_files_of_other_programs_beside_a_checkpoint_are_kept(state, tmp_path):
     checkpoints = Checkpoints(state, tmp_path)
     save(checkpoints, state, 1, best=True)
-    figures = tmp_path / "best" / "step-1.test.json"
-    figures.write_text("{}")
     (tmp_path / "best" / "folder").mkdir()
+    files = [tmp_path / which / "step-1.test.json.partial" for which in ("latest", "best")]
+    files.append(tmp_path / "best" / "step-1.test.json")
+    for file in files:
+        file.write_text("{")
     save(checkpoints, state, 2, best=True)
-    assert figures.exists()
+    assert all(file.read_text() == "{" for file in files)
     assert (tmp_path / "best" / "folder").exists()
 
 
-def test_a_best_state_takes_no_room_of_its_own(state, tmp_path):
+def test_the_best_checkpoint_is_a_hard_link(state, tmp_path):
     save(Checkpoints(state, tmp_path), state, 1, best=True)
     (best,) = (tmp_path / "best").glob("*.index")
     assert best.samefile(tmp_path / "latest" / best.name)
 
 
-def test_a_file_system_without_links_takes_copies(state, tmp_path, monkeypatch):
+def test_the_best_checkpoint_is_copied_without_hard_links(state, tmp_path, monkeypatch):
     def no_link(*_):
         raise OSError("no links here")
 
@@ -94,7 +96,7 @@ def test_a_file_system_without_links_takes_copies(state, tmp_path, monkeypatch):
     assert saved_value(tmp_path, "best") == 1
 
 
-def test_a_resumed_run_that_comes_to_the_same_step_replaces_what_was_left(state, tmp_path):
+def test_a_resumed_run_replaces_the_checkpoint_of_the_same_step(state, tmp_path):
     save(Checkpoints(state, tmp_path), state, 1, best=True)
     (tmp_path / "best" / "step-2.index.partial").write_text("left by a killed run")
     again = Checkpoints(state, tmp_path)
@@ -105,19 +107,9 @@ def test_a_resumed_run_that_comes_to_the_same_step_replaces_what_was_left(state,
     assert not list((tmp_path / "best").glob("*.partial"))
 
 
-def test_a_run_may_be_moved(state, tmp_path):
+def test_a_run_can_be_moved(state, tmp_path):
     save(Checkpoints(state, tmp_path / "here"), state, 1, best=True)
     (tmp_path / "here").rename(tmp_path / "there")
     for which in ("best", "latest"):
         assert find_checkpoint(tmp_path / "there", which).startswith(str(tmp_path / "there"))
         assert saved_value(tmp_path / "there", which) == 1
-
-
-def test_a_file_that_an_evaluation_is_writing_is_left_alone(state, tmp_path):
-    checkpoints = Checkpoints(state, tmp_path)
-    save(checkpoints, state, 1, best=True)
-    for which in ("latest", "best"):
-        (tmp_path / which / "step-1.test.json.partial").write_text("{")
-    save(checkpoints, state, 2, best=True)
-    for which in ("latest", "best"):
-        assert (tmp_path / which / "step-1.test.json.partial").read_text() == "{"

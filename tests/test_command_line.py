@@ -1,4 +1,4 @@
-"""The flags as their user meets them: help at once, one line for a mistake, nothing on disk."""
+"""The flags of the programs: immediate help, one line per error, no file written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers import ROOT, SMALL_RUN, run_fresh, run_script
 @pytest.mark.parametrize(
     ("script", "config_class"), [("run_train.py", TrainConfig), ("run_eval.py", EvalConfig)]
 )
-def test_help_names_every_setting_at_once(tmp_path, script, config_class):
+def test_help_lists_every_setting_immediately(tmp_path, script, config_class):
     begin = time.perf_counter()
     process = run_fresh(tmp_path, script, "--help")
     assert time.perf_counter() - begin < 5  # TensorFlow alone takes longer on a slow machine
@@ -40,16 +40,16 @@ def test_flags_and_configs_import_no_tensorflow():
     ("flags", "expected"),
     [
         (("--epoch=3",), "Unknown command line flag 'epoch'. Did you mean: epochs"),
-        (("--epochs=three",), "flag --epochs=three: expected a whole number"),
+        (("--epochs=three",), "flag --epochs=three: expected an integer"),
         (("--head_learning_rate=fast",), "expected a number"),
         (("--deterministic=maybe",), "expected true or false"),
         (("--bn_mode=thawed",), "<frozen|train|sync>"),
         (("--backbone=ResNet101V3",), "nearest: ResNet101V2"),
-        (("--batch_size=0",), "batch_size is 0; expected a whole number of at least 1"),
+        (("--batch_size=0",), "batch_size is 0; expected an integer of at least 1"),
         (("--epochs",), "Missing value for flag --epochs"),
-        (("epochs=3",), "'epochs=3' is no flag; flags are written --name=value"),
+        (("epochs=3",), "'epochs=3' is not a flag; write flags as --name=value"),
         (("--flagfile=gone.flags",), "gone.flags"),
-        # From here on TensorFlow is needed to know.
+        # These errors are found after TensorFlow is imported.
         (("--image_folder=gone",), "expected a folder that exists"),
         ((f"--image_folder={'a' * 300}",), "image_folder"),
         (("--dataset=cats_vs_dog",), "nearest: cats_vs_dogs"),
@@ -64,7 +64,7 @@ def test_flags_and_configs_import_no_tensorflow():
         (("--backbone=VGG16", "--unfreeze_from=none"), "could not download the ImageNet weights"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing_on_disk(tmp_path, photo_folder, flags, expected):
+def test_an_error_is_one_line_and_writes_no_file(tmp_path, photo_folder, flags, expected):
     (tmp_path / "a_file").write_text("not weights")
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "thesis.txt").write_text("mine")
@@ -79,7 +79,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_on_disk(tmp_path, photo_folder
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_data_set_that_cannot_be_downloaded_is_one_line_with_the_ways_out(tmp_path):
+def test_a_failed_download_is_one_line_with_alternatives(tmp_path):
     process = run_script(tmp_path, "run_train.py", *SMALL_RUN, "--dataset=cats_vs_dogs")
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()

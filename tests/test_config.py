@@ -22,8 +22,8 @@ def test_json_round_trip_keeps_every_setting():
 @pytest.mark.parametrize(
     ("setting", "value", "expected"),
     [
-        ("epochs", -1, "epochs is -1; expected a whole number of at least 0"),
-        ("batch_size", 0, "batch_size is 0; expected a whole number of at least 1"),
+        ("epochs", -1, "epochs is -1; expected an integer of at least 0"),
+        ("batch_size", 0, "batch_size is 0; expected an integer of at least 1"),
         ("head_learning_rate", 0.0, "expected a number greater than 0"),
         ("head_learning_rate", float("nan"), "head_learning_rate is nan"),
         ("backbone_learning_rate", float("inf"), "backbone_learning_rate is inf"),
@@ -31,13 +31,13 @@ def test_json_round_trip_keeps_every_setting():
         ("head_optimizer", "adamm", "expected one of: sgd, rmsprop, adam, adamw, lion"),
         ("backbone", "ResNet101V3", "ResNet101V2"),
         ("epochs", "3", "expected a value of type int"),
-        ("dataset", "", "expected text"),
-        ("seed", 2**31, "seed is 2147483648; expected a whole number of at most 2147483647"),
+        ("dataset", "", "expected non-empty text"),
+        ("seed", 2**31, "seed is 2147483648; expected an integer of at most 2147483647"),
         ("batch_size", 10**400, "of at most 65536"),
         ("image_size", 100_000, "of at most 4096"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_was_expected(setting, value, expected):
+def test_an_error_names_the_value_and_what_was_expected(setting, value, expected):
     with pytest.raises(UserError) as error:
         TrainConfig(**{setting: value})
     assert setting in str(error.value)
@@ -45,12 +45,12 @@ def test_a_wrong_value_is_named_with_what_was_expected(setting, value, expected)
     assert "\n" not in str(error.value)
 
 
-def test_image_size_below_what_the_backbone_takes_is_refused():
-    with pytest.raises(UserError, match="image_size is 64; InceptionV3 takes at least 75"):
+def test_an_image_size_below_the_minimum_of_the_backbone_is_refused():
+    with pytest.raises(UserError, match="image_size is 64; expected at least 75 for InceptionV3"):
         TrainConfig(backbone="InceptionV3", image_size=64)
 
 
-def test_no_epoch_at_all_is_refused():
+def test_a_run_without_epochs_is_refused():
     with pytest.raises(UserError, match="at least one epoch"):
         TrainConfig(epochs=0, head_epochs=0)
 
@@ -61,18 +61,18 @@ def test_steps_to_profile():
 
 
 @pytest.mark.parametrize("text", ["5", "5:3", "0:4", "a:b", "1:2:3", "-1:3", ":", "1:99999999999"])
-def test_steps_to_profile_that_are_none_are_refused(text):
-    with pytest.raises(UserError, match="expected two steps as A:B"):
+def test_invalid_steps_to_profile_are_refused(text):
+    with pytest.raises(UserError, match="expected the first and last step as A:B"):
         TrainConfig(profile_steps=text)
 
 
-def test_paths_are_kept_absolute_so_that_evaluation_works_from_elsewhere():
+def test_paths_are_made_absolute():
     config = TrainConfig(image_folder="photos", weights="w.weights.h5")
     assert config.image_folder == os.path.abspath("photos")
     assert config.weights == os.path.abspath("w.weights.h5")
 
 
-def test_differences_name_what_changes_the_result_and_nothing_else():
+def test_differences_contain_only_settings_that_change_the_result():
     one = TrainConfig(epochs=3, ckpt_dir="a", distribution="none")
     other = TrainConfig(epochs=4, ckpt_dir="b", distribution="mirrored")
     assert one.differences(other) == {"epochs": (3, 4)}
@@ -80,9 +80,13 @@ def test_differences_name_what_changes_the_result_and_nothing_else():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("{", "not JSON"), ("[]", "no JSON object"), ('{"epoch": 3}', "does not know: .'epoch'")],
+    [
+        ("{", "not JSON"),
+        ("[]", "not contain a JSON"),
+        ('{"epoch": 3}', "does not know: .'epoch'"),
+    ],
 )
-def test_a_config_file_that_is_no_config_is_refused(text, expected):
+def test_an_invalid_config_file_is_refused(text, expected):
     with pytest.raises(UserError, match=expected):
         TrainConfig.from_json(text)
 
@@ -93,7 +97,7 @@ def test_every_setting_has_a_help_text(config_class):
         assert len(setting_of(field).help) > 10, field.name
 
 
-def test_evaluation_wants_a_run_and_one_source_of_photos():
+def test_evaluation_needs_a_run_and_at_most_one_source_of_photos():
     with pytest.raises(UserError, match="ckpt_dir is not given"):
         EvalConfig()
     with pytest.raises(UserError, match="both given"):

@@ -1,4 +1,4 @@
-"""Several evaluations in one call: figures, comparison, predictions, pictures and events."""
+"""Several evaluations in one call: metrics, comparison, predictions, pictures and events."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def runs(one_device, photo_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(runs):
-    """Two runs, two checkpoints of each."""
+    """The evaluations of two runs with two checkpoints each."""
     config = EvalConfig(
         ckpt_dir=(str(runs / "one"), str(runs / "two")),
         checkpoint=("latest", "best"),
@@ -64,20 +64,20 @@ def test_each_checkpoint_of_each_run_is_evaluated(runs, evaluated):
         ("two", "latest", 8),
         ("two", "best", 4),
     ]
-    assert len({round(one.loss, 6) for one in evaluated}) == 4  # other weights, other figures
+    assert len({round(one.loss, 6) for one in evaluated}) == 4  # other weights
     for one in evaluated:
         written = json.loads(Path(f"{one.checkpoint}.{one.split}.json").read_text())
         assert written["accuracy"]["value"] == one.accuracy
         assert written["decisions"]["temperature"] == one.decisions.temperature
 
 
-def test_the_table_compares_with_the_first_of_the_split_within_80_columns(evaluated):
+def test_the_table_compares_with_the_first_run_in_80_columns(evaluated):
     lines = comparison_table(evaluated, 50).splitlines()
     assert max(map(len, lines)) <= 80
-    assert sum("accuracy against the first" in line for line in lines) == 3
+    assert sum("accuracy minus the first" in line for line in lines) == 3
     at = next(i for i, line in enumerate(lines) if "best/step-4, test" in line)
     gain = evaluated[1].accuracy - evaluated[0].accuracy
-    assert lines[at + 1].startswith(f"  accuracy against the first: {gain:+.4f} (95 % interval")
+    assert lines[at + 1].startswith(f"  accuracy minus the first: {gain:+.4f} (95 % interval")
 
 
 def test_learning_curves_of_the_runs_are_drawn_on_shared_axes(runs, evaluated):
@@ -85,13 +85,13 @@ def test_learning_curves_of_the_runs_are_drawn_on_shared_axes(runs, evaluated):
         assert picture.size[0] > 500
 
 
-def test_a_size_at_which_the_model_is_worse_is_told():
+def test_a_worse_image_size_gives_a_note():
     note = size_note(0.5241, 192, 0.1327, 160)
     assert "--image_size=160" in note
     assert max(map(len, note.splitlines())) <= 80
     assert size_note(0.5241, 160, 0.1327, 160) is None
     assert size_note(0.04, 192, 0.06, 160) is None
-    assert size_note(0.03, 192, 0.02, 160) is None  # of a hundredth of a nat nothing can be said
+    assert size_note(0.03, 192, 0.02, 160) is None  # too small a difference
 
 
 def test_pictures_and_events_of_an_evaluation(runs, evaluated):
@@ -109,7 +109,7 @@ def test_pictures_and_events_of_an_evaluation(runs, evaluated):
         assert float(tensor_util.make_ndarray(event.tensor_proto)) == pytest.approx(one.accuracy)
 
 
-def test_the_precision_recall_plugin_gets_the_counts(runs, evaluated):
+def test_the_precision_recall_curve_contains_counts(runs, evaluated):
     events = EventAccumulator(str(runs / "one" / "events" / "evaluation_test"))
     events.Reload()
     assert (
@@ -122,21 +122,19 @@ def test_the_precision_recall_plugin_gets_the_counts(runs, evaluated):
     assert false_positives[0] == counts[0].sum()
 
 
-def test_pictures_of_an_earlier_checkpoint_do_not_stay(runs, photo_folder):
+def test_pictures_of_an_earlier_checkpoint_are_removed(runs, photo_folder):
     folder = runs / "two" / "pictures" / f"{photo_folder.name}.test"
     folder.mkdir()
-    (folder / "mistakes_of_yore.png").write_bytes(b"")
+    (folder / "earlier_mistakes.png").write_bytes(b"")
     config = EvalConfig(ckpt_dir=(str(runs / "two"),), image_folder=str(photo_folder), resamples=0)
     (evaluation,) = evaluate(config)
     assert (folder / "reliability.png").exists()
-    assert not (folder / "mistakes_of_yore.png").exists()
-    assert evaluation.decisions is None  # chosen on photos that the run was not given
+    assert not (folder / "earlier_mistakes.png").exists()
+    assert evaluation.decisions is None  # these are not the run's own photos
     assert evaluation.figures["loss"].interval is None
 
 
-def test_predictions_have_each_photo_once_and_the_figures_of_the_model(
-    runs, photo_folder, tmp_path
-):
+def test_predictions_contain_each_photo_once_and_match_the_model(runs, photo_folder, tmp_path):
     file = tmp_path / "new" / "predictions.csv"
     config = EvalConfig(
         ckpt_dir=(str(runs / "one"),), predictions=str(file), pictures=False, resamples=0
@@ -187,7 +185,7 @@ def test_predictions_of_many_classes(one_device, tmp_path):
     )
 
 
-def test_a_run_of_other_classes_is_refused_before_any_is_evaluated(
+def test_a_run_with_other_classes_is_refused_before_any_evaluation(
     runs, photo_folder, tmp_path, capsys
 ):
     (tmp_path / "photos" / "wolf").mkdir(parents=True)
@@ -210,13 +208,13 @@ def test_differences_are_paired_and_do_not_depend_on_the_order_of_photos():
     generator = np.random.default_rng(0)
     names = [f"{index}.jpg" for index in range(300)]
     labels = generator.integers(2, size=300)
-    hard = 6 * generator.normal(size=300)  # what is hard is so for both
+    hard = 6 * generator.normal(size=300)  # difficulty, the same for both models
     one, other = hard + 0.3 * (2 * labels - 1), hard
     found = difference(predictions(names, labels, one), predictions(names, labels, other), 400)
     gains = (one > 0).astype(float) - (other > 0)
-    assert found.accuracy.value == pytest.approx(np.mean(gains * (2 * labels - 1)))
-    low, high = found.loss.interval
-    assert low < found.loss.value < high < 0  # certain, though both losses vary far more
+    assert found["accuracy"].value == pytest.approx(np.mean(gains * (2 * labels - 1)))
+    low, high = found["loss"].interval
+    assert low < found["loss"].value < high < 0  # significant, although each loss varies far more
     losses = predictions(names, labels, other).losses()
     assert high - low < 0.3 * 2 * 1.96 * losses.std() / 300**0.5
     order = generator.permutation(300)
@@ -229,12 +227,12 @@ def test_differences_are_paired_and_do_not_depend_on_the_order_of_photos():
 def test_two_equal_models_do_not_differ():
     same = predictions("abc", [0, 1, 1], [-1, 2, -3])
     found = difference(same, same, 20)
-    assert (found.loss.value, found.loss.interval) == (0.0, (0.0, 0.0))
+    assert (found["loss"].value, found["loss"].interval) == (0.0, (0.0, 0.0))
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(evaluating, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(evaluating, "POLL_SECONDS", 0.0)
 
 
 def point(directory: RunDirectory, *names: str) -> None:
@@ -245,20 +243,20 @@ def point(directory: RunDirectory, *names: str) -> None:
     tf.compat.v1.train.update_checkpoint_state(str(folder), names[-1], list(names))
 
 
-def test_new_checkpoints_come_once_each_until_training_has_ended(tmp_path, quick):
+def test_each_new_checkpoint_is_yielded_once_until_training_ends(tmp_path, quick):
     directory = RunDirectory(tmp_path)
     point(directory, "step-1", "step-2")
     new = new_checkpoints(directory, 60)
-    assert Path(next(new)).name == "step-2"  # what lies before is no news
-    point(directory, "step-3", "step-4")  # two came while one was evaluated
+    assert Path(next(new)).name == "step-2"  # earlier checkpoints are skipped
+    point(directory, "step-3", "step-4")  # two are written during one evaluation
     assert [Path(next(new)).name for _ in range(2)] == ["step-3", "step-4"]
-    # A run that was killed resumes from its last checkpoint and goes on.
+    # A killed run resumes from its last checkpoint.
     point(directory, "step-4", "step-5")
     directory.write_result({})
     assert [Path(path).name for path in new] == ["step-5"]
 
 
-def test_a_run_that_had_finished_before_is_evaluated_once(runs, quick, capsys):
+def test_a_finished_run_is_evaluated_once(runs, quick, capsys):
     RunDirectory(runs / "one").write_result({})
     config = EvalConfig(
         ckpt_dir=(str(runs / "one"),),
@@ -273,26 +271,26 @@ def test_a_run_that_had_finished_before_is_evaluated_once(runs, quick, capsys):
     capsys.readouterr()
 
 
-def test_watching_ends_with_an_error_when_nothing_comes(tmp_path, quick):
+def test_watching_times_out_without_a_new_checkpoint(tmp_path, quick):
     directory = RunDirectory(tmp_path)
-    with pytest.raises(UserError, match=r"no new checkpoint came to .* longer --watch_timeout"):
+    with pytest.raises(UserError, match=r"no new checkpoint appeared in .* longer --watch_timeout"):
         list(new_checkpoints(directory, 0.01))
     point(directory, "step-2")
     new = new_checkpoints(directory, 0.01)
     assert Path(next(new)).name == "step-2"
-    with pytest.raises(UserError, match="its training has not ended"):
+    with pytest.raises(UserError, match="the training has not ended"):
         next(new)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"split": ("test", "train"), "predictions": "p.csv"}, "2 evaluations are asked for"),
+        ({"split": ("test", "train"), "predictions": "p.csv"}, "given with 2 evaluations"),
         ({"watch": True, "checkpoint": ("best",)}, "expected one --ckpt_dir"),
-        ({"watch": True, "predictions": "p.csv"}, "again and again"),
-        ({"dataset": "digits", "image_folder": "photos"}, "expected one of them"),
+        ({"watch": True, "predictions": "p.csv"}, "given with watch"),
+        ({"dataset": "digits", "image_folder": "photos"}, "expected only one of them"),
     ],
 )
-def test_what_does_not_go_together_is_refused(settings, expected):
+def test_conflicting_settings_are_refused(settings, expected):
     with pytest.raises(UserError, match=expected):
         EvalConfig(ckpt_dir=("run",), **settings)

@@ -14,9 +14,12 @@ import pytest
 import tensorflow as tf
 
 from research.data.augmentation import Augmentation, AugmentationPipeline
+from research.data.source import Example, Source
 from research.data.split_arrays import SplitArrays, load_split
+from research.system.errors import UserError
 from research.system.python_file import load_from_file
-from research.tasks.task import Task, cross_entropy
+from research.tasks.losses import cross_entropy
+from research.tasks.task import Task
 from research.training.learner import Learner
 from research.training.run_state import make_checkpoint
 from tests.launcher import ROOT
@@ -317,3 +320,37 @@ def test_paths_in_the_docs_exist():
     paths = set(re.findall(r"research/\w+/\w+\.py", text))
     assert len(paths) >= 4
     assert all((ROOT / path).is_file() for path in paths)
+
+
+def test_an_array_of_a_source_cannot_replace_what_a_batch_holds():
+    class Clashing(Source):
+        class_names = ("a", "b")
+
+        def count(self, split):
+            return 1
+
+        def examples(self, split):
+            yield Example(np.zeros((8, 8, 3), np.uint8), 0, "one", arrays={"label": 1})
+
+    with pytest.raises(UserError, match="an array named 'label'; expected a name other than"):
+        load_split(Clashing(), "train", 8)
+
+
+def test_labels_of_a_source_have_one_shape():
+    class Uneven(Source):
+        class_names = ("a", "b")
+        labels = ([0.0, 1.0], [1.0])
+
+        def count(self, split):
+            return 2
+
+        def examples(self, split):
+            for label in self.labels:
+                yield Example(np.zeros((8, 8, 3), np.uint8), label, "one")
+
+    with pytest.raises(UserError, match="numbers of the same shape for each photo"):
+        load_split(Uneven(), "train", 8)
+    Uneven.labels = ([0.0, 1.0], [1.0, 0.0])
+    labels = load_split(Uneven(), "train", 8).labels
+    assert labels.dtype == np.float32
+    assert labels.tolist() == [[0.0, 1.0], [1.0, 0.0]]

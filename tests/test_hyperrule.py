@@ -18,7 +18,7 @@ from research.system.errors import UserError
         (600_000, 20_000, 500, 0.1),
     ],
 )
-def test_the_number_of_photos_decides(photos, updates, warmup, mixup):
+def test_the_number_of_photos_determines_the_settings(photos, updates, warmup, mixup):
     config = TrainConfig(hyperrule=True, batch_size=512)
     ruled = follow_hyperrule(config, photos)
     steps = ruled.epochs * -(-photos // 512)
@@ -27,19 +27,19 @@ def test_the_number_of_photos_decides(photos, updates, warmup, mixup):
     assert ruled.head_schedule == ruled.backbone_schedule == "staircase"
 
 
-def test_nothing_changes_unless_it_is_asked_for():
+def test_a_config_without_hyperrule_is_unchanged():
     config = TrainConfig()
     assert follow_hyperrule(config, 1_600) is config
 
 
-def test_what_the_rule_chooses_cannot_be_given_too():
-    assert TrainConfig(hyperrule=True, head_epochs=0)  # as its recipe says
-    with pytest.raises(UserError, match="what --warmup would set"):
+def test_settings_that_the_rule_chooses_cannot_be_given():
+    assert TrainConfig(hyperrule=True, head_epochs=0)  # as in its recipe
+    with pytest.raises(UserError, match="hyperrule chooses --warmup by"):
         TrainConfig(hyperrule=True, warmup="3steps")
 
 
 @pytest.mark.parametrize("photos", [1_600, 20_000])
-def test_all_that_it_changes_is_what_it_is_said_to_choose(photos):
+def test_the_rule_changes_only_the_settings_that_it_lists(photos):
     config = TrainConfig(hyperrule=True)
     ruled = follow_hyperrule(config, photos)
     before, after = map(dataclasses.asdict, (config, ruled))

@@ -1,4 +1,4 @@
-"""`python -m research.inspect_data`: what it finds in drawn photos, and how its user meets it."""
+"""`python -m research.inspect_data`: its findings in drawn photos, and its command line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from PIL import Image, ImageEnhance
 from research.data.built_in.sketches import sketch_jpeg
 from research.data.folder_source import FolderSource, split_fraction
 from research.data.source import SPLITS
-from research.inspect_data.duplicates import PAIRS_AT_MOST, equal_groups, similar_pairs
-from research.inspect_data.fingerprints import fingerprint
+from research.inspect_data.fingerprints import MAX_PAIRS, fingerprint, similar_pairs
 from research.inspect_data.inspect import Duplicate, Inspection, Photo, inspect
-from research.inspect_data.report import report, shorten
+from research.inspect_data.report import _shorten, report
 from research.settings.program_configs import InspectConfig
 from tests.helpers import ROOT, draw_photos, launcher, script_environment
 
@@ -68,8 +67,8 @@ CHANGES = {
 
 def alike(contents: list[bytes], distance: int = InspectConfig().distance) -> set[tuple[int, int]]:
     prints = [fingerprint(content) for content in contents]
-    looks, thumbnails = (np.stack([one[column] for one in prints]) for column in (4, 5))
-    return {(pair.first, pair.second) for pair in similar_pairs(looks, thumbnails, distance)}
+    hashes, thumbnails = (np.stack([one[column] for one in prints]) for column in (4, 5))
+    return {(one, other) for one, other, _ in similar_pairs(hashes, thumbnails, distance)}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -79,56 +78,50 @@ def test_changed_copies_look_alike_and_different_photos_do_not(change):
     assert alike(contents) == {(index, index + 40) for index in range(40)}
 
 
-def test_plain_pictures_have_no_look_that_could_be_alike():
+def test_plain_photos_never_look_alike():
     plain = [png(Image.new("RGB", (60, 40), (shade,) * 3)) for shade in (0, 90, 91, 255)]
     assert alike([*plain, png(Image.new("RGB", (1, 1)))], 256) == set()
 
 
-def test_a_photo_of_any_kind_of_pixels_has_a_fingerprint():
+def test_photos_of_all_modes_have_a_fingerprint():
     deep = Image.fromarray(np.arange(4000, dtype=np.uint16).reshape(50, 80) * 16)
-    first, *_ = (Image.new("RGB", (9, 5), colour) for colour in ("red", "blue"))
     for content, size in [
         (png(deep), (80, 50)),
-        (png(first.convert("RGBA")), (9, 5)),
+        (png(Image.new("RGBA", (9, 5), "red")), (9, 5)),
         (png(Image.new("1", (3000, 1))), (3000, 1)),
     ]:
         assert fingerprint(content)[:2] == size
 
 
-def test_pixels_and_not_the_format_decide_on_being_equal():
+def test_equality_of_pixels_does_not_depend_on_the_format():
     first, second = photo(0, 1), photo(0, 2)
     prints = [fingerprint(content) for content in (png(first), png(second), png(first) + b"more")]
-    assert equal_groups([one.pixel_digest for one in prints]) == [(0, 2), (1,)]
+    assert prints[0].pixel_digest == prints[2].pixel_digest != prints[1].pixel_digest
     assert len({one.file_digest for one in prints}) == 3
 
 
-def test_pairs_are_found_across_blocks_and_not_without_end():
+def test_pairs_are_found_across_blocks_up_to_a_limit():
     random = np.random.default_rng(0)
-    looks = random.integers(0, 2**63, (700, 4)).astype(np.uint64)
+    hashes = random.integers(0, 2**63, (700, 4)).astype(np.uint64)
     thumbnails = random.integers(0, 256, (700, 256)).astype(np.uint8)
     for first, second in ((3, 690), (255, 256), (400, 410)):
-        looks[second], thumbnails[second] = looks[first] ^ np.uint64(1), thumbnails[first]
-    assert similar_pairs(looks, thumbnails, 4) == [(3, 690, 4), (255, 256, 4), (400, 410, 4)]
-    assert similar_pairs(looks, thumbnails, 3) == []
-    assert (
-        len(similar_pairs(looks * np.uint64(0), thumbnails * 0 + np.arange(256, dtype=np.uint8), 0))
-        == PAIRS_AT_MOST
-    )
+        hashes[second], thumbnails[second] = hashes[first] ^ np.uint64(1), thumbnails[first]
+    assert similar_pairs(hashes, thumbnails, 4) == [(3, 690, 4), (255, 256, 4), (400, 410, 4)]
+    assert similar_pairs(hashes, thumbnails, 3) == []
+    equal = np.tile(np.arange(256, dtype=np.uint8), (700, 1))
+    assert len(similar_pairs(hashes * np.uint64(0), equal, 0)) == MAX_PAIRS
 
 
 def name_in(split: str, prefix: str, ending: str) -> str:
-    """Returns a name that a folder's photos of this split may have."""
-    for index in itertools.count():
-        name = f"{prefix}{index}.{ending}"
-        fraction = split_fraction(name)
-        if SPLITS[0 if fraction < 0.8 else 1 if fraction < 0.9 else 2] == split:
-            return name
-    raise AssertionError
+    """Returns a file name that the hash assigns to a split."""
+    low, high = {"train": (0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1)}[split]
+    names = (f"{prefix}{index}.{ending}" for index in itertools.count())
+    return next(name for name in names if low <= split_fraction(name) < high)
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """Drawn photos with copies among them, and where each was put."""
+    """Drawn photos with copies among them, and the names of the copies."""
     folder = draw_photos(tmp_path_factory.mktemp("planted"), 25)
     places = {}
 
@@ -213,7 +206,7 @@ def test_counts_sizes_and_damage_are_reported(planted, inspected):
     assert last == "62 photos, 2 damaged, 5 duplicates, 3 leaks, 1 contradiction"
 
 
-def test_the_report_is_narrow_and_the_pictures_are_pictures(inspected):
+def test_the_report_fits_80_columns_and_the_figures_are_images(inspected):
     process, cwd = inspected
     assert process.stderr == ""
     assert max(map(len, process.stdout.splitlines())) <= 80
@@ -225,7 +218,7 @@ def test_the_report_is_narrow_and_the_pictures_are_pictures(inspected):
     assert sorted(path.name for path in cwd.iterdir()) == ["a report"]
 
 
-def test_long_names_and_many_findings_are_cut_to_a_screen():
+def test_long_names_and_many_findings_are_shortened():
     photos = tuple(
         Photo(split, place, f"{'very ' * 30}long {place}.jpg", place % 2, 100, 100)
         for split in SPLITS
@@ -239,7 +232,7 @@ def test_long_names_and_many_findings_are_cut_to_a_screen():
     assert "... and 20 more photos" in text
     assert "only the first 100,000 that look alike" in text
     assert text.count("same file\n") < 30
-    assert shorten("abcdefghij", 7) == "ab...ij"
+    assert _shorten("abcdefghij", 7) == "ab...ij"
 
 
 def test_a_set_without_any_usable_photo_is_reported(tmp_path):
@@ -257,14 +250,14 @@ def test_help_names_every_setting_at_once(tmp_path):
     assert time.perf_counter() - begin < 5
     assert process.returncode == 0
     for field in dataclasses.fields(InspectConfig):
-        assert f"--{field.name} " in process.stdout
+        assert f"--{field.name}:" in process.stdout
     assert max(map(len, process.stdout.splitlines())) <= 80
 
 
 def test_arguments_import_no_tensorflow():
     code = (
-        "import sys, research.inspect_data; "
-        "sys.exit(bool({'tensorflow', 'keras', 'numpy', 'absl', 'flags'} & set(sys.modules)))"
+        "import sys, research.inspect_data.__main__; "
+        "sys.exit(bool({'tensorflow', 'keras', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -272,16 +265,16 @@ def test_arguments_import_no_tensorflow():
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--image_foldr=x",), "unknown flag --image_foldr; did you mean --image_folder?"),
-        (("--distance=far",), "'far' given; expected a whole number"),
-        (("--distance=300",), "distance is 300; expected a whole number of at most 256"),
-        (("--distance=-1",), "distance is -1; expected a whole number of at least 0"),
-        (("--distance",), "expected one argument"),
-        (("PHOTOS",), "'PHOTOS' is no flag; flags are written --name=value"),
-        (("--image_folder=",), "image_folder is ''; expected text"),
-        # From here on TensorFlow is needed to know.
+        (("--image_foldr=x",), "flag 'image_foldr'. Did you mean: image_folder"),
+        (("--distance=far",), "flag --distance=far: expected an integer"),
+        (("--distance=300",), "distance is 300; expected an integer of at most 256"),
+        (("--distance=-1",), "distance is -1; expected an integer of at least 0"),
+        (("--distance",), "Missing value for flag --distance"),
+        (("PHOTOS",), "'PHOTOS' is not a flag; write flags as --name=value"),
+        (("--image_folder=",), "image_folder is ''; expected non-empty text"),
+        # The remaining errors are found after TensorFlow is imported.
         (("--image_folder=gone", "--out=out"), "expected a folder that exists"),
-        (("--image_folder=.", "--out=a_file"), "which is no folder"),
+        (("--image_folder=.", "--out=a_file"), "not a folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_on_disk(tmp_path, flags, expected):

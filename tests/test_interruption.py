@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a user meets them: exit code, one line, and what is left on disk."""
+"""SIGTERM and Ctrl-C: the exit code, the printed line and the files on disk."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ TRAIN_STEP = "research.training.learner:Learner.train_step"
 def run_with_signal(
     folder: Path, script: str, place: str, call: int, signals: list[int], *flags: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script that gets signals at the end of a call of a function of its own."""
-    return run_script(
-        folder, "tests/signalled.py", signal_at(script, place, call, *signals), *flags
-    )
+    """Runs a script that receives signals at the end of a call of one of its functions."""
+    place_and_signals = signal_at(script, place, call, *signals)
+    return run_script(folder, "tests/signalled.py", place_and_signals, *flags)
 
 
 @pytest.fixture(scope="module")
 def flags(photo_folder):
-    """Of the finished run."""
+    """The flags of the finished run."""
     return [*FINISHED_RUN, f"--image_folder={photo_folder}"]
 
 
@@ -50,7 +49,7 @@ def whole(finished_run, tmp_path_factory):
 
 
 def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(whole, flags, tmp_path):
-    """In a folder with spaces and other letters than ASCII's; the printed commands are pasted."""
+    """The folder's name has spaces and non-ASCII letters; the printed commands are executed."""
     rows = read_metrics(whole)
     steps = rows[0]["step"]
     where = "Läufe mit Abstand/ü 猫"
@@ -67,7 +66,7 @@ def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(whole, fla
         assert process.returncode == code, process.stderr
         (line,) = process.stderr.splitlines()
         assert line.startswith(f"run_train.py: interrupted by {name}; step ")
-        # What is given next is what the line says.
+        # The printed flag is the one to repeat.
         (flag,) = (word for word in shlex.split(line) if word.startswith("--ckpt_dir="))
         assert flag == f"--ckpt_dir={where}"
         assert (run / "checkpoints" / "latest" / f"{saved}.index").exists()
@@ -78,11 +77,10 @@ def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(whole, fla
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
-    again = read_metrics(run)
-    compared = ("epoch", "step", "photos", "train_loss", "train_accuracy", "validation_loss")
-    for row, other in zip(rows, again, strict=True):
-        assert [row[key] for key in compared] == [other[key] for key in compared]
-    assert again[0]["seconds"] < again[1]["seconds"]
+    resumed = read_metrics(run)
+    for key in ("epoch", "step", "photos", "train_loss", "train_accuracy", "validation_loss"):
+        assert [row[key] for row in rows] == [row[key] for row in resumed]
+    assert resumed[0]["seconds"] < resumed[1]["seconds"]
 
     command = re.search(r"^evaluate: +python (.*)$", process.stdout, re.MULTILINE)
     assert command
@@ -99,15 +97,15 @@ def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(whole, fla
     assert evaluated.stderr == ""
 
 
-def test_a_second_signal_ends_at_once(flags, tmp_path):
+def test_a_second_signal_ends_the_process_immediately(flags, tmp_path):
     signals = [signal.SIGTERM, signal.SIGINT]
     process = run_with_signal(tmp_path, "run_train.py", TRAIN_STEP, 2, signals, *flags)
-    assert process.returncode == -signal.SIGINT  # which shells show as 130
+    assert process.returncode == -signal.SIGINT  # shells show 130
     assert process.stderr == ""
     assert not (tmp_path / "run" / "checkpoints" / "latest").exists()
 
 
-def test_a_signal_while_the_trunk_is_run_leaves_nothing(flags, tmp_path):
+def test_a_signal_while_the_frozen_layers_run_leaves_no_files(flags, tmp_path):
     flags = [*flags, "--trunk_cache=disk", "--cache_dir=kept"]
     place = "research.data.rows:Rows.append"
     process = run_with_signal(tmp_path, "run_train.py", place, 1, [signal.SIGINT], *flags)
@@ -133,7 +131,7 @@ def test_a_signal_while_training(flags, tmp_path):
 
 
 def test_a_signal_while_importing(flags, tmp_path):
-    """In a fresh Python, which has TensorFlow still to import."""
+    """A new process, which still has to import TensorFlow."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run_train.py"), *flags],
         cwd=tmp_path,
@@ -167,7 +165,7 @@ def test_a_signal_while_importing(flags, tmp_path):
         ),
     ],
 )
-def test_the_other_programs_end_with_a_line_and_leave_nothing(
+def test_the_other_programs_end_with_one_line_and_leave_no_files(
     whole, photo_folder, tmp_path, script, place, flags
 ):
     before = {path for path in whole.rglob("*") if path.is_file()}
@@ -179,7 +177,7 @@ def test_the_other_programs_end_with_a_line_and_leave_nothing(
     assert {path for path in whole.rglob("*") if path.is_file()} == before
 
 
-def test_a_closed_pipe_ends_quietly(whole, photo_folder, tmp_path):
+def test_a_closed_pipe_ends_the_process_silently(whole, photo_folder, tmp_path):
     script = shlex.join([sys.executable, str(ROOT / "run_predict.py"), f"--ckpt_dir={whole}"])
     process = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {script} {shlex.quote(str(photo_folder))} | head -1"],
@@ -191,4 +189,4 @@ def test_a_closed_pipe_ends_quietly(whole, photo_folder, tmp_path):
     )
     assert process.stdout.startswith("file")
     assert process.stderr == ""
-    assert process.returncode in (0, 141)  # the reader may have gone after the last line
+    assert process.returncode in (0, 141)  # the reader may close the pipe after the last line

@@ -10,6 +10,7 @@ from research.data.augmentation import AugmentationPipeline, HorizontalFlip
 from research.data.batches import epoch_order, share_out
 from research.data.folder_source import FolderSource
 from research.data.loader import DataLoader
+from research.data.split_arrays import load_split
 from research.system.errors import UserError
 from tests.helpers import draw_photos
 
@@ -32,15 +33,18 @@ def test_the_articles_names(loader, photo_folder):
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_each_photo_of_a_split_comes_once(loader, split):
-    batches = {
-        "train": loader.train_batches,
-        "validation": loader.validation_batches,
-        "test": loader.test_batches,
-    }[split]
+def test_each_photo_of_a_split_occurs_once(loader, split):
+    batches = getattr(loader, f"{split}_batches")
     images = np.concatenate([batch["image"] for batch in batches])
     assert len(images) == loader.source.count(split)
     assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_a_split_that_does_not_fit_in_memory_is_kept_in_a_file(loader, monkeypatch):
+    monkeypatch.setattr("research.data.split_arrays.fits_in_memory", lambda size: False)
+    (pixels,) = load_split(loader.source, "test", 16).inputs
+    assert isinstance(pixels, np.memmap)
+    np.testing.assert_array_equal(pixels, loader.examples("test").inputs[0])
 
 
 def test_pixels_are_scaled_to_minus_one_to_one(loader):
@@ -59,7 +63,7 @@ def test_an_epoch_resumes_at_the_exact_next_batch(loader):
         np.testing.assert_array_equal(expected["label"], got["label"])
 
 
-def test_epochs_of_a_few_steps_together_show_all_photos(photo_folder):
+def test_short_epochs_together_show_all_photos(photo_folder):
     loader = DataLoader(
         16, 8, source=FolderSource(str(photo_folder)), shuffle_size=1, steps_per_epoch=2
     )
@@ -77,20 +81,17 @@ def test_epochs_of_a_few_steps_together_show_all_photos(photo_folder):
 
 
 @pytest.mark.parametrize("batch_size", [8, 1000])
-def test_each_splits_largest_batch_fits_what_it_is_filled_up_to(photo_folder, batch_size):
-    """Also where the batch size lies above the number of photos of one split or of both."""
+def test_batches_are_not_larger_than_a_split(photo_folder, batch_size):
     loader = DataLoader(16, batch_size, source=FolderSource(str(photo_folder)))
     strategy = tf.distribute.get_strategy()
     for split in ("train", "validation"):
-        fed = list(share_out(functools.partial(loader.split_batches, split), strategy))
-        size = min(batch_size, len(loader.examples(split)))
-        assert {batch["image"].shape[0] for batch in fed} == {size}
-        assert sum(float(tf.reduce_sum(batch["weight"])) for batch in fed) == len(
-            loader.examples(split)
-        )
+        batches = list(share_out(functools.partial(loader.split_batches, split), strategy))
+        count = len(loader.examples(split))
+        assert {batch["image"].shape[0] for batch in batches} == {min(batch_size, count)}
+        assert sum(float(tf.reduce_sum(batch["weight"])) for batch in batches) == count
 
 
-def test_flips_mirror_half_of_the_training_photos_anew_each_epoch(photo_folder):
+def test_each_epoch_flips_another_half_of_the_training_photos(photo_folder):
     plain = DataLoader(16, 8, source=FolderSource(str(photo_folder)))
     mirrored_half = AugmentationPipeline([HorizontalFlip()])
     flipping = DataLoader(16, 8, source=FolderSource(str(photo_folder)), augmentation=mirrored_half)
@@ -131,14 +132,14 @@ def test_damaged_photos_are_skipped_counted_and_named(tmp_path):
     assert "skipped 2 damaged photos" in report
     assert f"{names[3]}: empty file" in report
     assert names[5] in report
-    # The others keep their place, and their labels with them.
+    # The other photos keep their order and their labels.
     kept = [name for name in names if name not in (names[3], names[5])]
     assert list(loader.examples("train").names) == kept
     for name, label in zip(kept, loader.examples("train").labels, strict=True):
         assert name.startswith(loader.get_label_name(label))
 
 
-def test_a_long_list_of_damaged_photos_is_cut_short_but_counted(tmp_path):
+def test_a_long_report_of_damaged_photos_is_shortened(tmp_path):
     folder = draw_photos(tmp_path, 40)
     loader = DataLoader(16, 8, source=FolderSource(str(folder)))
     for name in loader.examples("train").names[:25]:

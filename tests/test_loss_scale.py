@@ -1,4 +1,4 @@
-"""float16: the loss scale by itself, and in steps on one device and two."""
+"""Tests of the loss scale alone, and in float16 training steps on one and two devices."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def float16() -> Iterator[None]:
     runtime.set_precision("float32")
 
 
-def test_it_halves_after_an_overflow_and_doubles_after_2000_good_steps():
+def test_the_scale_halves_after_an_overflow_and_doubles_after_2000_good_steps():
     scale = LossScale(active=True)
     assert scale.read() == (2.0**15, 0)
     scale.update(tf.constant(False))
@@ -66,7 +66,7 @@ def test_it_halves_after_an_overflow_and_doubles_after_2000_good_steps():
     assert int(scale.good_steps) == 0
 
 
-def test_it_counts_from_the_last_overflow():
+def test_good_steps_are_counted_from_the_last_overflow():
     scale = LossScale(active=True)
     scale.good_steps.assign(loss_scale.STEPS_TO_DOUBLE - 1)
     scale.update(tf.constant(False))
@@ -78,7 +78,7 @@ def test_low_precision_trains_like_float32(precision):
     examples = some_photos(24)
     low = make_learner(SMALL)
     if precision == "float16":
-        low.state.loss_scale.scale.assign(2.0**8)  # with the first scale it skips two steps
+        low.state.loss_scale.scale.assign(2.0**8)  # the initial scale skips two steps
     losses = train(low, examples, 8)
     assert low.network.parts.rest.output.dtype == precision
     assert low.state.loss_scale.active == (precision == "float16")
@@ -88,12 +88,12 @@ def test_low_precision_trains_like_float32(precision):
     high = make_learner(SMALL)
     np.testing.assert_allclose(losses, train(high, examples, 8), rtol=2e-2)
     for one, other in zip(weights(low), weights(high), strict=True):
-        # Adam's first steps are of one size each, whatever the gradient's: 3 steps of 0.001.
+        # The size of Adam's first steps does not depend on the gradient: 3 steps of 0.001.
         np.testing.assert_allclose(one, other, atol=0.0061)
 
 
-def test_the_scale_is_in_no_gradient_that_is_applied(float16):
-    """Optimizers that divide by a gradient's size, as Adam does, would not show it."""
+def test_applied_gradients_do_not_contain_the_scale(float16):
+    """Compares gradients, because Adam's updates hardly depend on their scale."""
     (batch,) = feed(low := make_learner(SMALL), some_photos(8), 8)
     low.state.loss_scale.scale.assign(2.0**8)
     found = low.train_step(batch)
@@ -111,7 +111,7 @@ def test_the_head_and_the_loss_are_float32(precision):
     assert learner.state.tally.variable.dtype == tf.float64
 
 
-def test_a_skipped_step_is_no_loss_to_the_learning_rate_finder(float16):
+def test_the_learning_rate_finder_ignores_skipped_steps(float16):
     learner = make_learner(SMALL)
     learner.state.loss_scale.scale.assign(2.0**30)  # halved until gradients no longer overflow
     batches = itertools.cycle(feed(learner, some_photos(16), 8))
@@ -125,7 +125,7 @@ def test_a_skipped_step_is_no_loss_to_the_learning_rate_finder(float16):
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("xla", [False, True])
 def test_an_overflow_on_one_device_skips_the_step_on_all(float16, replicas, xla):
-    """Weights, both optimizers and their counters stay; the clock goes on, the scale halves."""
+    """Weights and optimizers do not change; the step advances, and the scale is halved."""
     config = dataclasses.replace(SMALL, bn_mode="train")
     learner = make_learner(config, replicas, xla=xla)
     learner.state.loss_scale.scale.assign(2.0**8)
@@ -155,7 +155,7 @@ def test_an_overflow_on_one_device_skips_the_step_on_all(float16, replicas, xla)
         np.testing.assert_array_equal(one, other)
     assert learner.state.loss_scale.read() == (2.0**7, 1)
     assert learner.state.current_step == 2
-    assert learner.state.tally.read() == sums  # what was not learned from is in no figure
+    assert learner.state.tally.read() == sums  # a skipped step is in no sum
     assert all(np.isfinite(value).all() for copies in on_all_devices() for value in copies)
 
     learner.train_step(second)
@@ -172,7 +172,7 @@ def test_an_overflow_on_one_device_skips_the_step_on_all(float16, replicas, xla)
 
 
 def poison(learner, batch, factors: tf.Tensor):
-    """Multiplies the photos of a step, wherever they lie."""
+    """Multiplies the photos of a step by factors, on each device."""
     replicas = learner.strategy.num_replicas_in_sync
 
     def on_replica(part):
@@ -183,7 +183,7 @@ def poison(learner, batch, factors: tf.Tensor):
     return learner.strategy.run(on_replica, (batch,))
 
 
-def test_a_scale_that_finds_no_end_is_a_divergence():
+def test_a_scale_that_keeps_falling_is_a_divergence():
     runtime.set_precision("float16")
     try:
         learner = make_learner(dataclasses.replace(SMALL, unfreeze_from="none"))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.tasks.losses import cross_entropy, predicted_labels
 from research.tasks.metrics import Tally, mean_metrics
-from research.tasks.task import Task, cross_entropy, predicted_labels
+from research.tasks.task import Task
 
 SHAPES = {"loss": (), "accuracy": (), "weight": ()}
 

@@ -21,18 +21,18 @@ def backbone():
 
 
 @pytest.mark.parametrize(("classes", "logits"), [(2, 1), (3, 3), (37, 37)])
-def test_two_classes_get_one_logit_more_get_one_each(backbone, classes, logits):
+def test_number_of_logits(backbone, classes, logits):
     assert Wrapper(backbone, classes)(IMAGES).shape == (2, logits)
 
 
-def test_logits_are_pooled_features_times_the_head(backbone):
+def test_logits_are_the_head_applied_to_pooled_features(backbone):
     model = Wrapper(backbone)
     kernel, bias = (variable.numpy() for variable in model.head.variables)
     pooled = backbone(IMAGES, training=False).numpy().mean((1, 2))
     np.testing.assert_allclose(model(IMAGES), pooled @ kernel + bias, rtol=1e-4, atol=1e-6)
 
 
-def test_the_seed_decides_the_head(backbone):
+def test_the_seed_determines_the_initial_head(backbone):
     def kernel(seed):
         return Wrapper(backbone, 2, seed).head.kernel.numpy()
 
@@ -51,7 +51,7 @@ def test_head_stays_float32_under_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
-def test_freezing_splits_the_variables_at_the_layer(backbone):
+def test_layers_below_the_index_are_frozen(backbone):
     index = next(i for i, layer in enumerate(backbone.layers) if layer.name.startswith("stage3"))
     freeze_below(backbone, index, "train")
     expected = [v for layer in backbone.layers[index:] for v in layer.trainable_variables]
@@ -61,7 +61,7 @@ def test_freezing_splits_the_variables_at_the_layer(backbone):
 
 
 @pytest.mark.parametrize(("mode", "changes"), [("frozen", False), ("train", True), ("sync", True)])
-def test_batch_norm_learns_statistics_only_if_asked(backbone, mode, changes):
+def test_batch_norm_updates_statistics_unless_frozen(backbone, mode, changes):
     freeze_below(backbone, 0, mode)
     norms = [x for x in backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
     before = [norm.moving_mean.numpy() for norm in norms]
@@ -73,7 +73,7 @@ def test_batch_norm_learns_statistics_only_if_asked(backbone, mode, changes):
     assert all(norm.synchronized == (mode == "sync") for norm in norms)
 
 
-def test_the_parts_table_accounts_for_every_parameter(backbone):
+def test_the_summary_of_parts_counts_every_parameter(backbone):
     model = Wrapper(backbone)
     freeze_below(backbone, 20, "frozen")
     parts = {part.name: part for part in summarize_parts(model, 20)}
@@ -83,7 +83,7 @@ def test_the_parts_table_accounts_for_every_parameter(backbone):
     assert parts["backbone"].parameters + parts["head"].parameters == trained
 
 
-def test_split_anywhere_gives_exactly_the_whole(backbone):
+def test_a_split_at_any_layer_computes_the_same(backbone):
     whole = backbone(IMAGES, training=False).numpy()
     for index in range(len(backbone.layers) + 1):
         parts = split_backbone(backbone, index)
@@ -102,7 +102,7 @@ def test_split_anywhere_gives_exactly_the_whole(backbone):
         ("EfficientNetV2B0", 100),
     ],
 )
-def test_split_within_a_block_hands_on_several_tensors(name, index):
+def test_split_inside_a_block_has_several_crossing_tensors(name, index):
     entry = find_backbone(name)
     model = build_backbone(entry, 32, None)
     assert len(crossing_tensors(model, index)) > 1
@@ -124,7 +124,7 @@ def test_split_within_a_block_hands_on_several_tensors(name, index):
     ("name", "index", "cut"),
     [("MobileNetV2", 100, "block_11_expand"), ("VGG16", 15, "block5_conv1")],
 )
-def test_the_cut_moves_down_to_where_the_least_crosses(name, index, cut):
+def test_the_cut_moves_down_to_the_smallest_activations(name, index, cut):
     model = build_backbone(find_backbone(name), 32, None)
     place = cheapest_cut(model, index)
     assert model.layers[place].name == cut
@@ -132,7 +132,7 @@ def test_the_cut_moves_down_to_where_the_least_crosses(name, index, cut):
     assert len(crossing_tensors(model, place)) == 1
 
 
-def test_splitting_twice_works_as_the_first_time(backbone):
+def test_splitting_twice_gives_correct_parts(backbone):
     split_backbone(backbone, 10)
     whole = backbone(IMAGES, training=False).numpy()
     parts = split_backbone(

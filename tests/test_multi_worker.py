@@ -1,7 +1,8 @@
-"""Two real processes on loopback, as two hosts: each in a folder of its own, no file shared."""
+"""Two processes on the loopback interface stand for two hosts. They share no run folder."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -26,13 +27,13 @@ from tests.helpers import (
     signal_at,
 )
 
-# 66 photos in batches of 8: the last batch has 2, and there is one worker without any with 4.
+# 66 photos in batches of 8: the last batch has 2 photos, so that a device may have none.
 FLAGS = (
     *SMALL_RUN,
     "--epochs=3",
     "--checkpoint_every=3",
     "--trunk_cache=disk",
-    "--cache_dir=../cache",  # of both workers
+    "--cache_dir=../cache",  # shared by both workers
     "--bn_mode=sync",
     "--clip_norm=1",
     "--weight_decay=0.01",
@@ -49,26 +50,24 @@ FLAGS = (
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for found in sockets:
-        found.bind(("127.0.0.1", 0))
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [server.getsockname()[1] for server in servers]
 
 
 TRAIN_STEPS = "research.training.learner:Learner.train_steps"
 
 
 class Workers:
-    """Starts training as the two workers of a run; ends what is left of them at the end.
+    """Starts the workers of a run; the context manager kills those still running at its end.
 
     Args:
-      folder: where each worker gets a folder of its own.
+      folder: contains the working directory of each worker.
       flags: of each worker.
-      signals: a call of `Learner.train_steps` and the signal that a worker gets at its end, by
-        the worker's index.
+      signals: by worker index, the number of a call of `Learner.train_steps`, and the signal that
+        the worker receives at the end of this call.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Workers:
 
 
 def train_together(folder: Path, flags: Sequence[str]) -> list[str]:
-    """Trains to the end and returns what each worker printed."""
+    """Trains to the end and returns the standard output of each worker."""
     with Workers(folder, [flags, flags]) as workers:
         results = [workers.wait(index) for index in range(2)]
     for code, _, error in results:
@@ -118,7 +117,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(photos, tmp_path_factory):
-    """A folder with a run of two workers, and what they printed."""
+    """A folder with a run of two workers, and their standard output."""
     folder = tmp_path_factory.mktemp("together")
     return folder, train_together(folder, [*FLAGS, f"--image_folder={photos}"])
 
@@ -148,7 +147,7 @@ def test_two_workers_train_like_one(together, photos, tmp_path):
             np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_the_chief_alone_keeps_records(together):
+def test_only_the_chief_keeps_records(together):
     folder, (chief, other) = together
     assert "worker 0 of 2, the chief" in chief
     assert "worker 1 of 2, worker 0 keeps the records" in other
@@ -173,7 +172,7 @@ def test_a_run_of_two_workers_is_evaluated_on_one_machine(together, photos):
 def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
     together, photos, tmp_path
 ):
-    """One run, in which each worker dies once and one is stopped, ends bit-identical."""
+    """The run is bit-identical after each worker was killed once and one was stopped."""
     flags = [*FLAGS, f"--image_folder={photos}"]
     run = tmp_path / "host0" / "run"
 
@@ -188,8 +187,8 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
         assert code == 2, error
         line = error.splitlines()[-1]
         assert line.startswith(f"run_train.py: this is worker {1 - victim} of 2")
-        assert "another ended or does not answer" in line
-        assert "start all of them again with the same flags to resume" in line
+        assert "another worker ended or does not answer" in line
+        assert "start all workers again with the same flags to resume" in line
         assert "Traceback" not in error
     killed_at = saved()
     with Workers(tmp_path, [flags, flags], {1: (1, signal.SIGTERM)}) as workers:
@@ -207,7 +206,7 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
     assert f"resuming after step {stopped_at} of 27" in chief
     assert_same(together[0] / "host0" / "run", run)
 
-    alone = run_script(tmp_path / "alone", "run_train.py", *flags)  # one may go on without two
+    alone = run_script(tmp_path / "alone", "run_train.py", *flags)  # one worker can resume
     assert alone.returncode == 0, alone.stderr
     assert f"resuming after step {stopped_at} of 27" in alone.stdout
     expected, found = read_metrics(run)[-1], read_metrics(tmp_path / "alone" / "run")[-1]
@@ -215,13 +214,13 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
         assert found[key] == pytest.approx(expected[key], rel=1e-4)
 
 
-def test_a_worker_that_does_not_come_is_not_waited_for_forever(photos, tmp_path):
+def test_a_missing_worker_is_waited_for_until_the_timeout(photos, tmp_path):
     flags = [*FLAGS, f"--image_folder={photos}", "--worker_timeout=3"]
     with Workers(tmp_path, [flags]) as workers:
         code, _, error = workers.wait(0, 90)
     assert code != 0
     line = error.splitlines()[-1]
-    assert "came within 3 s; start every worker" in line
+    assert "connected within 3 s; start every worker" in line
     assert "--worker_timeout" in line
     assert not (tmp_path / "host0" / "run").exists()
 
@@ -234,7 +233,7 @@ def test_workers_with_other_settings_are_refused(photos, tmp_path):
         assert "batch_size is 8 there and 16 here" in error.splitlines()[-1]
         code, _, error = workers.wait(0, 90)
         assert code == 2, error
-        assert "another ended or does not answer" in error.splitlines()[-1]
+        assert "another worker ended or does not answer" in error.splitlines()[-1]
     assert not (tmp_path / "host0" / "run").exists()
 
 
@@ -247,8 +246,8 @@ def test_workers_with_other_photos_are_refused(photos, tmp_path):
     assert "the chief has other photos: train_photos is 66 there and" in error.splitlines()[-1]
 
 
-def test_what_several_workers_cannot_do_is_one_line(tmp_path):
-    """Without TF_CONFIG, or with logical devices; nothing is left on disk."""
+def test_unsupported_settings_of_several_workers_are_one_line(tmp_path):
+    """Without TF_CONFIG, or with logical devices; no file is written."""
     config = json.dumps(
         {"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 0}}
     )

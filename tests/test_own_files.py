@@ -82,7 +82,7 @@ def test_a_run_is_trained_by_files_of_one_s_own_and_says_so(own, trained):
 def test_a_failing_tracker_is_told_once_and_training_goes_on(own, trained):
     (line,) = trained.stderr.splitlines()
     assert line == (
-        "note: the tracker Lines failed in epoch() (OSError: no route to host); training goes on "
+        "note: the tracker Lines failed in epoch() (OSError: no route to host); training continues "
         "without it"
     )
     tracked = (own / "tracked.txt").read_text().splitlines()
@@ -96,7 +96,7 @@ def test_code_is_not_imported_because_a_run_names_it(own, trained, script):
     process = run_script(own, script, "--ckpt_dir=run")
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
-    assert "is not imported unless you say so" in line or script == "run_predict.py"
+    assert "is only imported if you name it" in line or script == "run_predict.py"
 
 
 def test_a_run_with_a_head_of_its_own_is_evaluated_used_and_exported(own, trained, photo_folder):
@@ -138,7 +138,7 @@ def test_a_file_that_changed_is_refused_and_told(own, trained, flags):
             "--nopictures",
         )
         assert evaluation.returncode == 0
-        assert "its content differs" in evaluation.stderr
+        assert "differs from the file that the run was trained with" in evaluation.stderr
     finally:
         file.write_text(content)
 
@@ -164,7 +164,7 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
     refused = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert f"give {source}, or other photos by --dataset or --image_folder" in line
+    assert f"give {source}, or other photos with --dataset or --image_folder" in line
     evaluation = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", source, "--nopictures")
     assert evaluation.returncode == 0, evaluation.stderr
     assert "50 photos of" in evaluation.stdout
@@ -198,7 +198,7 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
             "class Mine(Task):\n"
             "    def make_head(self, shape, names, seed):\n"
             "        return super().make_head(shape, names, seed)[0], keras.layers.Dense(7)\n",
-            "expected float32 logits (batch, 1 or 2)",
+            "expected float32 (batch, 1 or 2)",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The flagfiles under recipes/: each is a run that could be started."""
+"""The flagfiles in recipes/: each is a valid configuration."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def settings(recipe: str) -> TrainConfig:
     return parse_config(TrainConfig, [f"--flagfile={ROOT / 'recipes' / recipe}.flags"])
 
 
-def test_the_promised_recipes_are_there():
+def test_the_documented_recipes_exist():
     names = {path.stem for path in RECIPES}
     assert {"article", "default", "fast", "best", "hyperrule", "sketches", "digits"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_each_recipe_is_a_valid_run_and_says_what_it_is_for(path: Path):
+def test_each_recipe_is_valid_and_begins_with_a_comment(path: Path):
     assert settings(path.stem).epochs >= 1
     assert path.read_text().startswith("# ")
 
 
-def test_the_default_recipe_spells_out_what_no_recipe_means():
+def test_the_default_recipe_equals_the_defaults():
     assert settings("default") == TrainConfig()
     lines = (ROOT / "recipes" / "default.flags").read_text().splitlines()
     assert len([line for line in lines if line.startswith("--")]) >= 10
 
 
-def test_the_article_sets_all_that_the_default_does():
-    """Otherwise a new default would change the article."""
+def test_the_article_sets_every_flag_of_the_default():
+    """A new default must not change the article's recipe."""
     article, default = (
         {
             line.lstrip("-").removeprefix("no").partition("=")[0]
@@ -56,7 +56,7 @@ def test_the_article_sets_all_that_the_default_does():
     assert not make_augmentation(found)
 
 
-def test_the_hyperrule_is_bits():
+def test_the_hyperrule_has_the_settings_of_bit():
     found = settings("hyperrule")
     assert found.hyperrule
     assert found.batch_size * found.accumulate_steps == 512
@@ -66,8 +66,7 @@ def test_the_hyperrule_is_bits():
 
 def test_recipes_name_no_photos_or_weights():
     for path in RECIPES:
-        if path.stem not in ("sketches", "digits"):  # which are of built-in data
-            same = ("dataset", "image_folder", "data_dir", "weights", "ckpt_dir", "backbone")
-            for name in same:
+        if path.stem not in ("sketches", "digits"):  # these use built-in data
+            for name in ("dataset", "image_folder", "data_dir", "weights", "ckpt_dir", "backbone"):
                 default = getattr(TrainConfig(), name)
                 assert getattr(settings(path.stem), name) == default, (path.stem, name)

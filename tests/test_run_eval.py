@@ -1,4 +1,4 @@
-"""`run_eval.py` as its user meets it."""
+"""`run_eval.py` as a process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trained(finished_run, tmp_path_factory):
     return folder
 
 
-def test_it_prints_the_articles_block_and_writes_the_figures(trained, photo_folder):
+def test_the_output_of_the_article_and_the_json_file(trained, photo_folder):
     process = run_script(trained, "run_eval.py", "--ckpt_dir=run")
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
@@ -58,11 +58,11 @@ def averaged_model(config: TrainConfig, checkpoint: str) -> Wrapper:
     model = build_network(config, ("a", "b"), with_weights=False).network.model
     averages = WeightAverages(model.trainable_variables, config.weight_averaging)
     restore_model(model, checkpoint, averages)
-    averages.take_place()
+    averages.swap()
     return model
 
 
-def test_the_figures_are_those_of_the_model_called_by_hand(trained, photo_folder):
+def test_the_metrics_match_a_direct_call_of_the_model(trained, photo_folder):
     run_script(trained, "run_eval.py", "--ckpt_dir=run", "--checkpoint=latest", "--split=train")
     (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.train.json")
     figures = json.loads(file.read_text())
@@ -78,13 +78,12 @@ def test_the_figures_are_those_of_the_model_called_by_hand(trained, photo_folder
     assert figures["loss"]["value"] == pytest.approx(losses.mean(), rel=1e-4)
 
 
-def test_another_size_and_mirror_images(trained, photo_folder):
-    """At another resolution, and the mean of both logits, as by hand."""
+def test_another_size_with_mirror_averaging_matches_a_direct_call(trained, photo_folder):
     flags = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation"]
     flags += ["--image_size=64", "--mirror_averaging=on"]
     process = run_script(trained, "run_eval.py", *flags)
     assert process.returncode == 0, process.stderr
-    assert "64 x 64 pixels, also mirrored" in process.stdout
+    assert "64 x 64 pixels, mean of photo and mirror image" in process.stdout
     (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.validation.64px.mirrored.json")
     figures = json.loads(file.read_text())
     assert (figures["image_size"], figures["mirror_averaging"]) == (64, True)
@@ -99,13 +98,13 @@ def test_another_size_and_mirror_images(trained, photo_folder):
     assert figures["loss"]["value"] == pytest.approx(losses.mean(), rel=1e-4)
 
 
-def test_averaged_weights_are_what_is_evaluated(finished_run, tmp_path):
+def test_averaged_weights_are_evaluated(finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
     file = tmp_path / "run" / "config.json"
     config = json.loads(file.read_text())
     assert config["weight_averaging"] > 0
     file.write_text(json.dumps({**config, "evaluation_scale": 2.0}))
-    # At the size it was trained at, the figures are those that the training printed.
+    # At the size of the training, the loss is the validation loss of the training.
     same = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation", "--image_size=32"]
     assert run_script(tmp_path, "run_eval.py", *same).returncode == 0
     (figures,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.32px.json")
@@ -116,10 +115,10 @@ def test_averaged_weights_are_what_is_evaluated(finished_run, tmp_path):
     file.write_text(json.dumps({**config, "evaluation_scale": 2.0, "mirror_averaging": True}))
     process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--checkpoint=latest")
     assert process.returncode == 0, process.stderr
-    assert "64 x 64 pixels, also mirrored" in process.stdout
+    assert "64 x 64 pixels, mean of photo and mirror image" in process.stdout
 
 
-def test_a_batch_size_changes_no_figure(trained):
+def test_the_batch_size_does_not_change_the_metrics(trained):
     found = []
     for size in (1, 7):
         run_script(trained, "run_eval.py", "--ckpt_dir=run", f"--batch_size={size}")
@@ -129,7 +128,7 @@ def test_a_batch_size_changes_no_figure(trained):
     assert found[0]["accuracy"] == found[1]["accuracy"]
 
 
-def test_other_photos_by_path_of_a_checkpoint(trained, tmp_path):
+def test_other_photos_with_the_path_of_a_checkpoint(trained, tmp_path):
     (tmp_path / "other").mkdir()
     draw_photos(tmp_path / "other", 20)
     path = tf.train.latest_checkpoint(str(trained / "run" / "checkpoints" / "latest"))
@@ -165,7 +164,7 @@ def files(folder: Path) -> set[Path]:
         (("--ckpt_dir=gone", "--watch", "--watch_timeout=1"), "no run began in"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_no_file(trained, flags, expected):
+def test_an_error_is_one_line_and_writes_no_file(trained, flags, expected):
     before = files(trained)
     process = run_script(trained, "run_eval.py", *flags)
     assert process.returncode == 2

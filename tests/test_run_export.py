@@ -1,4 +1,4 @@
-"""What is exported gives the checkpoint's answers in a process that has nothing of this project."""
+"""Exported models give the probabilities of the checkpoint in a process without this project."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from research.system.errors import UserError
 from research.training.builder import build_network
 from tests.helpers import SMALL_CONFIG, make_run, run_script
 
-# Reads photos, asks one exported model, and prints what it says.
+# Reads photos, calls one exported model, and prints its probabilities.
 ASKING = """
 import json, sys
 import numpy as np
@@ -55,7 +55,7 @@ assert not any(name.split(".")[0] in ("research", "flags") for name in sys.modul
 print(json.dumps({name: np.asarray(values).tolist() for name, values in answers.items()}))
 """
 PACKAGES = {"tflite": "ai_edge_litert", "onnx": "onnxruntime"}
-PIXELS, BYTES = 1e-4, 0.05  # how far probabilities may be from the checkpoint's
+PIXELS, BYTES = 1e-4, 0.05  # tolerances of probabilities
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def run(one_device, photo_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(run, photo_folder):
-    """Encoded photos, their pixels at the run's size, and what the checkpoint says of them."""
+    """Encoded photos, their pixels at the run's size, and the probabilities of the checkpoint."""
     source = FolderSource(str(photo_folder))
     examples = load_split(source, "test", 64)
     said = Predictions(examples.names, examples.labels, Classifier(str(run)).logits(examples))
@@ -78,7 +78,6 @@ def photos(run, photo_folder):
 
 @pytest.fixture(scope="module")
 def exported(run):
-    """The SavedModel, for several tests."""
     return export(ExportConfig(ckpt_dir=str(run)))
 
 
@@ -97,7 +96,7 @@ def ask(form: str, path, photos) -> dict[str, np.ndarray]:
 def test_a_saved_model_takes_bytes_and_pixels(exported, photos):
     assert exported.name == "saved_model"
     answers = ask("saved_model", exported, photos.file)
-    assert photos.said.std() > 0.1  # photos are told apart
+    assert photos.said.std() > 0.1  # the photos differ
     assert answers["pixels"] == pytest.approx(photos.said, abs=PIXELS)
     deviations = np.abs(answers["bytes"] - photos.said)
     assert deviations.max() < BYTES
@@ -118,8 +117,8 @@ def test_each_file_format_gives_the_same_probabilities(run, photos, form):
     assert not list(path.parent.glob("partial-*"))
 
 
-def test_the_request_of_the_readme_fits_the_signature(exported, photos):
-    """TensorFlow Serving decodes {"b64": ...} and gives the list to the signature's only input."""
+def test_the_request_of_the_readme_matches_the_signature(exported, photos):
+    """TensorFlow Serving decodes {"b64": ...} and passes the list to the signature's only input."""
     body = {"instances": [{"b64": base64.b64encode(one).decode()} for one in photos.encoded]}
     instances = json.loads(json.dumps(body))["instances"]
     signature = tf.saved_model.load(str(exported)).signatures["serving_default"]
@@ -128,7 +127,7 @@ def test_the_request_of_the_readme_fits_the_signature(exported, photos):
     assert (spec.dtype, spec.shape.rank) == (tf.string, 1)
     decoded = tf.constant([base64.b64decode(one["b64"]) for one in instances])
     answer = signature(**{name: decoded})
-    # A row a photo in each output: that is how it becomes a list of predictions.
+    # Each output has one row per photo, so TensorFlow Serving returns a list of predictions.
     assert set(answer) == {"label", "probabilities"}
     labels = [label.decode() for label in answer["label"].numpy()]
     wanted = answer["probabilities"].numpy().argmax(axis=1)
@@ -147,11 +146,11 @@ def test_a_saved_model_takes_other_sizes_and_formats(exported, photos, tmp_path)
     )
 
 
-def test_a_saved_model_turns_photos_upright(exported, photos):
+def test_a_saved_model_applies_the_exif_orientation(exported, photos):
     ask_bytes = tf.saved_model.load(str(exported)).signatures["serving_default"]
     upright = Image.open(io.BytesIO(photos.encoded[0]))
     lying, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # to be turned a quarter clockwise
+    exif[ExifTags.Base.Orientation] = 6  # rotate by 90 degrees clockwise
     answers = []
     for photo, options in ((upright, {}), (lying, {"exif": exif}), (lying, {})):
         buffer = io.BytesIO()
@@ -162,8 +161,8 @@ def test_a_saved_model_turns_photos_upright(exported, photos):
     assert np.abs(answers[0] - answers[2]).max() > BYTES / 5
 
 
-def test_each_kind_of_preprocessing_is_inside(tmp_path):
-    """Scaling, scaling in the backbone, BGR with means taken off, and deviations."""
+def test_each_kind_of_preprocessing_is_exported(tmp_path):
+    """Scaling, scaling in the backbone, BGR minus means, and division by deviations."""
     pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
     np.savez(tmp_path / "photos.npz", pixels=pixels, encoded=np.array([b"-"] * 3))
     wanted = {}
@@ -183,12 +182,12 @@ def test_each_kind_of_preprocessing_is_inside(tmp_path):
     assert len(answers) == 4
 
 
-def test_a_preprocessing_that_is_not_linear_is_refused():
-    with pytest.raises(UserError, match="no linear function"):
+def test_a_preprocessing_that_is_not_affine_is_refused():
+    with pytest.raises(UserError, match="not an affine function"):
         preprocessing_layer(lambda images: images**2)
 
 
-def test_what_is_there_is_kept_and_mistakes_are_one_line(run, exported):
+def test_an_existing_export_is_kept(run, exported):
     process = run_script(run.parent, "run_export.py", "--ckpt_dir=run")
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
@@ -203,7 +202,7 @@ def test_what_is_there_is_kept_and_mistakes_are_one_line(run, exported):
         ({"out": "run/labels.txt/new"}, "cannot be written"),
     ],
 )
-def test_bad_input_leaves_nothing(run, monkeypatch, settings, expected):
+def test_an_error_leaves_no_file(run, monkeypatch, settings, expected):
     monkeypatch.chdir(run.parent)
     before = set(run.parent.rglob("*"))
     with pytest.raises(UserError, match=expected):

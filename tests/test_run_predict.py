@@ -1,4 +1,4 @@
-"""`run_predict.py` as its user meets it: files in, a line each out, whatever the files are."""
+"""`run_predict.py`: one line per file, also for unusual and damaged files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(photo_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def odd_folder(tmp_path_factory):
-    """Photos with odd names in folders below, one damaged, one empty, and a file that is none."""
+    """A folder tree with unusual file names, a damaged, an empty and a text file."""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "deep" / "deeper").mkdir(parents=True)
     (folder / "deep" / "deeper" / "a.JPG").write_bytes(sketch_jpeg(0, 1))
@@ -72,7 +72,7 @@ def test_the_same_probabilities_as_run_eval(run, photo_folder, tmp_path, capsys)
         assert float(row["probability"]) == pytest.approx(max(dog, 1 - dog), abs=1e-6)
 
 
-def test_a_process_goes_on_after_damaged_files_and_ends_with_1(run, odd_folder):
+def test_damaged_files_are_skipped_and_the_exit_code_is_1(run, odd_folder):
     process = run_script(
         odd_folder, "run_predict.py", f"--ckpt_dir={run}", "--format=jsonl", "deep/$b,c.jpg", "."
     )
@@ -90,7 +90,7 @@ def test_a_process_goes_on_after_damaged_files_and_ends_with_1(run, odd_folder):
     ]
 
 
-def test_csv_and_table_hold_odd_names_too(one_device, run, odd_folder, capsys):
+def test_unusual_names_in_csv_and_table(one_device, run, odd_folder, capsys):
     assert predict(PredictConfig(ckpt_dir=str(run), format="csv"), [str(odd_folder)]) == 2
     out, errors = shown(capsys)
     rows = list(csv.reader(io.StringIO(out)))
@@ -101,13 +101,13 @@ def test_csv_and_table_hold_odd_names_too(one_device, run, odd_folder, capsys):
     out, errors = shown(capsys)
     lines = out.splitlines()
     assert lines[0].split() == ["file", "label", "probability"]
-    assert len(lines) == 4  # a line each, whatever is in the name
+    assert len(lines) == 4  # one line per file
     assert "not\\xffutf8\\n, " in lines[3]
     shares = [float(line.split()[-1]) for line in lines[1:]]
     assert shares == pytest.approx([float(row[2]) for row in rows[1:]], abs=5e-5)
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(run, photo_folder):
+def test_a_closed_pipe_ends_the_process_silently(run, photo_folder):
     command = [sys.executable, str(ROOT / "run_predict.py"), f"--ckpt_dir={run}", "--batch_size=1"]
     with subprocess.Popen(
         [*command, "--format=csv", str(photo_folder)],
@@ -118,13 +118,13 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(run, photo_folder):
         assert process.stdout.readline().startswith(b"file,label")
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(60) == 128 + signal.SIGPIPE  # as a shell has it
+        assert process.wait(60) == 128 + signal.SIGPIPE  # as in a shell
 
 
-def test_many_files_stream_through_in_order_and_bounded_memory(run, photo_folder, monkeypatch):
+def test_many_files_are_processed_in_order_and_in_chunks(run, photo_folder, monkeypatch):
     files = find_files([str(photo_folder)])
     missing = photo_folder / "gone.jpg"
-    files.insert(3, missing)  # removed after it was found
+    files.insert(3, missing)  # deleted after it was listed
     chunks = []
     load = predicting.load_split
 
@@ -133,21 +133,21 @@ def test_many_files_stream_through_in_order_and_bounded_memory(run, photo_folder
         return load(source, *arguments)
 
     monkeypatch.setattr(predicting, "load_split", counted)
-    monkeypatch.setattr(predicting, "BATCHES_A_CHUNK", 2)
+    monkeypatch.setattr(predicting, "BATCHES_PER_CHUNK", 2)
     classifier = Classifier(str(run))
     said = predict_files(classifier, files)
     first = next(said)
-    assert chunks == [16]  # two batches: no more is read before what was read is said
+    assert chunks == [16]  # two batches; the next are read after their results
     assert first.file == str(files[0])
     rest = list(said)
     assert [one.file for one in [first, *rest]] == [str(file) for file in files]
     assert chunks == [16] * 5 + [1]
     assert rest[2] == DamagedFile(str(missing), "cannot be read: No such file or directory")
     shares = [one.probability for one in rest if not isinstance(one, DamagedFile)]
-    assert len(set(np.round(shares, 6))) > 40  # of each photo its own
+    assert len(set(np.round(shares, 6))) > 40  # the results differ between photos
 
 
-def test_what_is_named_twice_is_said_once(photo_folder):
+def test_a_file_that_is_given_twice_is_listed_once(photo_folder):
     some = photo_folder / "cat" / "cat001.jpg"
     files = find_files([str(some), str(photo_folder / "cat"), str(some)])
     assert files[0] == some
@@ -156,7 +156,7 @@ def test_what_is_named_twice_is_said_once(photo_folder):
 
 @pytest.mark.parametrize(
     ("paths", "expected"),
-    [([], "no image in no path"), (["gone.jpg"], "'gone.jpg' does not exist"), (["."], "no image")],
+    [([], "no path is given"), (["gone.jpg"], "'gone.jpg' does not exist"), (["."], "no image")],
 )
 def test_paths_without_photos_are_refused(tmp_path, monkeypatch, paths, expected):
     monkeypatch.chdir(tmp_path)
@@ -164,7 +164,7 @@ def test_paths_without_photos_are_refused(tmp_path, monkeypatch, paths, expected
         find_files(paths)
 
 
-def test_bad_input_is_one_line(tmp_path):
+def test_an_error_is_one_line(tmp_path):
     process = run_script(tmp_path, "run_predict.py", "photo.jpg")
     assert process.returncode == 2
     assert process.stderr == (

@@ -269,7 +269,7 @@ def test_a_photo_with_another_content_is_named_on_resuming(finished):
         changed.write_bytes(before)
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
-    assert f"for example, the train photo {names[5]!r} has another content" in line
+    assert f"for example, the train photo {names[5]!r} has different content" in line
 
 
 def test_a_cache_folder_that_cannot_be_written_is_told_before_anything_is_made(

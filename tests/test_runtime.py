@@ -17,29 +17,29 @@ NONE: frozenset[str] = frozenset()
         ([(9, 0)], NONE, "bfloat16"),
         ([(8, 0), (9, 0)], NONE, "bfloat16"),
         ([(7, 5)], NONE, "float16"),
-        ([(9, 0), (7, 0)], NONE, "float16"),  # the slowest decides
+        ([(9, 0), (7, 0)], NONE, "float16"),  # the slowest GPU decides
         ([(6, 1)], frozenset({"amx_bf16"}), "float32"),
         ([], NONE, "float32"),
         ([], frozenset({"avx512_bf16"}), "float32"),
         ([], frozenset({"amx_bf16"}), "bfloat16"),
     ],
 )
-def test_auto_takes_what_the_device_is_fast_in(capabilities, cpu_flags, expected):
+def test_auto_precision_is_fast_on_the_slowest_device(capabilities, cpu_flags, expected):
     assert fast_precision(capabilities, cpu_flags) == expected
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_precision_that_is_asked_for_is_taken(precision):
+def test_a_requested_precision_is_used(precision):
     assert resolve_precision(precision) == precision
 
 
-def test_xla_is_for_gpus_unless_asked_for():
+def test_auto_xla_is_for_gpus():
     assert not resolve_xla("auto", None)  # no GPU here
     assert resolve_xla("on", None)
     assert not resolve_xla("off", None)
 
 
-def test_xla_and_an_exchange_within_the_step_do_not_go_together():
+def test_xla_cannot_compile_an_exchange_between_devices():
     class Talks(Task):
         communicates = True
 

@@ -13,7 +13,7 @@ def test_constant():
     assert [float(schedule(step)) for step in (0, 50, 99)] == pytest.approx([0.1] * 3)
 
 
-def test_cosine_falls_from_its_peak_to_zero():
+def test_cosine_falls_from_the_peak_to_zero():
     schedule = Schedule("cosine", 0.2, 0, 100)
     assert float(schedule(0)) == pytest.approx(0.2)
     assert float(schedule(25)) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
@@ -28,7 +28,7 @@ def test_warm_up_rises_linearly_from_the_groups_first_step(shape):
     np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.75, 1, 1], rtol=1e-4)
 
 
-def test_one_cycle_rises_for_a_quarter_and_falls_to_nearly_nothing():
+def test_one_cycle_rises_for_a_quarter_and_falls_to_almost_zero():
     schedule = Schedule("one_cycle", 1.0, first_step=50, last_step=150)
     assert float(schedule(49)) == 0
     assert float(schedule(50)) == pytest.approx(1 / 25)
@@ -39,7 +39,7 @@ def test_one_cycle_rises_for_a_quarter_and_falls_to_nearly_nothing():
     assert float(schedule(150)) == pytest.approx(1e-5, rel=1e-2)
 
 
-def test_staircase_falls_to_a_tenth_three_times():
+def test_staircase_is_divided_by_ten_three_times():
     schedule = Schedule("staircase", 1.0, 0, 100, warmup_steps=10)
     rates = [float(schedule(step)) for step in (4, 9, 29, 30, 59, 60, 89, 90)]
     np.testing.assert_allclose(rates, [0.5, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-5)
@@ -53,7 +53,7 @@ def test_one_schedule_after_another():
 
 
 def test_a_rising_rate_is_geometric():
-    rising = Rising(1e-4, 1.0, first_step=7, steps=5)
+    rising = Rising(1e-4, 1.0, first_step=7, last_step=12)
     np.testing.assert_allclose(
         [float(rising(step)) for step in range(7, 12)], [1e-4, 1e-3, 1e-2, 0.1, 1], rtol=1e-4
     )

@@ -1,4 +1,4 @@
-"""What an exported model does to encoded photos is what training did to them."""
+"""An exported model decodes photos as training does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from research.serving.graph_decoding import decode_upright, exif_orientation
 
 
 def corners() -> Image.Image:
-    """A photo that looks different each way it is turned."""
+    """Returns a photo that looks different in each orientation."""
     width, height = 60, 44
     photo = Image.new("RGB", (width, height), "grey")
     photo.paste("red", (0, 0, width // 2, height // 2))
@@ -26,7 +26,7 @@ def corners() -> Image.Image:
 def encoded(orientation: int | None = None, endian: str = "<") -> bytes:
     exif = Image.Exif()
     exif.endian = endian
-    exif[ExifTags.Base.Make] = "Camera"  # an entry before it, whose value is elsewhere
+    exif[ExifTags.Base.Make] = "Camera"  # an earlier entry, whose value is stored at an offset
     if orientation is not None:
         exif[ExifTags.Base.Orientation] = orientation
     buffer = io.BytesIO()
@@ -43,33 +43,33 @@ def orientation_of():
 
 @pytest.mark.parametrize("endian", ["<", ">"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_is_turned_as_in_training(orientation, endian):
+def test_the_orientation_is_applied_as_in_training(orientation, endian):
     content = encoded(orientation, endian)
     wanted = decode_image(content, 32)
     found = decode_upright(tf.constant(content), 32).numpy()
     assert found.shape == (32, 32, 3)
     assert np.abs(found - wanted).mean() < 1
-    if orientation > 1:  # and it is turned indeed
+    if orientation > 1:  # the photo did change
         assert np.abs(found - decode_upright(tf.constant(encoded()), 32)).mean() > 20
 
 
-def test_where_exif_says_nothing_a_photo_stays_as_it_is(orientation_of):
+def test_the_orientation_is_1_without_a_valid_entry(orientation_of):
     for content in (encoded(), encoded(0), encoded(9), encoded(60000), b"\xff\xd8\xff", b""):
         assert orientation_of(content) == 1
 
 
-def test_exif_is_found_behind_another_segment(orientation_of):
-    """Segments of the camera's own come before it at times, as long as they may be."""
+def test_exif_is_found_after_another_segment(orientation_of):
+    """Some cameras write their own segment first, of up to the maximum length."""
     content = encoded(6)
     other = b"\xff\xe0" + (65535).to_bytes(2, "big") + b"Exif" * 16383 + b"E"
     assert orientation_of(content[:2] + other + content[2:]) == 6
-    assert orientation_of(content[:2] + 2 * other + content[2:]) == 1  # too far away
+    assert orientation_of(content[:2] + 2 * other + content[2:]) == 1  # beyond the searched bytes
 
 
-def test_damaged_exif_is_no_error(orientation_of):
-    """Each cut, and each byte of the header changed, gives some orientation."""
+def test_damaged_exif_is_not_an_error(orientation_of):
+    """Each truncation, and each change of a byte of the header, gives some orientation."""
     content = encoded(6)
-    header = content.index(b"\xff\xdb")  # what comes after EXIF
+    header = content.index(b"\xff\xdb")  # the segment after EXIF
     random = np.random.default_rng(0)
     for place in range(header):
         damaged = bytearray(content)

@@ -1,4 +1,4 @@
-"""What a run does when the storage fails it: full, read-only, damaged, or shared with another."""
+"""Runs on storage that is full, read-only, damaged or shared with another run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from research.runs.checkpoints import Checkpoints, find_checkpoint
 from research.runs.event_files import EventFiles
-from research.runs.run_lock import LOCK, RunLock
+from research.runs.run_directory import LOCK, RunLock
 from research.system.errors import UserError
-from tests.helpers import (
-    FINISHED_RUN,
-    ROOT,
-    read_checkpoint,
-    read_metrics,
-    run_script,
-)
+from tests.helpers import FINISHED_RUN, ROOT, read_checkpoint, read_metrics, run_script
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +29,7 @@ def flags(photo_folder):
 
 @pytest.fixture
 def run(finished_run, tmp_path):
-    """A copy of it."""
+    """A copy of the finished run."""
     shutil.copytree(finished_run, tmp_path / "run")
     return tmp_path / "run"
 
@@ -45,7 +39,7 @@ def damage(run: Path, step: int) -> Path:
     (data,) = (run / "checkpoints" / "latest").glob(f"step-{step}.data-*")
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
-    data.unlink()  # the best checkpoint is another link to it
+    data.unlink()  # the best checkpoint is a hard link to the same file
     data.write_bytes(content)
     return data
 
@@ -59,7 +53,9 @@ def assert_same(run: Path, other: Path) -> None:
     assert [(row["step"], row["photos"]) for row in read_metrics(other)] == steps
 
 
-def test_a_damaged_last_checkpoint_is_passed_over_in_one_line(finished_run, run, flags, tmp_path):
+def test_a_damaged_last_checkpoint_is_reported_and_the_one_before_is_used(
+    finished_run, run, flags, tmp_path
+):
     first, last = (row["step"] for row in read_metrics(finished_run))
     damaged = damage(run, last)
     evaluated = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--nopictures")
@@ -76,29 +72,29 @@ def test_a_damaged_last_checkpoint_is_passed_over_in_one_line(finished_run, run,
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a file system of 32 MB; skips where it cannot be mounted."""
+    """A folder on a file system of 32 MB; the test is skipped if it cannot be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system, and not in every container")
+        pytest.skip("no permission to mount a file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
+def test_a_full_disk_is_one_line_and_earlier_checkpoints_are_kept(
     finished_run, run, flags, tmp_path
 ):
-    """By a limit on the size of a file, which the system reports in the same way."""
+    """A limit on the file size gives the same kind of error as a full disk."""
     first, last = (row["step"] for row in read_metrics(finished_run))
     damage(run, last).unlink()
-    # Less than a checkpoint has.
+    # A checkpoint is larger than the limit.
     process = run_script(tmp_path, "run_train.py", *flags, file_size_limit=150_000)
     assert process.returncode == 2, process.stdout
     note, line = process.stderr.splitlines()
     assert f"step-{last}.data is missing; step-{first} is used" in note
     assert f"checkpoints/latest/step-{last}' cannot be written (" in line
-    assert f"--ckpt_dir={run}, which goes on after step-{first}" in line
+    assert f"--ckpt_dir={run}, which resumes after step-{first}" in line
     assert find_checkpoint(run / "checkpoints", "latest").endswith(f"step-{first}")
     assert not (run / "checkpoints" / "latest" / "partial").exists()
     resumed = run_script(tmp_path, "run_train.py", *flags)
@@ -106,18 +102,18 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(
     assert_same(finished_run, run)
 
 
-def test_a_small_disk_that_fills_up(finished_run, run, flags, small_disk):
+def test_a_disk_that_fills_up_is_one_line(finished_run, run, flags, small_disk):
     first, last = (row["step"] for row in read_metrics(finished_run))
     shutil.copytree(run, small_disk / "run")
     on_disk = small_disk / "run"
     damage(on_disk, last).unlink()
     filler = small_disk / "filler"
     free = shutil.disk_usage(small_disk).free
-    filler.write_bytes(bytes(free - 300_000))  # a checkpoint has more
+    filler.write_bytes(bytes(free - 300_000))  # a checkpoint is larger
     process = run_script(small_disk, "run_train.py", *flags)
     assert process.returncode == 2, process.stdout
     assert re.search(r"cannot be written \(.*No space left on device", process.stderr)
-    assert f"which goes on after step-{first}" in process.stderr.splitlines()[-1]
+    assert f"which resumes after step-{first}" in process.stderr.splitlines()[-1]
     assert find_checkpoint(on_disk / "checkpoints", "latest").endswith(f"step-{first}")
 
 
@@ -131,25 +127,25 @@ def test_a_read_only_folder_is_one_line(finished_run, flags, small_disk):
         assert f"{ckpt_dir}', which cannot be written (" in line
 
 
-def test_a_folder_where_nothing_can_be_made_is_one_line(flags, tmp_path):
+def test_a_folder_that_cannot_be_created_is_one_line(flags, tmp_path):
     process = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=/proc/run")
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
     assert "'/proc/run', which cannot be written (" in line
 
 
-def test_training_goes_on_without_event_files(flags, tmp_path):
+def test_training_continues_without_event_files(flags, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "events").write_text("no folder")
     process = run_script(tmp_path, "run_train.py", *flags, "--histogram_every=1", "--epochs=1")
     assert process.returncode == 0, process.stderr
     (line,) = process.stderr.splitlines()
-    assert line.startswith("note: events for TensorBoard cannot be written to")
-    assert line.endswith("the rest goes on without them")
+    assert line.startswith("note: TensorBoard events cannot be written to")
+    assert line.endswith("continuing without them")
     assert len(read_metrics(tmp_path / "run")) == 1
 
 
-def test_histograms_of_steps_are_in_a_file_of_their_own(finished_run):
+def test_histograms_are_in_a_separate_file(finished_run):
     (file,) = (finished_run / "events" / "train").glob("*.histograms")
     accumulator = EventAccumulator(str(file))
     accumulator.Reload()
@@ -161,7 +157,7 @@ def test_histograms_of_steps_are_in_a_file_of_their_own(finished_run):
         assert steps == list(range(3, last + 1, 3))
 
 
-def test_event_files_that_fail_later_are_told_of_once(tmp_path, capfd):
+def test_event_files_that_fail_later_are_reported_once(tmp_path, capfd):
     files = EventFiles(tmp_path)
     writer = files.writer("train", ".compiled")
 
@@ -205,10 +201,10 @@ def test_a_second_run_in_a_folder_is_refused(run, flags, tmp_path):
     assert not (run / LOCK).exists()
 
 
-def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
+def test_the_lock_of_a_dead_process_does_not_block(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from research.runs.run_lock import RunLock; "
-        "RunLock(Path(sys.argv[1])).acquire(); os._exit(9)"
+        "import os, sys; from pathlib import Path; from research.runs.run_directory import RunLock"
+        "; RunLock(Path(sys.argv[1])).acquire(); os._exit(9)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
@@ -224,7 +220,7 @@ def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with three checkpoints of one value, their steps."""
+    """A folder with three checkpoints; each contains its step."""
     state = tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000)))
     checkpoints = Checkpoints(state, tmp_path, keep=3)
     for step in (8, 9, 10):
@@ -234,7 +230,7 @@ def folder(tmp_path):
 
 
 def restored(folder: Path) -> float:
-    """Resumes, and checks that evaluation would use the same."""
+    """Returns the restored value, and checks that evaluation uses the same checkpoint."""
     value = tf.Variable(tf.zeros(1000))
     checkpoints = Checkpoints(tf.train.Checkpoint(value=value), folder, keep=3)
     assert checkpoints.restore_latest()
@@ -264,20 +260,20 @@ DATA = "step-10.data-00000-of-00001"
 def test_every_kind_of_damage_is_found(folder, capfd, name, change):
     change(folder / "latest" / name)
     if (name, change) == ("step-10.sha256", os.remove):
-        assert restored(folder) == 10  # as one of a version without checksums
+        assert restored(folder) == 10  # like a checkpoint of an earlier version
         return
     assert restored(folder) == 9
-    (line,) = capfd.readouterr().err.splitlines()  # told once
-    assert "step-10' is not whole: " in line
+    (line,) = capfd.readouterr().err.splitlines()  # printed once
+    assert "step-10' is damaged: " in line
     assert line.endswith("; step-9 is used")
-    with pytest.raises(UserError, match=r"is not whole|there is no"):
+    with pytest.raises(UserError, match="is not an intact checkpoint"):
         find_checkpoint(folder, str(folder / "latest" / "step-10"))
 
 
 @pytest.mark.parametrize(
     "pointer", [b"", b"\xff\xfe garbage", b"no: pointer {", b'model_checkpoint_path: ""', None]
 )
-def test_a_pointer_that_says_nothing_is_made_up_for(folder, capfd, pointer):
+def test_checkpoints_are_found_without_a_usable_pointer(folder, capfd, pointer):
     file = folder / "latest" / "checkpoint"
     file.unlink() if pointer is None else file.write_bytes(pointer)
     assert restored(folder) == 10
@@ -285,14 +281,14 @@ def test_a_pointer_that_says_nothing_is_made_up_for(folder, capfd, pointer):
         assert "names no checkpoint; step-10 is used" in capfd.readouterr().err
 
 
-def test_a_pointer_to_what_is_not_there_is_passed_over(folder, capfd):
+def test_a_pointer_to_a_missing_checkpoint_is_reported(folder, capfd):
     file = folder / "latest" / "checkpoint"
     file.write_text(file.read_text().replace("step-10", "step-11"))
     assert restored(folder) == 9
     assert "step-11.index is missing; step-9 is used" in capfd.readouterr().err
 
 
-def test_the_newest_damaged_one_is_not_kept_when_training_goes_on(folder):
+def test_a_damaged_checkpoint_is_removed_when_training_continues(folder):
     truncate(folder / "latest" / DATA)
     checkpoints = Checkpoints(tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000))), folder)
     checkpoints.restore_latest()
@@ -301,19 +297,19 @@ def test_the_newest_damaged_one_is_not_kept_when_training_goes_on(folder):
     assert names == ["step-11.index", "step-9.index"]
 
 
-def test_where_none_is_whole_the_ways_out_are_said(folder):
+def test_the_message_names_the_way_out_if_all_checkpoints_are_damaged(folder):
     for name in ("latest", "best"):
         for file in (folder / name).glob("step-*.data-*"):
             truncate(file)
     state = tf.train.Checkpoint(value=tf.Variable(tf.zeros(1000)))
-    with pytest.raises(UserError, match=r"no whole checkpoint .* remove the folder to begin anew"):
+    with pytest.raises(UserError, match=r"no intact checkpoint .* remove the folder to start over"):
         Checkpoints(state, folder).restore_latest()
-    with pytest.raises(UserError, match=r"no whole checkpoint .* give --checkpoint=latest"):
+    with pytest.raises(UserError, match=r"no intact checkpoint .* give --checkpoint=latest"):
         find_checkpoint(folder, "best")
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_so_many_checkpoints_are_kept(tmp_path, keep):
+def test_keep_limits_the_number_of_checkpoints(tmp_path, keep):
     checkpoints = Checkpoints(tf.train.Checkpoint(value=tf.Variable(0.0)), tmp_path, keep)
     for step in range(6):
         checkpoints.save(step)
@@ -321,7 +317,7 @@ def test_so_many_checkpoints_are_kept(tmp_path, keep):
     assert len(list((tmp_path / "latest").iterdir())) == 3 * keep + 1
 
 
-def test_checksums_can_be_checked_by_hand(folder):
+def test_sha256sum_verifies_a_checkpoint(folder):
     command = ["sha256sum", "-c", "step-10.sha256"]
     for name in ("latest", "best"):
         assert subprocess.run(command, cwd=folder / name, capture_output=True).returncode == 0

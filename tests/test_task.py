@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.tasks.task import Task, balanced_weights
+from research.tasks.losses import balanced_weights
+from research.tasks.task import Task
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

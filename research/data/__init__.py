@@ -1,1 +1,1 @@
-"""Photos, from files on disk to batches."""
+"""The input pipeline, from image files to batches."""

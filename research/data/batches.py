@@ -1,4 +1,4 @@
-"""From examples to batches, in an order that follows from the seed and the epoch alone."""
+"""Batches of examples, in an order that depends only on the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ Preprocessing = Callable[[tf.Tensor], tf.Tensor]
 
 
 def epoch_order(count: int, shuffle_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the order in which an epoch visits `count` examples, int64 (count,).
+    """Returns the order of `count` examples in an epoch, int64 (count,).
 
-    The next example is drawn from a window of `shuffle_size` that slides over the stored order,
-    as `tf.data.Dataset.shuffle` does it; but the order is known beforehand, so that a run can
-    resume at any batch of it. A window of 1 keeps the stored order.
+    Each example is drawn from a buffer of `shuffle_size` examples that is refilled in stored order,
+    as in `tf.data.Dataset.shuffle`. The order is computed in advance, so that a run can resume at
+    any batch. A buffer of 1 keeps the stored order.
     """
     generator = np.random.default_rng([seed, epoch])
     if shuffle_size >= count:
         return generator.permutation(count)
-    window = np.arange(shuffle_size)
+    buffer = np.arange(shuffle_size)
     order = np.empty(count, np.int64)
     draws = generator.integers(shuffle_size, size=count - shuffle_size)
     for position, drawn in enumerate(draws):
-        order[position] = window[drawn]
-        window[drawn] = position + shuffle_size
-    order[count - shuffle_size :] = generator.permutation(window)
+        order[position] = buffer[drawn]
+        buffer[drawn] = position + shuffle_size
+    order[count - shuffle_size :] = generator.permutation(buffer)
     return order
 
 
 def continued_order(
     count: int, shuffle_size: int, seed: int, epoch: int, length: int
 ) -> np.ndarray:
-    """Returns the order of an epoch of `length` examples, int64 (length,), at most `count`.
+    """Returns the order of an epoch of `length` examples, int64 (length,); at most `count`.
 
-    It goes on where the epoch before it ended, so that short epochs together visit all examples
-    equally often, as `tf.data.Dataset.repeat` does it.
+    Each epoch continues where the previous one ended, as with `tf.data.Dataset.repeat`. So short
+    epochs together visit all examples equally often.
     """
     first = epoch * length
     passes = range(first // count, (first + length - 1) // count + 1)
@@ -51,13 +51,13 @@ def continued_order(
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The part of every step's photos that some of the devices take.
+    """The part of each step's examples that goes to some of the devices.
 
     Attributes:
-      replicas: how many devices share the photos of a step.
-      first: the first of the devices that are meant.
-      count: how many are meant.
-      parts: batches a step, which each device works through one after another.
+      replicas: number of devices that divide the examples of a step.
+      first: index of the first device of this share.
+      count: number of devices of this share.
+      parts: batches per step. Each device processes its parts of them one after another.
     """
 
     replicas: int = 1
@@ -66,17 +66,17 @@ class Share:
     parts: int = 1
 
     def rows(self, order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shares out batches of `batch_size` examples, each device the same number.
+        """Divides batches of `batch_size` examples equally among the devices.
 
-        What is missing for that is filled up with repetitions that weigh nothing. Every step then
-        has one shape, and which example is in which batch does not depend on the devices.
+        Short batches are padded with repeated examples of weight 0, so that all steps have the same
+        shape. The number of devices does not change which batch holds an example.
 
         Args:
-          order: int64 (examples,), in the order in which they are to be visited.
-          batch_size: examples a batch, over all devices.
+          order: int64 (examples,), in the order to visit them.
+          batch_size: examples per batch, over all devices.
 
         Returns:
-          The indices of examples, int64, and their weights, float32, 1 or 0; both of shape
+          Indices of examples, int64, and their weights, float32, 1 or 0. Both have the shape
           (steps * count, parts * ceil(batch_size / replicas)).
         """
         batches = -(-len(order) // (batch_size * self.parts)) * self.parts
@@ -87,34 +87,34 @@ class Share:
         positions = np.where(counts > 0, first + columns % np.maximum(counts, 1), 0)
         weights = (columns < counts).astype(np.float32)
 
-        def of_share(table: np.ndarray) -> np.ndarray:
-            parted = table.reshape(-1, self.parts, self.replicas, width).swapaxes(1, 2)
-            meant = parted[:, self.first : self.first + self.count]
-            return meant.reshape(-1, self.parts * width)
+        def select(table: np.ndarray) -> np.ndarray:
+            by_device = table.reshape(-1, self.parts, self.replicas, width).swapaxes(1, 2)
+            selected = by_device[:, self.first : self.first + self.count]
+            return selected.reshape(-1, self.parts * width)
 
-        return order[of_share(positions)], of_share(weights)
+        return order[select(positions)], select(weights)
 
 
 def share_out(
     batches: Callable[[Share], tf.data.Dataset], strategy: tf.distribute.Strategy, parts: int = 1
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Gives each device its share of every batch; each worker reads only the shares of its own.
+    """Distributes batches to the devices. Each worker reads only the shares of its own devices.
 
     Args:
-      batches: from a share to its batches, one element a device and step.
-      strategy: whose devices.
-      parts: batches a step, see `Share`.
+      batches: returns the batches of a share, one element per device and step.
+      strategy: the strategy that holds the devices.
+      parts: batches per step, see `Share`.
     """
-    # All elements have one shape, and all workers equally many: no worker has to ask the others
-    # in every step whether they have one more.
+    # All elements have the same shape and all workers have the same number of them. So the workers
+    # do not have to ask each other at each step whether another element follows.
     strategy.extended.experimental_enable_get_next_as_optional = False
 
-    def of_input(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         count = context.num_replicas_in_sync // context.num_input_pipelines
         first = context.input_pipeline_id * count
         return batches(Share(context.num_replicas_in_sync, first, count, parts))
 
-    return strategy.distribute_datasets_from_function(of_input)
+    return strategy.distribute_datasets_from_function(of_worker)
 
 
 def make_batches(
@@ -128,28 +128,32 @@ def make_batches(
     numbers: np.ndarray | None = None,
     mirrored: bool = False,
 ) -> tf.data.Dataset:
-    """Returns the examples in the given order, batched.
+    """Returns batches of the examples in the given order.
 
     Args:
-      examples: what to draw from.
-      order: int64, indices into the examples.
+      examples: the examples to choose from.
+      order: int64, indices of examples.
       batch_size: photos per batch.
-      preprocessing: applied to the photos, as float32 in [0, 255]; None leaves inputs as they are.
-      share: the part that some devices take, one element per device and step, all of one shape;
-        None for whole batches. The last one may be short.
-      augmentation: how photos are changed before that, or chosen among the views that inputs hold.
-      numbers: the random numbers of the augmentation, see `AugmentationPipeline.draw`.
-      mirrored: give mirror images too; of inputs that hold views, the second one.
+      preprocessing: applied to photos, float32 in [0, 255]. None leaves the inputs unchanged.
+      share: the devices that the batches are for, one element per device and step, all of the same
+        shape. None for whole batches; then the last batch can be shorter.
+      augmentation: applied before the preprocessing. If the inputs hold several views, it selects
+        a view instead.
+      numbers: random numbers of the augmentation, see `AugmentationPipeline.draw`.
+      mirrored: whether to add the mirror images. If the inputs hold several views, the second view
+        is the mirror image.
 
     Returns:
-      A data set of batches: `image` (batch, height, width, 3) float32, or what the cached trunk
-      made of it; `label` (batch, ...), int32 for classes; `weight` float32 (batch,), 1 for each
-      example, 0 for a repetition that pads a share; the source's arrays by name, (batch, ...);
-      `mirrored` like `image`, if asked for; and where photos are mixed, `partner_label` like
-      `label` and `partner_share` float32 (batch,).
+      A data set of batches with these keys:
+        image: float32 (batch, height, width, 3), or the activations of the cached trunk.
+        label: (batch, ...), int32 for classes.
+        weight: float32 (batch,), 1 for examples and 0 for padding.
+        mirrored: like `image`, if requested.
+        partner_label, partner_share: like `label`, and float32 (batch,), if photos are mixed.
+        The arrays of the source, (batch, ...), by their names.
     """
     augmentation = augmentation or AugmentationPipeline()
-    inputs = [np.asarray(array) for array in examples.inputs]  # a memmap as what it is, an array
+    inputs = [np.asarray(array) for array in examples.inputs]  # as plain arrays, not memmaps
     rows: int | None = None
     if share is None:
         chosen = tf.data.Dataset.from_tensor_slices((order, np.ones(len(order), np.float32)))
@@ -161,28 +165,28 @@ def make_batches(
 
     if numbers is None:
         numbers = np.zeros((len(examples), 0), np.float32)
-    shown_by = np.arange(len(examples))  # the row of the inputs that shows each example
+    input_rows = np.arange(len(examples))  # the row of the inputs for each example
     if examples.views > 1 and not mirrored:
-        shown_by += augmentation.view_of(numbers) * len(examples)
-        augmentation = AugmentationPipeline()  # it is in the inputs already
-    # Tensors, which go with the data set: TensorFlow keeps `take`, and what it refers to, for as
-    # long as the process lives.
-    all_numbers, all_rows = tf.constant(numbers), tf.constant(shown_by)
+        input_rows += augmentation.view_of(numbers) * len(examples)
+        augmentation = AugmentationPipeline()  # the inputs are augmented already
+    # As tensors they are freed with the data set. TensorFlow keeps `take` and all that it refers to
+    # until the process ends.
+    all_numbers, all_rows = tf.constant(numbers), tf.constant(input_rows)
     targets = {
         name: tf.constant(array)
         for name, array in {**examples.arrays, "label": examples.labels}.items()
     }
 
     def take(taken: np.ndarray, drawn: np.ndarray) -> list[np.ndarray]:
-        # `np.take` lets go of Python's lock, so that the next step can be started meanwhile.
+        # `np.take` releases Python's lock, so that the next step can be started meanwhile.
         gathered = [np.take(array, taken, axis=0) for array in inputs]
         return [augmentation.change_pixels(gathered[0], drawn), *gathered[1:]]
 
-    def read(indices: tf.Tensor, skipped: int = 0) -> list[tf.Tensor]:
-        """Returns what shows some examples, from so many rows of the inputs on."""
+    def read(indices: tf.Tensor, first_row: int = 0) -> list[tf.Tensor]:
+        """Returns the augmented inputs of some examples, counted from a row of the inputs."""
         drawn = tf.gather(all_numbers, indices)
         types = [tf.as_dtype(array.dtype) for array in inputs]
-        taken = tf.gather(all_rows, indices) + skipped
+        taken = tf.gather(all_rows, indices) + first_row
         images = tf.numpy_function(take, [taken, drawn], types, stateful=False)
         for tensor, array in zip(images, inputs, strict=True):
             tensor.set_shape((rows, *array.shape[1:]))
@@ -195,38 +199,30 @@ def make_batches(
             images = [preprocessing(image) for image in images]
         return images[0] if len(images) == 1 else tuple(images)
 
-    # Nothing in it is Python's control flow on tensors, and looking for that takes time.
+    # It has no Python control flow on tensors, and AutoGraph would take time to find that out.
     @tf.autograph.experimental.do_not_convert
     def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
         images = read(indices)
         batch = {name: tf.gather(array, indices) for name, array in targets.items()}
         batch["weight"] = weights
         if mirrored and examples.views > 1:
-            batch["mirrored"] = preprocess(read(indices, skipped=len(examples)))
+            batch["mirrored"] = preprocess(read(indices, first_row=len(examples)))
         elif mirrored:
             batch["mirrored"] = preprocess([tf.reverse(image, [2]) for image in images])
         mixing = augmentation.mixing
         if mixing:
-            drawn = augmentation.mixing_numbers(tf.gather(all_numbers, indices))
-            partners = mixing.partners(drawn)
+            drawn = tf.gather(all_numbers, indices)[:, -mixing.numbers :]
+            partners = tf.cast(drawn[:, mixing.PARTNER], tf.int64)
             batch["partner_label"] = tf.gather(targets["label"], partners)
-            mixed, batch["partner_share"] = mixing.mix(images[0], read(partners)[0], drawn)
-            images = [mixed]
+            images[0], batch["partner_share"] = mixing.mix(images[0], read(partners)[0], drawn)
         return {"image": preprocess(images), **batch}
 
+    # There is nothing to tune, and an iterator waits for the tuning thread when it ends, for up to
+    # five seconds per epoch.
+    options = tf.data.Options()
+    options.autotune.enabled = False
     return (
         chosen.map(batch_of, num_parallel_calls=2, deterministic=True)
         .prefetch(2 * (share.count if share else 1))
-        .with_options(pipeline_options())
+        .with_options(options)
     )
-
-
-def pipeline_options() -> tf.data.Options:
-    """Returns options that switch tf.data's autotuning off.
-
-    Nothing here is left to tune, and an iterator that is tuned waits for its tuning thread when it
-    ends: up to five seconds an epoch.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return options

@@ -1,133 +1,188 @@
-"""From the bytes of an image file to pixels, or to the reason why not."""
+"""Decodes image files to pixels, also in parallel, or reports why a file cannot be decoded."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
+import itertools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from research.data.source import Example
 from research.system.errors import one_line
+from research.system.machine import processors
 
-# Pillow would try all that it knows, among them formats that start another program.
+# By default Pillow tries every format it knows, including formats that start another program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "PPM")
-PIXELS_AT_MOST = 120_000_000  # what the largest cameras make; in memory four bytes each
-LARGE_PIXELS = 30_000_000  # decoded one at a time, so that not every thread needs as much memory
-BEHIND_TRANSPARENCY = (255, 255, 255)  # as a page shows it
+MAX_PIXELS = 120_000_000  # photos of the largest cameras; a pixel takes four bytes of memory
+LARGE_PIXELS = 30_000_000  # larger photos are decoded one at a time, to limit the peak memory
+BACKGROUND = (255, 255, 255)  # replaces transparent parts
+CHUNK_BYTES = 2**23  # of stored photos that a thread takes at a time
 
+Result = TypeVar("Result")
 
 _one_large = threading.Lock()
 
 
 class DamagedImageError(Exception):
-    """The bytes hold no image that can be used; the message is the reason, in a few words."""
+    """The bytes hold no usable image. The message is a short reason."""
 
 
 @contextlib.contextmanager
-def oddities_ignored() -> Iterator[None]:
-    """Hides what Pillow warns of in photos that it reads well; in all threads, so open it once."""
+def pillow_warnings_hidden() -> Iterator[None]:
+    """Hides Pillow's warnings about unusual but readable photos, in all threads of the process.
+
+    The warning filters are global, so open this context in one thread only.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def decode_image(encoded: bytes | np.ndarray | None, size: int | None = None) -> np.ndarray:
-    """Decodes a photo of any format in `FORMATS`, upright by its EXIF orientation.
+    """Decodes a photo of any format in `FORMATS` and rotates it by its EXIF orientation.
 
-    Numbers of 16 bits are scaled to 8, and what is transparent becomes white.
+    16-bit values are scaled to 8 bits. Transparent parts become white. Of several frames, the
+    first is used.
 
     Args:
-      encoded: the content of an image file, of several frames the first; or pixels that are
-        decoded already, uint8 RGB (height, width, 3); None if the file could not be read.
-      size: height and width of the result in pixels; the photo's own if None.
+      encoded: the content of an image file; or decoded pixels, uint8 RGB (height, width, 3); or
+        None for a file that could not be read.
+      size: height and width of the result in pixels. None keeps the size of the photo.
 
     Returns:
       uint8 RGB of shape (height, width, 3).
 
     Raises:
-      DamagedImageError: the bytes are missing, empty, truncated or no image; or an image of more
-        than `PIXELS_AT_MOST`, or of numbers whose range nobody knows.
+      DamagedImageError: the content is missing, empty, truncated or not an image, the image has
+        more than `MAX_PIXELS` pixels, or its pixel values have an unknown range.
     """
     if encoded is None:
         raise DamagedImageError("cannot be read")
     if isinstance(encoded, np.ndarray):
-        return _resized(encoded, size)
+        if encoded.dtype != np.uint8 or encoded.shape[2:] != (3,) or not encoded.size:
+            raise DamagedImageError(
+                f"an array of {encoded.dtype} {encoded.shape}, not of uint8 (height, width, 3)"
+            )
+        if size is None:
+            return encoded
+        return _to_rgb(Image.fromarray(np.ascontiguousarray(encoded)), size)
     if not encoded:
         raise DamagedImageError("empty file")
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            _check_size(image)
+            # The header gives the size, before any pixel takes memory.
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise DamagedImageError(
+                    f"{image.width:,} x {image.height:,} is more than {MAX_PIXELS:,} pixels"
+                )
             if size is not None:
-                # A JPEG far larger than asked is decoded at a half, a quarter or an eighth, but at
-                # least half as large again as asked: then it differs from one decoded in full by
-                # 41 dB, no more than two good filters for resizing do.
+                # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. With at least 1.5 times the
+                # final size, the result differs from full decoding by 41 dB, no more than the
+                # results of two good resizing filters differ.
                 image.draft("RGB", (3 * size // 2, 3 * size // 2))
-            is_large = image.width * image.height > LARGE_PIXELS
-            with _one_large if is_large else contextlib.nullcontext():
-                return _pixels(image, size)
+                pixels = image.width * image.height
+            with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
+                return _to_rgb(image, size)
     except DamagedImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise DamagedImageError(_what_else(encoded)) from None
+        # A failed download often stores an HTML page under the name of the image.
+        is_page = encoded[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        reason = "not an image but an HTML page" if is_page else "not an image of a known format"
+        raise DamagedImageError(reason) from None
     except Image.DecompressionBombError:
-        raise DamagedImageError(f"more than {PIXELS_AT_MOST:,} pixels") from None
-    except Exception as error:  # Pillow's readers raise nearly every type on malformed bytes
+        raise DamagedImageError(f"more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:  # Pillow's decoders raise nearly every type on malformed bytes
         raise DamagedImageError(one_line(error)) from error
 
 
-def _resized(pixels: np.ndarray, size: int | None) -> np.ndarray:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise DamagedImageError(
-            f"an array of {pixels.dtype} {pixels.shape}, not of uint8 (height, width, 3)"
-        )
-    if size is None:
-        return pixels
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def _pixels(image: Image.Image, size: int | None) -> np.ndarray:
+def _to_rgb(image: Image.Image, size: int | None) -> np.ndarray:
+    """Decodes an open image; see `decode_image`."""
     image.load()
-    with contextlib.suppress(Exception):  # EXIF may be damaged where the pixels are not
+    with contextlib.suppress(Exception):  # damaged EXIF data does not make the pixels unusable
         ImageOps.exif_transpose(image, in_place=True)
-    coloured = _in_colours(image)
-    if size is not None:
-        coloured = coloured.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(_opaque(coloured))
-
-
-def _check_size(image: Image.Image) -> None:
-    """Looks at what the header says, before any pixel takes memory."""
-    width, height = image.size
-    if width * height > PIXELS_AT_MOST:
-        raise DamagedImageError(f"{width:,} x {height:,} is more than {PIXELS_AT_MOST:,} pixels")
-
-
-def _in_colours(image: Image.Image) -> Image.Image:
-    """Returns the image as RGB, or as RGBA where parts of it are transparent."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # Pillow would clip: all but the darkest 256 of 65,536 shades would be white.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
+        # Pillow would clip 16-bit values at 255, so that nearly all of them would become white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
         raise DamagedImageError("its pixels are 32-bit numbers, whose range is unknown")
-    wanted = "RGBA" if image.has_transparency_data else "RGB"
-    return image if image.mode == wanted else image.convert(wanted)
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    if mode == "RGBA":
+        opaque = Image.new("RGB", image.size, BACKGROUND)
+        opaque.paste(image, mask=image.getchannel("A"))
+        image = opaque
+    return np.asarray(image)
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """Returns an RGB or RGBA image as RGB."""
-    if image.mode == "RGB":
-        return image
-    flat = Image.new("RGB", image.size, BEHIND_TRANSPARENCY)
-    flat.paste(image, mask=image.getchannel("A"))
-    return flat
+@contextlib.contextmanager
+def in_parallel(
+    examples: Iterator[Example],
+    work: Callable[[bytes | np.ndarray], Result],
+    photos_per_chunk: int = 32,
+) -> Iterator[Iterator[tuple[Example, Result | DamagedImageError]]]:
+    """Gives an iterator over each example and the result of `work` for its image, in order.
+
+    The threads end with the `with` block. If they ended with a generator, Python could collect the
+    generator in one of its own threads, which cannot wait for itself.
+
+    Args:
+      examples: read in this thread, a few chunks ahead of the results.
+      work: called in several threads at once. If it raises `DamagedImageError`, or the image cannot
+        be read, the error is the result.
+      photos_per_chunk: photos that a thread takes at a time. A chunk is smaller if its photos are
+        large.
+    """
+
+    def work_on(chunk: list[Example]) -> list[Result | DamagedImageError]:
+        results: list[Result | DamagedImageError] = []
+        for example in chunk:
+            try:
+                if example.image is None:
+                    raise DamagedImageError(example.problem)
+                results.append(work(example.image))
+            except DamagedImageError as damage:
+                results.append(damage)
+        return results
+
+    def in_order() -> Iterator[tuple[Example, Result | DamagedImageError]]:
+        chunks = _chunks(examples, photos_per_chunk)
+        submitted = ((chunk, pool.submit(work_on, chunk)) for chunk in chunks)
+        waiting = collections.deque(itertools.islice(submitted, 2 * workers))
+        while waiting:
+            chunk, results = waiting.popleft()
+            waiting.extend(itertools.islice(submitted, 1))
+            yield from zip(chunk, results.result(), strict=True)
+
+    workers = processors()
+    pool = ThreadPoolExecutor(workers)
+    with pillow_warnings_hidden():
+        try:
+            yield in_order()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _what_else(encoded: bytes) -> str:
-    """Says what bytes are that are no image: mostly the page that a failed download was given."""
-    is_page = encoded[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    return "not an image but an HTML page" if is_page else "not an image of a known format"
+def _chunks(examples: Iterator[Example], photos_per_chunk: int) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
+    size = 0
+    for example in examples:
+        chunk.append(example)
+        size += 0 if example.image is None else np.asarray(example.image).nbytes
+        if len(chunk) >= photos_per_chunk or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -11,34 +11,28 @@ from research.data.source import SPLITS, Example, Source, read_example
 from research.system.errors import UserError
 from research.system.printable import printable
 
-# What folders are called that hold the classes of one split, for torchvision, fastai and timm.
-SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+# Names that torchvision, fastai and timm give to the folder of a split.
+SPLIT_FOLDERS = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
 
 
 def split_fraction(name: str) -> float:
-    """Returns a number in [0, 1) that depends on nothing but the name."""
+    """Returns a hash of the name in [0, 1)."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 class FolderSource(Source):
-    """A folder with one subfolder of images a class, or with `train`, `val` and `test` of those.
+    """A folder with one subfolder of images per class, or `train`, `val` and `test` with these.
 
-    Where the photos are not split yet, a photo's split follows from the hash of its path below the
-    class folder, so that it never changes when other photos come or go: 80 % train, 10 %
-    validation, 10 % test. Folders of splits stay what they are; with `train` and one other, that is
-    `test`, and a tenth of `train`, by the same hash, is for validation. Photos are ordered by the
-    hash, which mixes the classes.
+    Without split folders, the hash of a photo's path below the class folder decides its split: 80 %
+    train, 10 % validation, 10 % test. So the split of a photo does not change when other photos are
+    added or removed. Existing splits are kept. With `train` and one other split folder, the other
+    is `test`, and the hash assigns 10 % of `train` to validation. Photos are ordered by the hash,
+    which mixes the classes.
 
     Raises:
-      UserError: the folder is missing or cannot be read, holds fewer than two classes with images,
-        or a split has a class that `train` has not.
+      UserError: the folder does not exist or cannot be read, has fewer than two classes with
+        images, or a split has a class that `train` does not have.
     """
 
     def __init__(self, folder: str) -> None:
@@ -46,7 +40,7 @@ class FolderSource(Source):
         try:
             if not self._root.is_dir():
                 raise UserError(f"image_folder is {folder!r}; expected a folder that exists")
-            parts = split_folders(self._root)
+            parts = _split_folders(self._root)
             found = {part: _files_by_class(self._root / part) for part in parts}
         except OSError as error:
             raise UserError(
@@ -62,7 +56,7 @@ class FolderSource(Source):
                 for file in files:
                     fraction = split_fraction(file.relative_to(self._root / part / name).as_posix())
                     path = file.relative_to(self._root).as_posix()
-                    split = split_of(fraction, parts[part])
+                    split = next(split for split, end in parts[part].items() if fraction < end)
                     self._files[split].append((fraction, path, names.index(name)))
         for listed in self._files.values():
             listed.sort()
@@ -80,14 +74,15 @@ class FolderSource(Source):
         return self._files[split]
 
 
-def split_folders(root: Path) -> Mapping[str, Mapping[str, float]]:
-    """Returns the folders that hold classes, the one of training photos first.
+def _split_folders(root: Path) -> Mapping[str, Mapping[str, float]]:
+    """Returns the folders that hold classes, and the splits of their photos.
 
     Returns:
-      For each, by its name in the root, which share of its photos goes to which split; "" for the
-      root itself, where its folders are no splits.
+      For each folder, by its name in the root, the splits with the end of their range of
+      `split_fraction`. The folder of training photos comes first. It is "" (the root itself) if
+      there are no split folders.
     """
-    unsplit = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    unsplit = {"train": 0.8, "validation": 0.9, "test": 1.0}
     children = _folders(root)
     folders = {SPLIT_FOLDERS.get(child.name.lower(), ""): child.name for child in children}
     if "train" not in folders or "" in folders or len(folders) < len(children):
@@ -98,18 +93,7 @@ def split_folders(root: Path) -> Mapping[str, Mapping[str, float]]:
     if not folders:
         return {train: unsplit}
     (other,) = folders.values()
-    return {train: {"train": 0.9, "validation": 0.1}, other: {"test": 1.0}}
-
-
-def split_of(fraction: float, shares: Mapping[str, float]) -> str:
-    """Returns the split that a number in [0, 1) falls to, where each has its share of them."""
-    *others, last = shares
-    end = 0.0
-    for split in others:
-        end += shares[split]
-        if fraction < end:
-            return split
-    return last
+    return {train: {"train": 0.9, "validation": 1.0}, other: {"test": 1.0}}
 
 
 def _folders(root: Path) -> list[Path]:
@@ -130,7 +114,7 @@ def _check_classes(
         where = f"the subfolders of its {part!r}" if part else "its subfolders"
         raise UserError(
             f"image_folder {folder!r} has {images} in {where}; expected one subfolder of images "
-            "(JPEG, PNG, ...) a class, and at least two"
+            "(JPEG, PNG, ...) per class, and at least two classes"
         )
     for other, classes in found.items():
         unknown = [name for name in classes if name not in names]

@@ -1,17 +1,18 @@
-"""`DataLoader`: photos from a folder or a TFDS data set as batches for training and evaluation."""
+"""`DataLoader`: batches of photos for training and evaluation."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from research.data.augmentation import AugmentationPipeline, HorizontalFlip
 from research.data.batches import Preprocessing, Share, continued_order, make_batches
-from research.data.decode import DamagedImageError, decode_image, oddities_ignored
+from research.data.decode import DamagedImageError, decode_image, pillow_warnings_hidden
 from research.data.open_source import open_source
 from research.data.source import Source
 from research.data.split_arrays import SplitArrays, load_split
@@ -24,51 +25,42 @@ def scale_to_unit(image: tf.Tensor) -> tf.Tensor:
     return image / 127.5 - 1.0
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class DataLoader:
-    """Splits, decodes, resizes, shuffles and batches photos.
+    """Decodes, resizes, shuffles, augments and batches photos.
 
-    Photos are decoded once, when a split is first asked for, and then kept as uint8.
+    The photos of a split are decoded when the split is first used, and then kept as uint8.
 
     Args:
       image_size: height and width in pixels that photos are resized to.
-      batch_size: photos a batch.
-      source: where the photos come from; TFDS `cats_vs_dogs` if None.
-      preprocessing: from float32 RGB in [0, 255], shape (batch, size, size, 3), to what the model
-        takes; to [-1, 1] by default. None leaves inputs as they are.
-      shuffle_size: photos that the next one of an epoch is drawn from.
-      steps_per_epoch: ends each epoch after so many steps, and the next one goes on with the photos
-        after them; None for epochs of all photos.
-      seed: of the order of photos and of how they are changed.
-      augmentation: how training photos are changed by chance, anew each epoch.
-      mirror_averaging: give the mirror images of photos that are evaluated too.
+      batch_size: photos per batch.
+      source: where the photos come from; by default TFDS `cats_vs_dogs`.
+      preprocessing: converts float32 RGB in [0, 255], shape (batch, size, size, 3), to the model's
+        input; by default to [-1, 1]. None leaves inputs unchanged.
+      shuffle_size: size of the shuffle buffer in photos.
+      steps_per_epoch: length of an epoch in steps. The next epoch continues with the photos that
+        follow. None for epochs of all photos.
+      seed: seed of the order of photos and of the augmentation.
+      augmentation: random changes of the training photos, new in each epoch.
+      mirror_averaging: whether evaluation batches also hold the mirror images.
 
     Raises:
-      UserError: when a split has no photo that can be used.
+      UserError: when a split that is used has no usable photo.
     """
 
-    def __init__(
-        self,
-        image_size: int = 160,
-        batch_size: int = 32,
-        *,
-        source: Source | None = None,
-        preprocessing: Preprocessing | None = scale_to_unit,
-        shuffle_size: int = 1000,
-        steps_per_epoch: int | None = None,
-        seed: int = 0,
-        augmentation: AugmentationPipeline | None = None,
-        mirror_averaging: bool = False,
-    ) -> None:
-        self.image_size = image_size
-        self.batch_size = batch_size
-        self.source: Source = source or open_source("cats_vs_dogs", None, None)
-        self.preprocessing = preprocessing
-        self.shuffle_size = shuffle_size
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
-        self.augmentation = augmentation or AugmentationPipeline()
-        self.mirror_averaging = mirror_averaging
-        self._loaded: dict[str, SplitArrays] = {}
+    image_size: int = 160
+    batch_size: int = 32
+    _: dataclasses.KW_ONLY
+    source: Source = dataclasses.field(
+        default_factory=lambda: open_source("cats_vs_dogs", None, None)
+    )
+    preprocessing: Preprocessing | None = scale_to_unit
+    shuffle_size: int = 1000
+    steps_per_epoch: int | None = None
+    seed: int = 0
+    augmentation: AugmentationPipeline = dataclasses.field(default_factory=AugmentationPipeline)
+    mirror_averaging: bool = False
+    _loaded: dict[str, SplitArrays] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -82,7 +74,7 @@ class DataLoader:
 
     @property
     def train_batches(self) -> tf.data.Dataset:
-        """The training split in the order of the first epoch; see `make_batches` for its form."""
+        """The batches of the first training epoch; see `make_batches` for their format."""
         return self.epoch_batches(0)
 
     @property
@@ -98,23 +90,22 @@ class DataLoader:
     def epoch_batches(
         self, epoch: int, start: int = 0, share: Share | None = None
     ) -> tf.data.Dataset:
-        """Returns the batches of a training epoch, from the step with index `start` on.
+        """Returns the batches of a training epoch, beginning at step `start`.
 
         Args:
-          epoch: which one, from 0.
-          start: steps to leave out; a step takes `share.parts` batches.
-          share: the part that some devices take; whole batches if None.
+          epoch: index of the epoch, from 0.
+          start: number of steps to skip. A step takes `share.parts` batches.
+          share: the devices that the batches are for. None for whole batches.
         """
         examples = self.examples("train")
-        photos_a_step = self.batch_size * (share.parts if share else 1)
+        photos_per_step = self.batch_size * (share.parts if share else 1)
         count = len(examples)
-        length = min((self.steps_per_epoch or count) * photos_a_step, count)
+        length = min((self.steps_per_epoch or count) * photos_per_step, count)
         order = continued_order(count, self.shuffle_size, self.seed, epoch, length)
-        rest = order[start * photos_a_step :]
         return make_batches(
             examples,
-            rest,
-            self._largest_batch(examples),
+            order[start * photos_per_step :],
+            min(self.batch_size, count),  # needs no padding if there are few photos
             self.preprocessing,
             share=share,
             augmentation=self.augmentation,
@@ -124,32 +115,14 @@ class DataLoader:
     def split_batches(self, split: str, share: Share | None = None) -> tf.data.Dataset:
         """Returns all photos of a split once, in stored order."""
         examples = self.examples(split)
-        order = np.arange(len(examples))
-        size = self._largest_batch(examples)
         return make_batches(
             examples,
-            order,
-            size,
+            np.arange(len(examples)),
+            min(self.batch_size, len(examples)),
             self.preprocessing,
             share=share,
             mirrored=self.mirror_averaging,
         )
-
-    def with_augmentation(self, augmentation: AugmentationPipeline) -> DataLoader:
-        """Returns a loader of the same photos in the same order with another augmentation."""
-        other = copy.copy(self)
-        other.augmentation = augmentation
-        return other
-
-    def with_few_views(self) -> DataLoader:
-        """Returns a loader of the same photos without the augmentations that have endless views."""
-        return self.with_augmentation(self.augmentation.countable)
-
-    def augmentation_of(self, split: str) -> AugmentationPipeline:
-        """Returns whose views are shown: the augmentation, or outside of training the mirror."""
-        if split == "train":
-            return self.augmentation
-        return AugmentationPipeline([HorizontalFlip()] if self.mirror_averaging else [])
 
     def view_batches(self, split: str, view: int, batch_size: int) -> tf.data.Dataset:
         """Returns all photos of a split once, in stored order, all in the same view."""
@@ -163,20 +136,37 @@ class DataLoader:
             numbers=np.tile(augmentation.numbers_of(view), (len(examples), 1)),
         )
 
-    def _largest_batch(self, examples: SplitArrays) -> int:
-        """Returns the batch size, or less where there are fewer photos: none is filled up then."""
-        return min(self.batch_size, len(examples))
+    def augmentation_of(self, split: str) -> AugmentationPipeline:
+        """Returns the augmentation that defines the views of a split.
+
+        For splits other than 'train' it is the mirror image of `mirror_averaging`, or empty.
+        """
+        if split == "train":
+            return self.augmentation
+        return AugmentationPipeline([HorizontalFlip()] if self.mirror_averaging else [])
+
+    def with_augmentation(self, augmentation: AugmentationPipeline) -> DataLoader:
+        """Returns a loader of the same photos in the same order with another augmentation."""
+        other = copy.copy(self)
+        other.augmentation = augmentation
+        return other
+
+    def with_few_views(self) -> DataLoader:
+        """Returns a loader without the augmentations whose views cannot be counted."""
+        return self.with_augmentation(self.augmentation.countable)
+
+    def with_examples(self, loaded: Mapping[str, SplitArrays]) -> DataLoader:
+        """Returns a loader in the same order with other inputs, which are not preprocessed."""
+        other = copy.copy(self)
+        other.preprocessing = None
+        other._loaded = dict(loaded)
+        return other
 
     def examples(self, split: str) -> SplitArrays:
-        """Returns the decoded photos of a split, which are kept from the first call on."""
+        """Returns the decoded photos of a split. They are kept from the first call on."""
         if split not in self._loaded:
-            with photo_bar(f"decoding {split}") as bar:
-
-                def show(done: int, total: int) -> None:
-                    bar.total = total
-                    bar.update(done - bar.n)
-
-                loaded = load_split(self.source, split, self.image_size, show)
+            with photo_bar(f"decoding {split}", self.source.count(split)) as bar:
+                loaded = load_split(self.source, split, self.image_size, bar.update)
             if not len(loaded):
                 raise UserError(
                     f"the {split} split has no usable photo ({len(loaded.damaged)} damaged); "
@@ -185,15 +175,8 @@ class DataLoader:
             self._loaded[split] = loaded
         return self._loaded[split]
 
-    def with_examples(self, loaded: Mapping[str, SplitArrays]) -> DataLoader:
-        """Returns a loader of the same photos in the same order, but with these inputs, as is."""
-        other = copy.copy(self)
-        other.preprocessing = None
-        other._loaded = dict(loaded)
-        return other
-
     def damage_report(self) -> str | None:
-        """Returns one summary of the damaged photos in the splits loaded so far, None if none."""
+        """Returns a summary of the damaged photos in all loaded splits, or None without any."""
         damaged = [entry for loaded in self._loaded.values() for entry in loaded.damaged]
         if not damaged:
             return None
@@ -204,36 +187,29 @@ class DataLoader:
         return "\n".join([f"skipped {len(damaged)} damaged {photos}:", *shown])
 
     def get_label_name(self, label: int) -> str:
-        """Returns the name of a class; raises IndexError for a label that is out of range."""
+        """Returns the name of a class; raises IndexError if the label is out of range."""
         if not 0 <= int(label) < len(self.class_names):
             raise IndexError(f"label is {label}; expected 0 to {len(self.class_names) - 1}")
         return self.class_names[int(label)]
 
     def get_random_raw_images(self, n: int) -> list[tuple[np.ndarray, int]]:
-        """Returns `n` training photos in their own size, each as (uint8 RGB, label).
+        """Returns `n` random training photos in their own size, as pairs (uint8 RGB, label).
 
-        They are drawn by the seed from the first `shuffle_size` photos; fewer than `n` come back
-        where there are fewer.
+        The seed decides which. They are taken from the first `shuffle_size` photos. The result is
+        shorter if fewer photos are usable.
         """
         count = min(self.shuffle_size, self.source.count("train"))
         order = np.random.default_rng([self.seed, n]).permutation(count).tolist()
-        # A thousand photos as cameras store them take gigabytes: few more are read than are shown.
-        tried = 2 * n
-        while True:
-            drawn = self._decode_some(order[:tried], n)
-            if len(drawn) == n or tried >= count:
-                return drawn
-            tried *= 4
-
-    def _decode_some(self, places: Sequence[int], n: int) -> list[tuple[np.ndarray, int]]:
-        """Decodes the first `n` usable ones of the training photos at some places."""
-        wanted, last = set(places), max(places, default=-1)
-        stored = zip(range(last + 1), self.source.examples("train"), strict=False)
-        found = {place: example for place, example in stored if place in wanted}
         drawn: list[tuple[np.ndarray, int]] = []
-        for place in places:
-            if len(drawn) == n:
-                break
-            with contextlib.suppress(DamagedImageError), oddities_ignored():
-                drawn.append((decode_image(found[place].image), found[place].label))
+        # A thousand full-size photos take gigabytes, so further ones are read only if needed.
+        tried = 2 * n
+        while order and len(drawn) < n:
+            places, order = order[:tried], order[tried:]
+            stored = zip(range(max(places) + 1), self.source.examples("train"), strict=False)
+            found = {place: example for place, example in stored if place in places}
+            for place in places:
+                with contextlib.suppress(DamagedImageError), pillow_warnings_hidden():
+                    if len(drawn) < n:
+                        drawn.append((decode_image(found[place].image), found[place].label))
+            tried *= 4
         return drawn

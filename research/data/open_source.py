@@ -1,4 +1,4 @@
-"""Opens the photos that a config names."""
+"""Opens the data set that a config names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from research.system.python_file import load_from_file
 def open_source(
     dataset: str, image_folder: str | None, data_dir: str | None, source: str | None = None
 ) -> Source:
-    """Returns a source of the user's own, a folder, or a data set of TensorFlow Datasets.
+    """Returns a user-defined source, a folder of photos, or a TFDS data set, in this priority.
 
     Args:
-      dataset: the name of a TFDS data set.
-      image_folder: a folder to read instead.
-      data_dir: where TFDS keeps prepared data sets; None for its default.
-      source: FILE.py:Class, which is used instead of both.
+      dataset: name of a TFDS data set.
+      image_folder: a folder of photos.
+      data_dir: where TFDS keeps prepared data sets. None for TFDS's default.
+      source: a user-defined source, FILE.py:Class.
 
     Raises:
-      UserError: there is no such source, folder or data set, or it holds no classes of photos.
+      UserError: the source, folder or data set does not exist, or holds no classes of photos.
     """
     if source is not None:
         opened = load_from_file("source", source)()

@@ -1,6 +1,6 @@
 """The operations of RandAugment (Cubuk et al. 2019, arXiv 1909.13719), computed with Pillow.
 
-Keras's layer takes the same operations for a whole batch, and draws from a state of its own.
+Keras's layer applies the same operations to the whole batch and draws from its own state.
 """
 
 from __future__ import annotations
@@ -10,74 +10,58 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-GREY = (128, 128, 128)  # what moves into the picture
+GREY = (128, 128, 128)  # fills the area outside of the photo
 
-Operation = Callable[[Image.Image, float], Image.Image]  # given a level in [-1, 1]
-
-
-def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
-    method, resample = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    return image.transform(image.size, method, coefficients, resample, fillcolor=GREY)
+Operation = Callable[[Image.Image, float], Image.Image]  # called with a level in [-1, 1]
 
 
-def _shear(along: int) -> Operation:
-    def shear(image: Image.Image, level: float) -> Image.Image:
+def _affine(index: int) -> Operation:
+    """Returns the operation that changes one coefficient of the affine transform (a, b, ..., f).
+
+    Coefficients 1 and 3 shear along x and y, coefficients 2 and 5 translate along x and y.
+    """
+
+    def transform(image: Image.Image, level: float) -> Image.Image:
         coefficients = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-        coefficients[1 if along == 0 else 3] = 0.3 * level
-        return _affine(image, tuple(coefficients))
+        translates = index in (2, 5)
+        coefficients[index] = 0.45 * level * image.size[index // 3] if translates else 0.3 * level
+        method, resample = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+        return image.transform(image.size, method, coefficients, resample, fillcolor=GREY)
 
-    return shear
-
-
-def _move(along: int) -> Operation:
-    def move(image: Image.Image, level: float) -> Image.Image:
-        coefficients = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-        coefficients[2 if along == 0 else 5] = 0.45 * level * image.size[along]
-        return _affine(image, tuple(coefficients))
-
-    return move
+    return transform
 
 
 def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
     return lambda image, level: kind(image).enhance(1 + 0.9 * level)
 
 
-def _rotate(image: Image.Image, level: float) -> Image.Image:
-    return image.rotate(30 * level, Image.Resampling.BILINEAR, fillcolor=GREY)
-
-
-# The operations of the paper, and torchvision's ranges, but for moving farther, as timm does.
+# The operations of the paper with torchvision's ranges. Translations are larger, as in timm.
 OPERATIONS: tuple[Operation, ...] = (
     lambda image, _: ImageOps.autocontrast(image),
     lambda image, _: ImageOps.equalize(image),
     lambda image, _: image,
-    _rotate,
+    lambda image, level: image.rotate(30 * level, Image.Resampling.BILINEAR, fillcolor=GREY),
     lambda image, level: ImageOps.posterize(image, 8 - round(4 * abs(level))),
     lambda image, level: ImageOps.solarize(image, round(256 - 256 * abs(level))),
-    _enhance(ImageEnhance.Color),
-    _enhance(ImageEnhance.Contrast),
-    _enhance(ImageEnhance.Brightness),
-    _enhance(ImageEnhance.Sharpness),
-    _shear(0),
-    _shear(1),
-    _move(0),
-    _move(1),
+    *map(_enhance, (ImageEnhance.Color, ImageEnhance.Contrast)),
+    *map(_enhance, (ImageEnhance.Brightness, ImageEnhance.Sharpness)),
+    *map(_affine, (1, 3, 2, 5)),
 )
 
 
 def rand_augment(photo: np.ndarray, magnitude: float, numbers: np.ndarray) -> np.ndarray:
-    """Applies two operations, of magnitude and sign as drawn.
+    """Applies two randomly chosen operations.
 
     Args:
       photo: uint8 RGB (height, width, 3).
-      magnitude: 0 to 10, the strongest.
-      numbers: (4,) in [0, 1): two operations, and for each of them which way.
+      magnitude: strength of the operations, in [0, 10].
+      numbers: (4,) in [0, 1): two numbers that choose the operations, two that choose their signs.
 
     Returns:
       A photo of the same shape and type.
     """
     image = Image.fromarray(photo)
-    for chosen, way in zip(numbers[:2], numbers[2:4], strict=True):
-        level = magnitude / 10 * (1 if way < 0.5 else -1)
-        image = OPERATIONS[int(chosen * len(OPERATIONS))](image, level)
+    for choice, sign in zip(numbers[:2], numbers[2:4], strict=True):
+        level = magnitude / 10 * (1 if sign < 0.5 else -1)
+        image = OPERATIONS[int(choice * len(OPERATIONS))](image, level)
     return np.asarray(image)

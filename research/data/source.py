@@ -1,30 +1,29 @@
-"""`Source`: where photos come from, with labels, in splits, always in the same order."""
+"""`Source`: labelled photos in fixed splits and in a fixed order."""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.data.decode import DamagedImageError
-from research.data.files import read_image_file
-
 SPLITS = ("train", "validation", "test")
+MAX_FILE_BYTES = 2**28
 
 
 class Example(NamedTuple):
-    """One photo and its label, as a source yields them.
+    """One photo and its label.
 
     Attributes:
-      image: the content of an image file; or uint8 RGB (height, width, 3); or None where the photo
+      image: the content of an image file; or uint8 RGB (height, width, 3); or None if the photo
         cannot be read.
-      label: the index of a class; or anything else of one fixed shape that NumPy makes numbers of,
-        where the task expects it.
-      name: by which a person can find the photo.
-      problem: why the photo cannot be read, where `image` is None.
-      arrays: further numbers of one fixed shape each, which arrive in the batch by their names.
+      label: the index of a class; or, if the task expects it, any value of a fixed shape that
+        NumPy can convert to numbers.
+      name: a text by which a person can find the photo.
+      problem: why the photo cannot be read, if `image` is None.
+      arrays: further numbers by name, each of a fixed shape. The batch holds them by these names.
     """
 
     image: bytes | np.ndarray | None
@@ -35,18 +34,30 @@ class Example(NamedTuple):
 
 
 def read_example(file: Path, label: int, name: str) -> Example:
-    """Returns what a file contains, or why that cannot be read."""
+    """Returns the content of a file, or the problem if it cannot be read.
+
+    Only regular files of at most `MAX_FILE_BYTES` are read.
+    """
     try:
-        return Example(read_image_file(file), label, name)
-    except DamagedImageError as damage:
-        return Example(None, label, name, str(damage))
+        status = file.stat()  # opening a pipe would block, and opening a device may start it
+        if stat.S_ISDIR(status.st_mode):
+            problem = "a folder, not a file"
+        elif not stat.S_ISREG(status.st_mode):
+            problem = "a pipe, socket or device, not a file"
+        elif status.st_size > MAX_FILE_BYTES:
+            problem = f"a file of more than {MAX_FILE_BYTES:,} bytes"
+        else:
+            return Example(file.read_bytes(), label, name)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or type(error).__name__}"
+    return Example(None, label, name, problem)
 
 
 class Source:
-    """A labelled set of photos, split in train, validation and test.
+    """Labelled photos, split into train, validation and test.
 
-    Subclass it in a file of your own and give `--source=FILE.py:Class`; the class is built without
-    arguments.
+    To add a source, subclass this class in a file and give `--source=FILE.py:Class`. The class is
+    constructed without arguments.
 
     Attributes:
       class_names: the names of the classes, in the order of their labels.
@@ -55,13 +66,13 @@ class Source:
     class_names: tuple[str, ...]
 
     def count(self, split: str) -> int:
-        """Returns the number of photos of a split, damaged ones included.
+        """Returns the number of photos of a split, including damaged photos.
 
         Raises:
-          UserError: there is no such split.
+          UserError: the split does not exist.
         """
         raise NotImplementedError
 
     def examples(self, split: str) -> Iterator[Example]:
-        """Yields the photos of a split, always in the same order."""
+        """Yields the photos of a split, in the same order at every call."""
         raise NotImplementedError

@@ -1,38 +1,39 @@
-"""`SplitArrays`: a split whose photos are decoded and resized, in arrays to be indexed."""
+"""`SplitArrays`: the decoded and resized photos of a split, as arrays."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from research.data.decode import DamagedImageError, decode_image, oddities_ignored
-from research.data.parallel import in_parallel
-from research.data.rows import rows_of_size
+from research.data.decode import DamagedImageError, decode_image, in_parallel
+from research.data.rows import Rows, rows_in_a_file
 from research.data.source import Example, Source
 from research.system.errors import UserError
+from research.system.machine import fits_in_memory
 
-CHUNK_BYTES = 2**21  # of pixels that a thread makes at a time
-# What a batch holds besides the arrays of a source.
+CHUNK_BYTES = 2**21  # of decoded pixels that a thread makes at a time
+# The keys of a batch that arrays of a source must not use.
 BATCH_KEYS = ("image", "mirrored", "label", "weight", "partner_label", "partner_share")
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitArrays:
-    """A split, ready to be drawn from.
+    """The examples of a split.
 
     Attributes:
-      inputs: what the model takes; arrays of shape (views * examples, ...). For photos one array of
-        uint8 RGB (examples, size, size, 3); for a cached trunk its activations, one or several.
-      labels: (examples, ...): int32 for whole numbers such as class indices, or float32.
-      names: a name for each example, for people.
-      damaged: names of photos that could not be decoded and are left out, with the reasons.
-      views: how many views of each example the inputs hold, one after another.
-      digests: 16 hexadecimal digits that tell each photo's content from others; none for
-        activations.
+      inputs: model inputs, arrays of shape (views * examples, ...). Photos are one array, uint8 RGB
+        (examples, size, size, 3). A cached trunk has one or several arrays of activations.
+      labels: (examples, ...), int32 for whole numbers such as class indices, otherwise float32.
+      names: a readable name of each example.
+      damaged: names and reasons of the photos that could not be decoded and are left out.
+      views: number of views of each example in `inputs`. All examples in the first view come
+        first, then all examples in the second view, and so on.
+      digests: 16 hexadecimal digits of the hash of each photo's content; empty for activations.
       arrays: further arrays of the source by name, (examples, ...), int32 or float32.
     """
 
@@ -48,88 +49,75 @@ class SplitArrays:
         return len(self.labels)
 
 
-class _Decoded(NamedTuple):
-    pixels: np.ndarray
-    digest: str
-
-
 def load_split(
-    source: Source, split: str, size: int, on_progress: Callable[[int, int], None] | None = None
+    source: Source, split: str, size: int, on_photo: Callable[[], object] = lambda: None
 ) -> SplitArrays:
     """Decodes and resizes all photos of a split, on all processors.
 
     Args:
       source: where the photos come from.
-      split: its split, such as 'train'.
+      split: name of a split of the source, such as 'train'.
       size: height and width in pixels to resize to.
-      on_progress: called with the number of photos done and their total, now and then.
+      on_photo: called after each photo.
 
     Raises:
-      UserError: labels or arrays of the source do not have one shape, or are not numbers.
+      UserError: labels or arrays of the source differ in shape or are not numeric, or an array has
+        a reserved name.
     """
-    count = source.count(split)
-    pixels = rows_of_size((count, size, size, 3), np.uint8)
+    shape = (source.count(split), size, size, 3)
+    pixels = (Rows if fits_in_memory(math.prod(shape)) else rows_in_a_file)(shape, np.uint8)
     used: list[Example] = []
     digests: list[str] = []
     damaged: list[tuple[str, str]] = []
-    photos_a_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
 
-    def decode(example: Example) -> _Decoded | DamagedImageError:
-        if example.image is None:
-            return DamagedImageError(example.problem)
-        try:
-            return _Decoded(decode_image(example.image, size), digest_of(example.image))
-        except DamagedImageError as damage:
-            return damage
+    def decode(image: bytes | np.ndarray) -> tuple[np.ndarray, str]:
+        return decode_image(image, size), digest_of(image)
 
-    with (
-        oddities_ignored(),
-        in_parallel(source.examples(split), decode, photos_a_chunk) as decoded,
-    ):
-        for done, (example, photo) in enumerate(decoded, start=1):
-            if isinstance(photo, DamagedImageError):
-                damaged.append((example.name, str(photo)))
+    photos_per_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
+    with in_parallel(source.examples(split), decode, photos_per_chunk) as decoded:
+        for example, result in decoded:
+            if isinstance(result, DamagedImageError):
+                damaged.append((example.name, str(result)))
             else:
-                pixels.append(photo.pixels[np.newaxis])
+                pixels.append(result[0][np.newaxis])
+                digests.append(result[1])
                 used.append(example._replace(image=None))
-                digests.append(photo.digest)
-            if on_progress:
-                on_progress(done, count)
+            on_photo()
     keys = sorted({key for example in used for key in example.arrays})
+    taken = sorted({name for example in used for name in example.arrays} & set(BATCH_KEYS))
+    if taken:
+        raise UserError(
+            f"the source has an array named {taken[0]!r}; expected a name other than "
+            f"{', '.join(BATCH_KEYS)}"
+        )
     return SplitArrays(
         (pixels.finish(),),
-        _stacked("label", [example.label for example in used]),
+        _stack("label", [example.label for example in used]),
         tuple(example.name for example in used),
         tuple(damaged),
         digests=tuple(digests),
-        arrays={key: _stacked(key, [example.arrays.get(key) for example in used]) for key in keys},
+        arrays={key: _stack(key, [example.arrays.get(key) for example in used]) for key in keys},
     )
 
 
-def _stacked(name: str, values: list[Any]) -> np.ndarray:
-    """Returns one array of a value for each example, int32 or float32."""
-    if name in BATCH_KEYS and name != "label":
-        raise UserError(
-            f"the source has an array named {name!r}; expected another name than "
-            f"{', '.join(BATCH_KEYS)}"
-        )
+def _stack(name: str, values: list[Any]) -> np.ndarray:
+    """Stacks one value per example into an int32 or float32 array."""
     try:
         array = np.asarray(values if values else np.zeros(0, np.int32))
-        kind = np.float32 if array.dtype.kind == "f" else np.int32
         if array.dtype.kind not in "fiub":
-            raise ValueError(f"{array.dtype} holds no numbers")
-        return array.astype(kind)
+            raise ValueError(f"{array.dtype} is not numeric")
+        return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"the source's {name} cannot be put into one array ({error}); expected numbers of one "
-            "fixed shape for each photo"
+            f"the source's {name} cannot be put into one array ({error}); expected numbers of the "
+            "same shape for each photo"
         ) from error
 
 
 def digest_of(image: bytes | np.ndarray) -> str:
-    """Returns the beginning of the SHA-256 of a photo as it is stored.
+    """Returns the first 16 hexadecimal digits of the SHA-256 of a photo as it is stored.
 
-    Not of the pixels of a file: they may change a little with the version of the decoder.
+    The decoded pixels of a file are not hashed, because they can differ between decoder versions.
     """
     if isinstance(image, np.ndarray):
         image = f"{image.shape}".encode() + image.tobytes()

@@ -1,4 +1,4 @@
-"""Photos from a data set of TensorFlow Datasets, built-in ones included."""
+"""Photos from TensorFlow Datasets (TFDS), including the built-in data sets."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from research.system.printable import printable
 
 BUILT_IN = (Sketches, Digits)
 WAYS_OUT = (
-    "give --data_dir=DIR with the data set prepared, --image_folder=DIR with the unzipped photos "
-    "(one subfolder a class), or --dataset=sketches, which needs no download"
+    "give --data_dir=DIR with the prepared data set, --image_folder=DIR with the unzipped photos "
+    "(one subfolder per class), or --dataset=sketches, which needs no download"
 )
 
 
 class TfdsSource(Source):
-    """An image classification data set of TensorFlow Datasets, prepared when first read.
+    """An image classification data set of TFDS, prepared when it is first read.
 
-    A data set with only one split is cut 80/10/10; one with a test or a validation split of its
-    own keeps it as `test`, and gives a tenth of `train` to validation where it has no other.
+    A data set with one split is divided into 80 % train, 10 % validation and 10 % test. A data set
+    with a test or a validation split keeps it as `test`. If it has only one of them, 10 % of
+    `train` are used for validation.
 
     Raises:
-      UserError: the name is unknown or the set has no image with a class label; on reading, it is
-        not prepared and cannot be downloaded.
+      UserError: the name is unknown, the data set has no image with a class label, or it is not
+        prepared and cannot be downloaded (raised when it is read).
     """
 
     def __init__(self, name: str, data_dir: str | None = None) -> None:
@@ -52,46 +53,39 @@ class TfdsSource(Source):
                 f"dataset is {name!r}, which has no image with a class label; expected an image "
                 "classification data set such as cats_vs_dogs, oxford_iiit_pet or sketches"
             )
-        # A set may hold other pictures and labels (a mask, a species) beside the main ones.
+        # A data set can have further images and labels, such as a mask or a species.
         self._image = "image" if "image" in images else images[0]
         self._label = "label" if "label" in labels else labels[0]
-        names = (key for key in features if "file" in key and "name" in key)
-        self._file_name = next(names, None)
+        self._file_name = next((key for key in features if "file" in key and "name" in key), None)
         if not features[self._label].num_classes:
-            _prepare(self._builder, name)  # it learns its classes only then
+            _prepare(self._builder, name)  # only a prepared data set knows its classes
         self.class_names = tuple(map(printable, features[self._label].names))
 
     def count(self, split: str) -> int:
-        expression = self._expression(split)  # it prepares the data set: the splits are known then
+        expression = self._expression(split)  # prepares the data set, so that its splits are known
         return int(self._builder.info.splits[expression].num_examples)
 
     def examples(self, split: str) -> Iterator[Example]:
-        options = tf.data.Options()
-        options.autotune.enabled = False  # its thread holds up an iterator's end for seconds
         if not self.count(split):
-            return  # TFDS refuses to read nothing
+            return  # TFDS refuses to read an empty split
+        options = tf.data.Options()
+        options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
         stored = self._builder.as_dataset(
             split=self._expression(split),
             decoders=tfds.decode.PartialDecoding(
                 [key for key in (self._image, self._label, self._file_name) if key],
                 {self._image: tfds.decode.SkipDecoding()},
             ),
-            # One file after the other, so that the order does not depend on the machine.
+            # Files are read one after another, so that the order is the same on every machine.
             read_config=tfds.ReadConfig(
-                options=options,
-                add_tfds_id=True,
-                try_autocache=False,
-                interleave_cycle_length=1,
+                options=options, add_tfds_id=True, try_autocache=False, interleave_cycle_length=1
             ),
         )
-        # One by one, Python would be what decoding waits for.
+        # Reading examples one by one in Python would be slower than decoding them.
         for batch in stored.batch(64).as_numpy_iterator():
-            names = batch[self._file_name or "tfds_id"]
-            for encoded, label, name in zip(
-                batch[self._image], batch[self._label], names, strict=True
-            ):
-                named = printable(name.decode("utf-8", "replace"))
-                yield Example(encoded, int(label), named)
+            keys = (self._image, self._label, self._file_name or "tfds_id")
+            for image, label, name in zip(*(batch[key] for key in keys), strict=True):
+                yield Example(image, int(label), printable(name.decode("utf-8", "replace")))
 
     def _expression(self, split: str) -> str:
         _prepare(self._builder, self._name)
@@ -99,7 +93,7 @@ class TfdsSource(Source):
         expression = standard_splits(tuple(own)).get(split, split)
         try:
             own[expression].num_examples  # noqa: B018
-        except Exception as error:  # TFDS raises many kinds for an expression that it cannot read
+        except Exception as error:  # TFDS raises many types for an expression that it cannot parse
             raise UserError(
                 f"split is {split!r}; expected train, validation, test, or a TFDS expression over "
                 f"the splits {', '.join(own)} of {self._name}"
@@ -108,24 +102,17 @@ class TfdsSource(Source):
 
 
 def standard_splits(own: tuple[str, ...]) -> Mapping[str, str]:
-    """Maps train, validation and test to TFDS expressions over the splits that a set has.
+    """Maps train, validation and test to TFDS expressions over a data set's own splits.
 
-    They are disjoint, and leave no example of the set's labelled splits out.
+    The results are disjoint and use every example of the labelled splits.
     """
     train = "train" if "train" in own else own[0]
     held_out = [name for name in ("test", "validation", "val") if name in own and name != train]
     if not held_out:
-        return {
-            "train": f"{train}[:80%]",
-            "validation": f"{train}[80%:90%]",
-            "test": f"{train}[90%:]",
-        }
+        ranges = {"train": "[:80%]", "validation": "[80%:90%]", "test": "[90%:]"}
+        return {split: train + part for split, part in ranges.items()}
     if len(held_out) == 1:
-        return {
-            "train": f"{train}[:90%]",
-            "validation": f"{train}[90%:]",
-            "test": held_out[0],
-        }
+        return {"train": f"{train}[:90%]", "validation": f"{train}[90%:]", "test": held_out[0]}
     return {"train": train, "validation": held_out[1], "test": held_out[0]}
 
 
@@ -135,38 +122,37 @@ def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             return built_in(data_dir=data_dir)
     known = [*tfds.list_builders(with_community_datasets=False), *(one.name for one in BUILT_IN)]
     root = data_dir or tfds.core.constants.DATA_DIR
-    # Not all that TFDS takes: a community's name means code to be downloaded and run, and settings
-    # after the version could change anything.
+    # Only part of TFDS's syntax is allowed: a community's name would download and run code, and
+    # settings after the version could change anything.
     match = re.fullmatch(r"(\w+)(/[\w+.-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?", name)
     base_name = match[1] if match else ""
-    there = bool(base_name) and os.path.isdir(os.path.join(root, base_name))
-    # Asked for another name, TFDS would look for it in the cloud, and wait long without a network.
-    if base_name not in known and not there:
+    # TFDS looks for an unknown name in the cloud, and waits long without a network.
+    if base_name not in known and not (base_name and os.path.isdir(os.path.join(root, base_name))):
         nearest = difflib.get_close_matches(name, known, n=3)
         hint = f", nearest: {', '.join(nearest)}" if nearest else ""
         raise UserError(
-            f"dataset is {name!r}; expected the name of a TFDS data set{hint}; for photos of your "
-            "own give --image_folder=DIR"
+            f"dataset is {name!r}; expected the name of a TFDS data set{hint}; to use your own "
+            "photos give --image_folder=DIR"
         )
     _check_features(Path(root) / base_name)
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # a wrong version, a broken builder: TFDS raises what it likes
+    except Exception as error:  # TFDS raises many types, for a wrong version or a broken builder
         raise UserError(
             f"dataset {name!r} cannot be opened ({_reason_of(error)}); {WAYS_OUT}"
         ) from error
 
 
 def _check_features(folder: Path) -> None:
-    """Raises `UserError` for a prepared data set that names code, which TFDS would import."""
+    """Raises `UserError` if a prepared data set names code, which TFDS would import."""
     for file in folder.rglob("features.json"):
         try:
             content = file.read_text(encoding="utf-8")
             json.loads(content, object_pairs_hook=_check_feature)
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"the data set in {str(folder)!r} cannot be used, for its {file.name}: {error}; "
-                "prepare it again, or give --image_folder=DIR"
+                f"the data set in {str(folder)!r} cannot be used because of its {file.name}: "
+                f"{error}; prepare it again, or give --image_folder=DIR"
             ) from error
 
 
@@ -176,8 +162,8 @@ def _check_feature(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             continue
         names_code = key in ("type", "pythonClassName", "python_class_name")
         if names_code and not value.startswith("tensorflow_datasets."):
-            raise ValueError(f"{value!r} is no feature of TensorFlow Datasets")
-        if value.lstrip().startswith("{"):  # older versions wrote JSON in JSON
+            raise ValueError(f"{value!r} is not a feature of TensorFlow Datasets")
+        if value.lstrip().startswith("{"):  # older versions store JSON as a string in JSON
             json.loads(value, object_pairs_hook=_check_feature)
     return dict(pairs)
 
@@ -187,27 +173,25 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
         return
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    # The downloader's library warns of each try; the outcome is told once, below.
+    # The download library warns at each attempt. The error below reports the outcome once.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    # Ten tries with doubling pauses keep a machine without a network waiting for 200 seconds.
+    # TFDS's ten attempts with doubling pauses take 200 seconds without a network.
     downloader.MAX_RETRIES = 2
     root = Path(builder.data_path).parents[1]
     existed = root.exists()
     try:
         builder.download_and_prepare()
-    except Exception as error:  # whatever TFDS and its downloader raise, the ways out are the same
-        for folder in (root / "downloads", root / builder.name):
+    except Exception as error:  # the ways out are the same for every error
+        for folder in (root / "downloads", root / builder.name, *([] if existed else [root])):
             _remove_empty_folders(folder)
-        if not existed:
-            _remove_empty_folders(root)
-        reason = _reason_of(error)
         raise UserError(
-            f"dataset {name!r} is not prepared and could not be downloaded ({reason}); {WAYS_OUT}"
+            f"dataset {name!r} is not prepared and could not be downloaded ({_reason_of(error)}); "
+            f"{WAYS_OUT}"
         ) from error
 
 
 def _remove_empty_folders(root: Path) -> None:
-    """Removes a folder that holds nothing but folders, or those in it that do."""
+    """Removes all folders below `root`, and `root` itself, that contain no files."""
     for folder, _, _ in os.walk(root, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(folder)

@@ -1,1 +1,1 @@
-"""Measures how good a trained run is."""
+"""Evaluation of trained runs."""

@@ -1,14 +1,15 @@
-"""A trained run's model, restored to say what is on photos."""
+"""A trained model, restored for evaluation, prediction or export."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 
 import numpy as np
 import tensorflow as tf
 
-from research.data.batches import Batch, make_batches, share_out
+from research.data.batches import make_batches, share_out
 from research.data.split_arrays import SplitArrays
 from research.runs.checkpoints import find_checkpoint, restore_model
 from research.runs.run_directory import RunDirectory
@@ -23,28 +24,28 @@ from research.training.steps import predict_step
 
 
 def task_of_run(directory: RunDirectory, trained: TrainConfig, asked: str | None) -> type[Task]:
-    """Returns the class of a run's task.
+    """Returns the task class of a run.
 
-    Code is never imported because a run's folder names it: only if it is asked for.
+    A run's folder alone never causes code to be imported: the user must name the file.
 
     Args:
-      directory: of the run.
-      trained: its settings.
-      asked: the task as FILE.py:Class, or the name of a built-in one; None if not given.
+      directory: the run.
+      trained: the settings of the run.
+      asked: the task that the user named, as FILE.py:CLASS or a built-in name; None if not named.
 
     Raises:
-      UserError: the run's task is in a file and not asked for, or cannot be imported.
+      UserError: the run's task is in a file that the user did not name, or the import fails.
     """
     if asked is None and is_python_reference(trained.task):
         raise UserError(
-            f"the run in {str(directory.path)!r} has the task {trained.task}, whose code is not "
-            f"imported unless you say so; give --task={trained.task}"
+            f"the run in {str(directory.path)!r} has the task {trained.task}, whose code is only "
+            f"imported if you name it; give --task={trained.task}"
         )
     kind = find_task(asked or trained.task)
     trained_digest = directory.read_file_digests().get("task")
     if asked and trained_digest and digest_of_file(asked) != trained_digest:
         print(
-            f"note: {asked} is not the file that the run was trained with: its content differs",
+            f"note: the content of {asked} differs from the file that the run was trained with",
             file=sys.stderr,
             flush=True,
         )
@@ -52,20 +53,21 @@ def task_of_run(directory: RunDirectory, trained: TrainConfig, asked: str | None
 
 
 class Classifier:
-    """The model of a run's config.json, with the weights of a checkpoint, on all devices.
+    """The model of a run with the weights of a checkpoint, on all devices of this machine.
 
     Args:
       ckpt_dir: the run's folder.
       checkpoint: `latest`, `best`, or a path.
-      image_size: height and width in pixels of what it is shown; None for what the run says.
-      mirror_averaging: show it mirror images too; None for what the run says.
-      batch_size: photos a step; None for the run's.
-      precision: number format to compute in; None for the run's.
-      task: the run's task as FILE.py:Class, where it is not a built-in one.
+      image_size: height and width of the input in pixels; None for the run's evaluation size.
+      mirror_averaging: whether to average the logits of each photo and its mirror image; None for
+        the run's own setting.
+      batch_size: photos per batch; None for the run's own.
+      precision: number format of the computation; None for the run's own.
+      task: the run's task as FILE.py:CLASS, if it is not a built-in one.
 
     Raises:
-      UserError: there is no such run or checkpoint, one does not fit the other, or the run has a
-        task of its own and it is not given.
+      UserError: the run or the checkpoint does not exist, they do not fit each other, or the run
+        has a task in a file and `task` is None.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Classifier:
         path = find_checkpoint(self.directory.checkpoints, checkpoint)
         if mirror_averaging is None:
             mirror_averaging = trained.mirror_averaging
-        # Of one machine, whatever the run was trained on.
+        # The run may have been trained on other devices, or on several machines.
         self.config = dataclasses.replace(
             trained,
             image_size=image_size or trained.evaluation_size,
@@ -97,22 +99,23 @@ class Classifier:
             distribution="auto",
             virtual_devices=1,
         )
-        self._strategy = devices.start(self.config).strategy
-        with self._strategy.scope():
+        self._strategy = strategy = devices.start(self.config).strategy
+        with strategy.scope():
             self.built = build_network(self.config, self.class_names, self.task, with_weights=False)
             self._averages = follow_weights(self.config, self.built.network.model)
-        self._compute = self._compile()
+        step = functools.partial(predict_step, self.built.network)
+        self._compute = tf.function(lambda batch: strategy.run(step, (batch,)), autograph=False)
         self.restore(path)
 
     def restore(self, checkpoint: str) -> None:
-        """Takes the weights, or their averages, of a checkpoint, unless it has them already."""
+        """Loads the weights of a checkpoint, or their averages if the run has them."""
         path = find_checkpoint(self.directory.checkpoints, checkpoint)
         if path == self.checkpoint:
             return
         self.step = restore_model(self.built.network.model, path, self._averages)
         self.checkpoint = path
         if self._averages:
-            self._averages.take_place()
+            self._averages.swap()
 
     def logits(self, examples: SplitArrays) -> np.ndarray:
         """Returns float32 (photos, 1 or classes), in the order of the examples."""
@@ -134,16 +137,7 @@ class Classifier:
             found.append(logits[self._on_host(batch["weight"]) > 0])
         return np.concatenate(found)
 
-    def _compile(self) -> tf.types.experimental.GenericFunction:
-        strategy, network = self._strategy, self.built.network
-
-        @tf.function(autograph=False)
-        def compute(batch: Batch) -> tf.Tensor:
-            return strategy.run(lambda part: predict_step(network, part), (batch,))
-
-        return compute
-
     def _on_host(self, values: tf.Tensor) -> np.ndarray:
-        """Returns what the devices hold, one after the other."""
+        """Concatenates the parts of a batch that the devices hold."""
         parts = self._strategy.experimental_local_results(values)
         return np.concatenate([part.numpy() for part in parts])

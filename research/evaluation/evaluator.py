@@ -1,4 +1,4 @@
-"""Evaluates the checkpoints of one run: predictions, figures and pictures, and writes them."""
+"""Evaluates the checkpoints of one run: predictions, metrics, pictures and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from research.data.open_source import open_source
 from research.data.source import Source
-from research.data.split_arrays import SplitArrays
 from research.evaluation import figures as drawn
 from research.evaluation.calibration import decide
 from research.evaluation.classifier import Classifier
@@ -29,7 +28,7 @@ from research.runs.console import short_path
 from research.runs.durable_files import write_file
 from research.runs.run_directory import RunDirectory
 from research.runs.summaries import EvaluationSummaries
-from research.settings.program_configs import MIRROR_AVERAGING, PHOTOS, EvalConfig
+from research.settings.program_configs import MIRROR_AVERAGING, PHOTO_SETTINGS, EvalConfig
 from research.system.errors import UserError
 from research.tasks.metrics import mean_metrics
 from research.tasks.task import Task
@@ -37,26 +36,28 @@ from research.training.builder import make_loader
 
 
 class Evaluator:
-    """Evaluates the checkpoints of one run on its photos, or on others.
+    """Evaluates the checkpoints of one run, on its own photos or on others.
 
     Args:
-      config: what to evaluate, and how.
-      ckpt_dir: the run's folder.
-      checkpoint: the first one to restore.
+      config: what to evaluate.
+      directory: the run.
+      checkpoint: the first checkpoint to restore.
       source: the photos, see `open_photos`.
 
     Raises:
-      UserError: the run or the checkpoint cannot be had.
+      UserError: the run or the checkpoint cannot be read.
     """
 
-    def __init__(self, config: EvalConfig, ckpt_dir: str, checkpoint: str, source: Source) -> None:
+    def __init__(
+        self, config: EvalConfig, directory: RunDirectory, checkpoint: str, source: Source
+    ) -> None:
         self._config = config
-        trained = RunDirectory(ckpt_dir).read_config()
+        trained = directory.read_config()
         self._trained_size = trained.image_size
-        self._is_own = not any(getattr(config, name) for name in PHOTOS)
+        self._is_own = not any(getattr(config, name) for name in PHOTO_SETTINGS)
         self._is_own |= config.source is not None and config.source == trained.source
         self.classifier = Classifier(
-            ckpt_dir,
+            str(directory.path),
             checkpoint,
             config.image_size,
             MIRROR_AVERAGING[config.mirror_averaging],
@@ -68,17 +69,15 @@ class Evaluator:
         self._loader = make_loader(self.classifier.config, source)
 
     def evaluate_splits(self) -> list[Evaluation]:
-        """Evaluates the restored checkpoint; prints and writes the figures of each split."""
+        """Evaluates the restored checkpoint. Prints and writes the metrics of each split."""
         decisions: Decisions | None = None
-        if any(map(self._is_decided, self._config.split)):
+        if any(map(self._needs_decisions, self._config.split)):
             validation = self._predict("validation")
             decisions = decide(validation)
-            note = self._note_on_size(float(validation.losses().mean()))
-            if note:
-                print(f"{note}\n")
+            self._note_on_size(float(validation.losses().mean()))
         evaluations: list[Evaluation] = []
         for split in self._config.split:
-            evaluation = self._evaluate(split, decisions if self._is_decided(split) else None)
+            evaluation = self._evaluate(split, decisions if self._needs_decisions(split) else None)
             print(f"\n{evaluation}" if evaluations else evaluation)
             self._write(evaluation)
             evaluations.append(evaluation)
@@ -87,17 +86,18 @@ class Evaluator:
             print(report, flush=True)
         return evaluations
 
-    def _note_on_size(self, loss: float) -> str | None:
-        """Compares the validation loss with that of the same step of the training."""
+    def _note_on_size(self, loss: float) -> None:
+        """Prints a note if the validation loss is worse than at the same step of the training."""
         classifier = self.classifier
         rows = classifier.directory.read_metrics()
         losses = [row["validation_loss"] for row in rows if row["step"] == classifier.step]
-        if not losses:
-            return None
-        return size_note(loss, classifier.config.image_size, losses[-1], self._trained_size)
+        size = classifier.config.image_size
+        note = size_note(loss, size, losses[-1], self._trained_size) if losses else None
+        if note:
+            print(f"{note}\n")
 
-    def _is_decided(self, split: str) -> bool:
-        """Tells whether temperature and threshold mean something: chosen on other photos."""
+    def _needs_decisions(self, split: str) -> bool:
+        """Whether the temperature and threshold of the validation split apply to a split."""
         return self._is_own and split in ("train", "test")
 
     def _predict(self, split: str) -> Predictions:
@@ -105,7 +105,7 @@ class Evaluator:
         if examples.labels.ndim != 1 or examples.labels.dtype != np.int32:
             raise UserError(
                 f"the labels of the {split} split are {examples.labels.dtype} of shape "
-                f"{examples.labels.shape[1:]}; expected the index of a class for each photo"
+                f"{examples.labels.shape[1:]}; expected one class index per photo"
             )
         return Predictions(examples.names, examples.labels, self.classifier.logits(examples))
 
@@ -113,7 +113,7 @@ class Evaluator:
         classifier, config = self.classifier, self._config
         predictions = self._predict(split)
         names = classifier.class_names
-        counts = confusion(predictions, len(names)).tolist()
+        counts = confusion(predictions.labels, predictions.predicted, len(names))
         return Evaluation(
             ckpt_dir=str(classifier.directory.path),
             backbone=classifier.config.backbone,
@@ -126,17 +126,17 @@ class Evaluator:
             photos=len(predictions),
             damaged=len(self._loader.examples(split).damaged),
             figures={
-                **overall(predictions, decisions, config.resamples),
-                **self._figures_of_task(split, predictions),
+                **overall(predictions, decisions, resamples=config.resamples),
+                **self._task_figures(split, predictions),
             },
             classes=of_classes(predictions, names, config.resamples),
-            confusion=tuple(map(tuple, counts)),
+            confusion=tuple(map(tuple, counts.tolist())),
             decisions=decisions,
             predictions=predictions,
         )
 
-    def _figures_of_task(self, split: str, predictions: Predictions) -> dict[str, Figure]:
-        """Returns the loss and the figures of a task of the user's own, by name."""
+    def _task_figures(self, split: str, predictions: Predictions) -> dict[str, Figure]:
+        """Returns the loss and the metrics of a task in the user's own file, by name."""
         task = self.classifier.task
         if type(task) is Task:
             return {}
@@ -153,14 +153,14 @@ class Evaluator:
         }
 
     def _write(self, evaluation: Evaluation) -> None:
-        """Writes the figures beside the checkpoint, and what else is asked for."""
+        """Writes the metrics next to the checkpoint, and the other outputs that were asked for."""
         config, directory = self._config, self.classifier.directory
         if config.predictions:
             lines = predictions_csv(evaluation.predictions, self.classifier.class_names)
             write_file(Path(config.predictions), lines)
         file = Path(f"{evaluation.checkpoint}.{name_of(config, evaluation.split)}.json")
         write_file(file, evaluation.to_json())
-        print(f"\nfigures: {short_path(file)}", flush=True)
+        print(f"\nmetrics: {short_path(file)}", flush=True)
         if config.predictions:
             print(f"predictions: {short_path(config.predictions)}", flush=True)
         is_best = Path(evaluation.checkpoint).parent.name == "best"
@@ -173,95 +173,74 @@ class Evaluator:
         summaries.close()
 
     def _draw(self, evaluation: Evaluation, folder: Path, summaries: EvaluationSummaries) -> None:
-        """Writes an evaluation's pictures, and removes those of an earlier one."""
+        """Writes the pictures of an evaluation, and removes those of an earlier one."""
         predictions, names = evaluation.predictions, self.classifier.class_names
-        examples = self._loader.examples(evaluation.split)
-        found = draw(predictions, evaluation.decisions, examples, self.classifier)
-        for title, png in found.items():
+        curves = drawn.one_against_rest(predictions, names)
+        tempered = None
+        if evaluation.decisions:
+            logits = predictions.logits / evaluation.decisions.temperature
+            tempered = Predictions(predictions.names, predictions.labels, logits)
+        figures = {
+            "confusion_matrix": drawn.confusion_matrix(predictions, names),
+            "reliability": drawn.reliability(predictions, tempered),
+        }
+        if curves:
+            figures["roc_curve"] = drawn.roc_curves(predictions, names)
+            figures["precision_recall_curve"] = drawn.precision_recall_curves(predictions, names)
+        rows = drawn.most_confident_mistakes(predictions)
+        if len(rows):
+            photos = self._loader.examples(evaluation.split).inputs[0][rows]
+            images = self.classifier.built.backbone.preprocessing(tf.cast(photos, tf.float32))
+            classes = tf.constant(predictions.predicted[rows])
+            heat_maps = grad_cam(self.classifier.built.network, images, classes).numpy()
+            overlaid = drawn.overlaid(photos, heat_maps)
+            figures["mistakes"] = drawn.mistakes(photos, rows, predictions, names)
+            figures["mistakes_grad_cam"] = drawn.mistakes(overlaid, rows, predictions, names)
+        for title, figure in figures.items():
+            png = pictures.png(figure)
             write_file(folder / f"{title}.png", png)
             summaries.picture(title, png)
         for file in folder.glob("*.png"):
-            if file.stem not in found:  # of a checkpoint that made mistakes
+            if file.stem not in figures:  # such as mistakes, if this checkpoint makes none
                 file.unlink()
-        curves = drawn.one_against_rest(predictions, names)
         for curve in curves:
             tag = "precision_recall" if len(names) == 2 else f"precision_recall/{curve.name}"
             summaries.curve(tag, curve.of_class, curve.probabilities)
 
 
 def size_note(loss: float, size: int, loss_before: float, size_before: int) -> str | None:
-    """Says that another size than that of the training is worse; None if it is not, or is the same.
+    """Returns a note if the validation loss is clearly worse than in training, at another size.
 
-    Args:
-      loss: of validation, in nats, now.
-      size: height and width in pixels, now.
-      loss_before: in training.
-      size_before: in training.
+    Losses are in nats. Sizes are heights and widths in pixels.
     """
     if size == size_before or loss <= max(1.25 * loss_before, loss_before + 0.02):
         return None
     return (
-        f"note: the validation loss is {loss:.4f} at {size} pixels, and was {loss_before:.4f} at "
-        f"{size_before} in\ntraining: evaluate with --image_size={size_before}, and train with "
-        "--evaluation_scale=1.\nA larger size is for photos, not for what always fills the picture "
-        "alike."
+        f"note: the validation loss is {loss:.4f} at {size} pixels; in training, it was\n"
+        f"{loss_before:.4f} at {size_before} pixels. Evaluate with --image_size={size_before}, and "
+        "train with\n--evaluation_scale=1. A larger size is not suitable for images whose content\n"
+        "always has the same scale."
     )
 
 
-def draw(
-    predictions: Predictions,
-    decisions: Decisions | None,
-    examples: SplitArrays,
-    classifier: Classifier,
-) -> dict[str, bytes]:
-    """Returns the pictures of an evaluation by title, as PNG."""
-    names = classifier.class_names
-    tempered = None
-    if decisions:
-        logits = predictions.logits / decisions.temperature
-        tempered = Predictions(predictions.names, predictions.labels, logits)
-    figures = {
-        "confusion_matrix": drawn.confusion_matrix(predictions, names),
-        "reliability": drawn.reliability(predictions, tempered),
-    }
-    if drawn.one_against_rest(predictions, names):
-        figures["roc_curve"] = drawn.roc_curves(predictions, names)
-        figures["precision_recall_curve"] = drawn.precision_recall_curves(predictions, names)
-    rows = drawn.most_confident_mistakes(predictions)
-    if len(rows):
-        photos = examples.inputs[0][rows]
-        maps = where_it_looked(classifier, photos, predictions.predicted[rows])
-        figures["mistakes"] = drawn.mistakes(photos, rows, predictions, names)
-        figures["mistakes_grad_cam"] = drawn.mistakes(
-            drawn.overlaid(photos, maps), rows, predictions, names
-        )
-    return {title: pictures.png(figure) for title, figure in figures.items()}
-
-
-def where_it_looked(classifier: Classifier, photos: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns Grad-CAM of photos, uint8 (photos, height, width, 3), for classes; see `grad_cam`."""
-    images = classifier.built.backbone.preprocessing(tf.cast(photos, tf.float32))
-    return grad_cam(classifier.built.network, images, tf.constant(classes)).numpy()
-
-
 def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | None) -> Source:
-    """Opens a run's own photos, or the others that were asked for.
+    """Opens the photos that a config names, or else the run's own.
 
     Args:
       config: what to evaluate.
-      directory: of the run.
-      source: photos to take instead of those that the config names.
+      directory: the run.
+      source: photos to use instead of those that the config names.
 
     Raises:
-      UserError: there is no such run; the photos cannot be had, have no such split, or are of other
-        classes.
+      UserError: the run does not exist, or the photos cannot be read, have other classes, or do not
+        have a split that the config names.
     """
     trained = directory.read_config()
-    if trained.source and not source and not any(getattr(config, name) for name in PHOTOS):
+    if trained.source and not source and not any(getattr(config, name) for name in PHOTO_SETTINGS):
         raise UserError(
             f"the run in {str(directory.path)!r} was trained on the photos of {trained.source}, "
-            "whose code is not imported unless you say so; give "
-            f"--source={trained.source}, or other photos by --dataset or --image_folder"
+            f"whose code is only imported if you name it; give --source={trained.source}, or other "
+            "photos with --dataset or --image_folder"
         )
     folder = config.image_folder or (None if config.dataset else trained.image_folder)
     source = source or open_source(
@@ -277,9 +256,10 @@ def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | No
 
 
 def name_of(config: EvalConfig, split: str, checkpoint: str = "") -> str:
-    """Returns a name for what is evaluated, fit for a file.
+    """Returns a name for an evaluation that is allowed in a file name.
 
-    Of other data, the checkpoint, the split, and what photos are shown otherwise than the run says.
+    It consists of the data (unless it is the run's own), the checkpoint, the split, and the image
+    size and mirror averaging if the config sets them.
     """
     other = os.path.basename(config.source or config.image_folder or config.dataset or "")
     size = f"{config.image_size}px" if config.image_size else ""

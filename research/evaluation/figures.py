@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: what is confused, how well confidence is founded, which mistakes."""
+"""Plots of an evaluation: confusion matrix, reliability diagram, curves, misclassified photos."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from PIL import Image
 from sklearn import metrics
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from research.evaluation.intervals import wilson_interval
-from research.evaluation.scores import CalibrationTable, Predictions, calibration_table, confusion
+from research.evaluation.scores import Predictions, calibration_table, confusion, wilson_interval
 from research.runs.pictures import no_formula, photo_grid, plain
 
-MOST_CURVES = 10
-MOST_MISTAKES = 20
-MOST_CLASSES_IN_WORDS = 4  # whose cells have room for an interval
-MOST_CLASSES_IN_NUMBERS = 50
-LONGEST_NAME = 26  # letters above a photo
+MAX_CURVES = 10
+MAX_MISTAKES = 20
+MAX_CLASSES_WITH_INTERVALS = 4
+MAX_CLASSES_WITH_COUNTS = 50
+MAX_NAME_LENGTH = 26  # characters above a photo
 
 
 class Curve(NamedTuple):
-    """What tells one class from the rest: bool and float (photos,), of the class's own name."""
+    """The data of one class's one-against-rest curve.
+
+    Attributes:
+      name: name of the class.
+      of_class: bool (photos,), whether a photo belongs to the class.
+      probabilities: float (photos,), predicted probability of the class.
+    """
 
     name: str
     of_class: np.ndarray
@@ -34,30 +39,31 @@ class Curve(NamedTuple):
 
 
 def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Figure:
-    """Draws how many photos of each class (rows) are predicted as which (columns).
+    """Draws numbers of photos by true class (rows) and predicted class (columns).
 
-    Colours show shares of the row; of a few classes, each share stands there with its 95 % Wilson
-    interval; of very many, colours alone.
+    Colours show shares of the row. Up to 4 classes, each cell also shows its share with a 95 %
+    Wilson interval; above 50 classes, cells show only colours.
     """
-    counts, classes = confusion(predictions, len(class_names)), len(class_names)
+    classes = len(class_names)
+    counts = confusion(predictions.labels, predictions.predicted, classes)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     side = min(max(4.5, 1.5 + 0.45 * classes), 24.0)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
-    names = [no_formula(plain(name, LONGEST_NAME)) for name in class_names]
+    names = [no_formula(plain(name, MAX_NAME_LENGTH)) for name in class_names]
     shown = ConfusionMatrixDisplay(shares, display_labels=names)
     shown.plot(ax=axis, cmap="Blues", include_values=False, im_kw={"vmin": 0, "vmax": 1})
     shown.im_.colorbar.set_label("share of the class's photos")
     axis.set(xlabel="predicted class", ylabel="true class")
-    axis.tick_params(axis="x", rotation=90 if classes > MOST_CLASSES_IN_WORDS else 0)
-    if classes > MOST_CLASSES_IN_NUMBERS:
+    axis.tick_params(axis="x", rotation=90 if classes > MAX_CLASSES_WITH_INTERVALS else 0)
+    if classes > MAX_CLASSES_WITH_COUNTS:
         axis.tick_params(labelsize=max(2.0, 700 / classes))
         return figure
-    for row, column in np.argwhere((counts > 0) | (classes <= MOST_CLASSES_IN_WORDS)):
+    for row, column in np.argwhere((counts > 0) | (classes <= MAX_CLASSES_WITH_INTERVALS)):
         text = f"{counts[row, column]:,}"
         interval = wilson_interval(counts[row, column], totals[row, 0])
-        if classes <= MOST_CLASSES_IN_WORDS and interval:
+        if classes <= MAX_CLASSES_WITH_INTERVALS and interval:
             text += f"\n{shares[row, column]:.1%}\n{interval[0]:.1%} to {interval[1]:.1%}"
         colour = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
@@ -65,11 +71,11 @@ def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Fi
 
 
 def reliability(predictions: Predictions, after: Predictions | None = None) -> Figure:
-    """Draws accuracy over confidence with 95 % Wilson intervals, and how many photos have which.
+    """Draws accuracy over confidence with 95 % Wilson intervals, and a histogram of confidence.
 
     Args:
-      predictions: of a split.
-      after: the same with logits divided by a temperature, to draw both.
+      predictions: the predictions of a split.
+      after: the same predictions with logits divided by a temperature, drawn in addition.
     """
     figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
@@ -81,16 +87,18 @@ def reliability(predictions: Predictions, after: Predictions | None = None) -> F
         if drawn is None:
             continue
         table = calibration_table(drawn.confidence, drawn.correct)
+        bars = zip(table.accuracy, table.photos, strict=True)
+        low, high = np.array([wilson_interval(share * photos, photos) for share, photos in bars]).T
         above.errorbar(
             table.confidence,
             table.accuracy,
-            yerr=_distances_to_intervals(table),
+            yerr=np.maximum([table.accuracy - low, high - table.accuracy], 0.0),
             fmt="none",
             ecolor=colour,
             elinewidth=0.8,
             alpha=0.6,
         )
-        # What rests on a few photos is small; lines from point to point would hide that.
+        # Bins with few photos have small points. Lines between points would hide that.
         sizes = 15 + 120 * np.sqrt(table.photos / table.photos.sum())
         above.scatter(table.confidence, table.accuracy, sizes, color=colour, label=title, zorder=3)
         below.hist(drawn.confidence, bins=bins, histtype="step", color=colour, linewidth=1.5)
@@ -104,18 +112,8 @@ def reliability(predictions: Predictions, after: Predictions | None = None) -> F
     return figure
 
 
-def _distances_to_intervals(table: CalibrationTable) -> np.ndarray:
-    """Returns how far down and up the interval of each accuracy reaches, (2, bins)."""
-    intervals = [
-        wilson_interval(accuracy * photos, photos)
-        for accuracy, photos in zip(table.accuracy, table.photos, strict=True)
-    ]
-    low, high = np.array(intervals).T
-    return np.maximum([table.accuracy - low, high - table.accuracy], 0.0)
-
-
 def roc_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
-    """Draws true over false positive rates, a curve a class against the rest."""
+    """Draws one ROC curve per class, against the rest."""
     figure, axis = _square(len(class_names))
     for curve in one_against_rest(predictions, class_names):
         false, true, _ = metrics.roc_curve(curve.of_class, curve.probabilities)
@@ -127,7 +125,7 @@ def roc_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
 
 
 def precision_recall_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
-    """Draws precision over recall, a curve a class against the rest."""
+    """Draws one precision-recall curve per class, against the rest."""
     figure, axis = _square(len(class_names))
     for curve in one_against_rest(predictions, class_names):
         precision, recall, _ = metrics.precision_recall_curve(curve.of_class, curve.probabilities)
@@ -146,16 +144,16 @@ def _square(classes: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     axis = figure.subplots()
     axis.grid(alpha=0.3)
-    if classes > MOST_CURVES:
-        axis.set_title(f"the {MOST_CURVES} of {classes} classes that are recognised worst")
+    if classes > MAX_CURVES:
+        axis.set_title(f"the {MAX_CURVES} worst of {classes} classes")
     return figure, axis
 
 
 def one_against_rest(predictions: Predictions, class_names: Sequence[str]) -> list[Curve]:
-    """Returns each class against the rest: of two, the second alone; of many, the ten worst.
+    """Returns the curve data of each class, of the second one only if there are two classes.
 
-    The worst is the one whose own photos get the least probability of it. Classes without photos,
-    or with all of them, have no curve.
+    With more than 10 classes, the 10 worst are returned: those with the lowest mean probability of
+    the class over its own photos. A class with no photos or with all photos has no curve.
     """
     probabilities, labels = predictions.probabilities, predictions.labels
     of_class = labels[:, np.newaxis] == np.arange(len(class_names))
@@ -166,32 +164,32 @@ def one_against_rest(predictions: Predictions, class_names: Sequence[str]) -> li
         Curve(class_names[k], of_class[:, k], probabilities[:, k])
         for k in classes
         if 0 < photos[k] < len(labels)
-    ][:MOST_CURVES]
+    ][:MAX_CURVES]
 
 
-def most_confident_mistakes(predictions: Predictions, most: int = MOST_MISTAKES) -> np.ndarray:
-    """Returns the rows of the photos that are classified wrongly, the most confident first."""
+def most_confident_mistakes(predictions: Predictions, limit: int = MAX_MISTAKES) -> np.ndarray:
+    """Returns the rows of misclassified photos, the most confident prediction first."""
     wrong = np.flatnonzero(~predictions.correct)
-    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:most]
+    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:limit]
 
 
 def mistakes(
     photos: np.ndarray, rows: np.ndarray, predictions: Predictions, class_names: Sequence[str]
 ) -> Figure:
-    """Draws photos with their file name, what they are, and what they are taken for.
+    """Draws misclassified photos with file name, label, prediction and confidence.
 
     Args:
-      photos: uint8 (rows, height, width, 3), perhaps overlaid.
-      rows: which predictions they belong to.
-      predictions: of all photos.
-      class_names: by label.
+      photos: uint8 (rows, height, width, 3), with or without a heat map.
+      rows: int (rows,), their rows in `predictions`.
+      predictions: the predictions for all photos.
+      class_names: the class names in the order of their labels.
     """
-    names = [plain(name, LONGEST_NAME - 6) for name in class_names]
+    names = [plain(name, MAX_NAME_LENGTH - 6) for name in class_names]
     titled = [
         (
             photo,
-            f"{plain(predictions.names[row], LONGEST_NAME)}\n"
-            f"{names[predictions.labels[row]]}, taken for\n"
+            f"{plain(predictions.names[row], MAX_NAME_LENGTH)}\n"
+            f"{names[predictions.labels[row]]}, predicted\n"
             f"{names[predictions.predicted[row]]} {predictions.confidence[row]:.3f}",
         )
         for photo, row in zip(photos, rows, strict=True)
@@ -200,19 +198,23 @@ def mistakes(
 
 
 def overlaid(photos: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Returns photos, uint8 (photos, height, width, 3), with maps in [0, 1] laid over in colour.
+    """Overlays photos with heat maps. A photo is grey where its map is 0.
 
-    The photo shows through, and is in shades of grey where the map is 0.
+    Args:
+      photos: uint8 (photos, height, width, 3).
+      maps: float (photos, height', width') in [0, 1].
+
+    Returns:
+      uint8 (photos, height, width, 3).
     """
     height, width = photos.shape[1:3]
-    colours = colormaps["turbo"]
-    laid = []
+    overlaid_photos = []
     for photo, values in zip(photos, maps, strict=True):
-        whole = Image.fromarray(np.asarray(values, np.float32)).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
-        shares = np.clip(np.asarray(whole), 0, 1)
+        heat_map = Image.fromarray(np.asarray(values, np.float32))
+        heat_map = heat_map.resize((width, height), Image.Resampling.BICUBIC)
+        shares = np.clip(np.asarray(heat_map), 0, 1)
         grey = np.asarray(Image.fromarray(photo).convert("L").convert("RGB"))
         opacity = 0.6 * shares[..., np.newaxis] ** 0.5
-        laid.append(((1 - opacity) * grey + opacity * 255 * colours(shares)[..., :3]).astype("u1"))
-    return np.stack(laid)
+        photo = (1 - opacity) * grey + opacity * 255 * colormaps["turbo"](shares)[..., :3]
+        overlaid_photos.append(photo.astype("u1"))
+    return np.stack(overlaid_photos)

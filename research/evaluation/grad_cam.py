@@ -1,27 +1,28 @@
-"""Where a model looks: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391)."""
+"""Grad-CAM heat maps (Selvaraju et al. 2017, arXiv 1610.02391)."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from research.models.network import Network
+from research.training.steps import Network
 
 
 def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """Returns how much each place speaks for a class.
+    """Returns a heat map of the evidence for a class, for each image.
 
-    Taken from the backbone's last feature map, whose channels are weighted by the mean gradient of
-    the class's logit. It has as many places as that map, about one each 32 pixels of the image.
+    The map is the sum of the channels of the backbone's last feature map, weighted by the mean
+    gradient of the class's logit. It has the resolution of that feature map: about one value per 32
+    pixels of the image.
 
     Args:
-      network: of photos.
-      images: as the backbone takes them, (batch, height, width, 3).
-      classes: int (batch,), the class of each; of two classes, the first one's logit is minus that
-        of the second.
+      network: the network to explain.
+      images: preprocessed for the backbone, (batch, height, width, 3).
+      classes: int (batch,), one class per image. With two classes, the logit of the first class is
+        minus the logit of the second.
 
     Returns:
-      float32 (batch, height', width') in [0, 1], 1 where most in the image; all 0 where nothing
-      speaks for the class.
+      float32 (batch, height', width') in [0, 1]. The maximum of each map is 1, or 0 if no place is
+      evidence for the class.
     """
     batch = {"image": images, "weight": tf.ones(tf.shape(images)[0])}
     parts, model = network.parts, network.model

@@ -1,4 +1,4 @@
-"""The result of evaluating one checkpoint on one split: figures, and how they are written down."""
+"""The result of evaluating one checkpoint on one split, as text, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -8,43 +8,34 @@ import io
 import json
 from typing import Any
 
-from research.evaluation.intervals import Interval
-from research.evaluation.scores import ClassFigures, Decisions, Figure, Predictions
+from research.evaluation.scores import ClassFigures, Decisions, Figure, Interval, Predictions
 from research.runs.console import short_path
 
 RULE = "-" * 40
-TITLES = {
-    "loss": "loss",
-    "loss_at_temperature": "loss at temperature",
-    "accuracy": "accuracy",
-    "accuracy_at_threshold": "accuracy at threshold",
-    "roc_auc": "area under ROC curve",
-    "average_precision": "average precision",
-    "calibration_error": "expected calibration error",
-}
-MOST_CLASSES_PRINTED = 40
+TITLES = {"roc_auc": "area under ROC curve", "calibration_error": "expected calibration error"}
+MAX_PRINTED_CLASSES = 40
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The figures of one checkpoint on one split.
+    """The metrics of one checkpoint on one split.
 
     Attributes:
       ckpt_dir: the run's folder.
-      backbone: its name.
-      checkpoint: the path of what was evaluated, without ending.
-      step: updates that it had seen.
+      backbone: name of the backbone.
+      checkpoint: path of the checkpoint without its file extension.
+      step: number of updates before the checkpoint.
       data: the data set or folder.
-      split: which part of it.
-      image_size: height and width in pixels at which.
+      split: name of the split.
+      image_size: height and width of the input in pixels.
       mirror_averaging: whether the logits are means over each photo and its mirror image.
-      photos: how many photos were evaluated, each once.
-      damaged: how many could not be decoded and are in no figure.
-      figures: by name, see `scores.overall`.
-      classes: the figures of each class.
-      confusion: photos of the row's class that are predicted as the column's.
-      decisions: what was chosen on validation photos; None where there were none to choose on.
-      predictions: of each photo.
+      photos: number of evaluated photos.
+      damaged: number of photos that could not be decoded; no metric includes them.
+      figures: metrics by name, see `scores.overall`.
+      classes: metrics of each class.
+      confusion: numbers of photos by true class (row) and predicted class (column).
+      decisions: temperature and threshold; None if there were no validation photos to fit them on.
+      predictions: the predictions for all photos.
     """
 
     ckpt_dir: str
@@ -70,11 +61,11 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of photos classified rightly."""
+        """Share of correctly classified photos, in [0, 1]."""
         return self.figures["accuracy"].value
 
     def to_json(self) -> str:
-        """Returns everything but the predictions as a JSON object, each figure by its name."""
+        """Returns all fields but the predictions as a JSON object, each metric under its name."""
         fields: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -87,7 +78,7 @@ class Evaluation:
         return json.dumps(content, indent=2) + "\n"
 
     def __str__(self) -> str:
-        mirrored = ", also mirrored" if self.mirror_averaging else ""
+        mirrored = ", mean of photo and mirror image" if self.mirror_averaging else ""
         return "\n".join(
             [
                 self.backbone,
@@ -96,7 +87,7 @@ class Evaluation:
                 f"Accuracy: {self.accuracy:.2f}",
                 RULE,
                 f"{self.photos:,} photos of {self.data}, {self.split} split",
-                f"seen at {self.image_size} x {self.image_size} pixels{mirrored}",
+                f"input size: {self.image_size} x {self.image_size} pixels{mirrored}",
                 f"checkpoint after step {self.step:,}: {short_path(self.checkpoint)}",
                 "",
                 *self._overall_table(),
@@ -107,45 +98,40 @@ class Evaluation:
 
     def _overall_table(self) -> list[str]:
         lines = [f"{'':<34}{'value':>8}   95 % interval"]
-        for name in (*TITLES, *(name for name in self.figures if name not in TITLES)):
-            if name in self.figures:
-                figure, title = self.figures[name], TITLES.get(name, name.replace("_", " "))
-                lines.append(
-                    f"{title + self._chosen(name):<34}{figure.value:>8.4f}   "
-                    f"{interval_text(figure.interval)}".rstrip()
-                )
+        for name, figure in self.figures.items():
+            title = TITLES.get(name, name.replace("_", " "))
+            if self.decisions and name == "loss_at_temperature":
+                title += f" {self.decisions.temperature:.2f}"
+            if self.decisions and name == "accuracy_at_threshold":
+                title += f" {self.decisions.threshold:.2f}"
+            interval = interval_text(figure.interval)
+            lines.append(f"{title:<34}{figure.value:>8.4f}   {interval}".rstrip())
         return lines
-
-    def _chosen(self, name: str) -> str:
-        if self.decisions and name == "loss_at_temperature":
-            return f" {self.decisions.temperature:.2f}"
-        if self.decisions and name == "accuracy_at_threshold":
-            return f" {self.decisions.threshold:.2f}"
-        return ""
 
     def _class_table(self) -> list[str]:
         lines = [f"{'class':<16}{'photos':>6}  {'precision':<18}{'recall':<18}F1"]
-        for one in self.classes[:MOST_CLASSES_PRINTED]:
-            precision, recall, f1 = map(_in_short, (one.precision, one.recall, one.f1))
+        for one in self.classes[:MAX_PRINTED_CLASSES]:
+            precision, recall, f1 = map(_short_text, (one.precision, one.recall, one.f1))
             lines.append(f"{one.name[:15]:<16}{one.photos:>6}  {precision:<18}{recall:<18}{f1}")
-        left_out = len(self.classes) - MOST_CLASSES_PRINTED
-        return [*lines, f"... and {left_out} classes more"] if left_out > 0 else lines
+        left_out = len(self.classes) - MAX_PRINTED_CLASSES
+        return [*lines, f"... and {left_out} more classes"] if left_out > 0 else lines
 
 
 def interval_text(interval: Interval | None) -> str:
-    """Returns an interval for people, nothing where there is none."""
+    """Returns an interval as text; an empty string for None."""
     return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
 
 
-def _in_short(figure: Figure) -> str:
+def _short_text(figure: Figure) -> str:
     low_high = figure.interval
     return f"{figure.value:.2f}" + (f" ({low_high[0]:.2f}-{low_high[1]:.2f})" if low_high else "")
 
 
 def predictions_csv(predictions: Predictions, class_names: tuple[str, ...]) -> str:
-    """Returns a line a photo: file, label, predicted, and a probability and a logit.
+    """Returns CSV with one line per photo: file, label, prediction, probability and logit.
 
-    Of two classes those of the second; of more, a probability and a logit a class.
+    With two classes, probability and logit are those of the second class. With more classes, there
+    is one probability and one logit per class.
     """
     if predictions.logits.shape[1] == 1:
         columns = ["probability", "logit"]
@@ -156,8 +142,8 @@ def predictions_csv(predictions: Predictions, class_names: tuple[str, ...]) -> s
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["file", "label", "predicted", *columns])
-    for row, name in enumerate(predictions.names):
-        numbers = [f"{float(value[row]):.9g}" for value in values]
-        label, predicted = predictions.labels[row], predictions.predicted[row]
-        writer.writerow([name, class_names[label], class_names[predicted], *numbers])
+    rows = zip(predictions.names, predictions.labels, predictions.predicted, *values, strict=True)
+    for name, label, predicted, *numbers in rows:
+        cells = [f"{float(number):.9g}" for number in numbers]
+        writer.writerow([name, class_names[label], class_names[predicted], *cells])
     return buffer.getvalue()

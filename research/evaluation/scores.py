@@ -1,33 +1,34 @@
-"""How good predictions are: figures of a set of photos, each with a 95 % interval.
+"""Metrics of predictions, each with a 95 % interval.
 
-What scikit-learn and SciPy compute, they compute. Intervals of shares of photos are Wilson's;
-the others are percentiles over resamples of the photos (bootstrap, Efron 1979).
+Proportions of photos have Wilson intervals. The other metrics have percentile intervals over
+bootstrap resamples of the photos (Efron 1979).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 from sklearn import metrics
 
-from research.evaluation.intervals import Interval, percentiles, resampled_rows, wilson_interval
-from research.evaluation.ranking import areas, resampled_areas
+from research.evaluation.ranking import areas
 
-RESAMPLES = 500
-CALIBRATION_BINS = 15
+Interval = tuple[float, float]
+
+BINS = 15  # of confidence
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model says of some photos.
+    """The predictions of a model for some photos.
 
     Attributes:
-      names: of the photos.
+      names: names of the photos.
       labels: int (photos,), class indices.
-      logits: float (photos, 1), those of the second class, or (photos, classes).
+      logits: float (photos, classes), or (photos, 1) for the second of two classes.
     """
 
     names: tuple[str, ...]
@@ -38,7 +39,7 @@ class Predictions:
         return len(self.labels)
 
     def log_probabilities(self, temperature: float = 1.0) -> np.ndarray:
-        """Returns float64 (photos, classes), of logits divided by a temperature."""
+        """Returns float64 (photos, classes), for the logits divided by a temperature."""
         scaled = self.logits.astype(np.float64) / temperature
         if scaled.shape[1] == 1:
             return special.log_expit(np.concatenate([-scaled, scaled], axis=1))
@@ -46,12 +47,12 @@ class Predictions:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Float64 (photos, classes)."""
+        """Float64 (photos, classes), each row sums to 1."""
         return np.exp(self.log_probabilities())
 
     @property
     def predicted(self) -> np.ndarray:
-        """Int (photos,), the most probable class; the first of two that are equally probable."""
+        """Int (photos,), the most probable class; the first one if several are equal."""
         return self.log_probabilities().argmax(axis=1)
 
     @property
@@ -61,18 +62,17 @@ class Predictions:
 
     @property
     def correct(self) -> np.ndarray:
-        """Bool (photos,), whether the predicted class is the photo's."""
+        """Bool (photos,), whether the predicted class is the label."""
         return self.predicted == self.labels
 
     def losses(self, temperature: float = 1.0) -> np.ndarray:
-        """Returns float64 (photos,), the cross-entropy in nats of each photo."""
-        rows = np.arange(len(self))
-        return -self.log_probabilities(temperature)[rows, self.labels]
+        """Returns float64 (photos,), the cross-entropy of each photo in nats."""
+        return -self.log_probabilities(temperature)[np.arange(len(self)), self.labels]
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure and its 95 % interval; None where the photos do not say it."""
+    """The value of a metric and its 95 % interval; None if there is no interval."""
 
     value: float
     interval: Interval | None
@@ -80,14 +80,14 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class ClassFigures:
-    """How well one class is told from the others.
+    """The metrics of one class.
 
     Attributes:
-      name: of the class.
-      photos: how many are of it.
-      precision: the share of photos predicted as it that are.
-      recall: the share of its photos that are predicted as it.
-      f1: harmonic mean of both.
+      name: name of the class.
+      photos: number of photos of the class.
+      precision: share of the photos predicted as the class that belong to it.
+      recall: share of the photos of the class that are predicted as it.
+      f1: harmonic mean of precision and recall.
     """
 
     name: str
@@ -99,12 +99,12 @@ class ClassFigures:
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-    """What was chosen on other photos, those of validation.
+    """Values that are fitted on the validation photos.
 
     Attributes:
-      temperature: that logits are divided by (Guo et al. 2017, arXiv 1706.04599).
-      threshold: the probability from which on the second class is predicted; None where there are
-        more than two classes.
+      temperature: divisor of the logits (Guo et al. 2017, arXiv 1706.04599).
+      threshold: the second class is predicted if its probability is at least this; None with more
+        than two classes.
     """
 
     temperature: float
@@ -112,13 +112,13 @@ class Decisions:
 
 
 def overall(
-    predictions: Predictions, decisions: Decisions | None = None, resamples: int = RESAMPLES
+    predictions: Predictions, decisions: Decisions | None = None, *, resamples: int
 ) -> dict[str, Figure]:
-    """Returns the figures of a whole set, by name; those that it does not say are left out.
+    """Returns the metrics over all photos by name, without those that are undefined for them.
 
-    `loss` in nats, `accuracy`, `roc_auc` and `average_precision` (of more than two classes, the
-    mean over each against the rest), `calibration_error` (15 bins of confidence, of equal width);
-    with decisions, `loss_at_temperature` and `accuracy_at_threshold`.
+    They are `loss` in nats, `accuracy`, `roc_auc` and `average_precision` (with more than two
+    classes, the one-against-rest mean over classes), and `calibration_error` (15 confidence bins of
+    equal width). With `decisions`, also `loss_at_temperature` and `accuracy_at_threshold`.
     """
     shares = {"accuracy": predictions.correct}
     losses = {"loss": predictions.losses()}
@@ -132,39 +132,38 @@ def overall(
     for name, values in losses.items():
         drawn = [float(values[rows].mean()) for rows in resampled]
         found[name] = Figure(float(values.mean()), percentiles(drawn))
-    confidence, correct = predictions.confidence, predictions.correct
-    drawn = [calibration_error(confidence[rows], correct[rows]) for rows in resampled]
-    error = calibration_error(confidence, correct)
-    found["calibration_error"] = Figure(error, percentiles(drawn))
-    labels, scores = predictions.labels, predictions.logits
-    if scores.shape[1] > 1:  # the logit of a class alone does not order photos
-        scores = predictions.probabilities
-    names = ("roc_auc", "average_precision")
-    of_resamples = resampled_areas(labels, scores, resampled)
-    for name, value, drawn in zip(names, areas(labels, scores), of_resamples, strict=True):
-        if not math.isnan(value):
-            found[name] = Figure(value, percentiles(drawn))
     for name, share in shares.items():
         found[name] = Figure(float(share.mean()), wilson_interval(int(share.sum()), len(share)))
+    labels, scores = predictions.labels, predictions.logits
+    if scores.shape[1] > 1:  # logits of one class are not comparable between photos
+        scores = predictions.probabilities
+    both = areas(labels, scores, [np.arange(len(labels)), *resampled])
+    for name, (area, *drawn) in zip(("roc_auc", "average_precision"), both, strict=True):
+        if not math.isnan(area):
+            found[name] = Figure(float(area), percentiles(drawn))
+    confidence, correct = predictions.confidence, predictions.correct
+    drawn = [calibration_error(confidence[rows], correct[rows]) for rows in resampled]
+    found["calibration_error"] = Figure(calibration_error(confidence, correct), percentiles(drawn))
     return found
 
 
 def of_classes(
-    predictions: Predictions, class_names: tuple[str, ...], resamples: int = RESAMPLES
+    predictions: Predictions, class_names: tuple[str, ...], resamples: int
 ) -> tuple[ClassFigures, ...]:
-    """Returns the figures of each class; those of a class without photos are 0, as scikit-learn's.
+    """Returns the metrics of each class. They are 0 for a class without photos.
 
-    Precision's interval is Wilson's over the photos predicted as the class, recall's over its own.
+    The Wilson interval of precision is over the photos predicted as the class, that of recall over
+    the photos of the class.
     """
-    counts = confusion(predictions, len(class_names))
     labels, predicted = predictions.labels, predictions.predicted
     classes = np.arange(len(class_names))
+    counts = confusion(labels, predicted, len(classes))
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0.0
     )
     drawn = np.array(
         [
-            _f1(confusion_counts(labels[rows], predicted[rows], len(classes)))
+            _f1(confusion(labels[rows], predicted[rows], len(classes)))
             for rows in resampled_rows(len(predictions), resamples)
         ]
     ).reshape(-1, len(classes))
@@ -181,13 +180,19 @@ def of_classes(
     )
 
 
-def confusion(predictions: Predictions, classes: int) -> np.ndarray:
-    """Returns int (classes, classes): how many of the row are predicted as the column."""
-    return confusion_counts(predictions.labels, predictions.predicted, classes)
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Returns numbers of photos by true class (row) and predicted class (column).
 
+    `sklearn.metrics.confusion_matrix` gives the same, but is too slow for hundreds of resamples.
 
-def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Returns what `sklearn.metrics.confusion_matrix` does, which takes too long to resample."""
+    Args:
+      labels: int (photos,).
+      predicted: int (photos,).
+      classes: number of classes.
+
+    Returns:
+      int (classes, classes).
+    """
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, -1)
 
 
@@ -200,36 +205,66 @@ def _f1(counts: np.ndarray) -> np.ndarray:
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     """Returns the expected calibration error (Guo et al. 2017, arXiv 1706.04599), 0 to 1.
 
-    That is how far confidence is from accuracy within a bin, in the mean over photos.
+    It is the distance between confidence and accuracy in a bin, averaged over photos.
 
     Args:
-      confidence: (photos,), the probability of the predicted class.
-      correct: bool (photos,), whether it is the photo's class.
+      confidence: float (photos,), the probability of the predicted class.
+      correct: bool (photos,), whether the predicted class is the label.
     """
     table = calibration_table(confidence, correct)
-    return float(
-        np.sum(table.photos * np.abs(table.accuracy - table.confidence)) / table.photos.sum()
-    )
+    return float(np.average(np.abs(table.accuracy - table.confidence), weights=table.photos))
 
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationTable:
-    """Photos by how confident a model is of them; float64 (bins,), of bins that hold photos."""
+    """Photos in bins of confidence; bins without photos are left out.
+
+    Attributes:
+      confidence: float64 (bins,), mean confidence.
+      accuracy: float64 (bins,), share of correct predictions.
+      photos: int (bins,), number of photos.
+    """
 
     confidence: np.ndarray
     accuracy: np.ndarray
     photos: np.ndarray
 
 
-def calibration_table(
-    confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS
-) -> CalibrationTable:
-    """Sorts photos into bins of confidence, equally wide between 0 and 1."""
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    photos = np.bincount(place, minlength=bins)
+def calibration_table(confidence: np.ndarray, correct: np.ndarray) -> CalibrationTable:
+    """Sorts photos into 15 confidence bins of equal width between 0 and 1."""
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    photos = np.bincount(index, minlength=BINS)
     kept = photos > 0
     return CalibrationTable(
-        np.bincount(place, confidence, bins)[kept] / photos[kept],
-        np.bincount(place, correct, bins)[kept] / photos[kept],
+        np.bincount(index, confidence, BINS)[kept] / photos[kept],
+        np.bincount(index, correct, BINS)[kept] / photos[kept],
         photos[kept],
     )
+
+
+def resampled_rows(count: int, resamples: int) -> list[np.ndarray]:
+    """Returns rows drawn with replacement. They are the same in each call, for paired comparisons.
+
+    Args:
+      count: number of rows to draw from, and number of rows in each resample.
+      resamples: number of resamples.
+    """
+    generator = np.random.default_rng(0)
+    return [generator.integers(count, size=count) for _ in range(resamples)]
+
+
+def percentiles(drawn: Sequence[float] | np.ndarray) -> Interval | None:
+    """Returns the 2.5th and 97.5th percentile without NaN values; None if no value is left."""
+    finite = [value for value in drawn if not math.isnan(value)]
+    if not finite:
+        return None
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson_interval(successes: float, trials: float) -> Interval | None:
+    """Returns the 95 % Wilson score interval of a proportion (Wilson 1927); None if no trials."""
+    if not trials:
+        return None
+    interval = stats.binomtest(round(successes), round(trials)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

@@ -1,1 +1,1 @@
-"""Looks through photos before training."""
+"""Checks a data set before training."""

@@ -1,4 +1,4 @@
-"""What was found in a data set, as text for people and as JSON for programs."""
+"""Reports an inspection as text, as JSON and as figures."""
 
 from __future__ import annotations
 
@@ -8,74 +8,76 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
 
-from research.data.source import SPLITS
-from research.inspect_data.duplicates import PAIRS_AT_MOST
+from research.data.decode import decode_image, pillow_warnings_hidden
+from research.data.loader import DataLoader
+from research.data.source import SPLITS, Source
+from research.inspect_data.fingerprints import MAX_PAIRS
 from research.inspect_data.inspect import KINDS, LOOKS_ALIKE, Duplicate, Inspection, Photo
+from research.runs.pictures import photo_grid
 
 WIDTH = 80
-MOST_SHOWN = 10  # of each kind of finding; the JSON has all
+MAX_SHOWN = 10  # entries per list; the JSON holds all
+SAMPLE_PHOTOS = 20
+GRID_DUPLICATES = 12
+MAX_SIDE = 320  # of a duplicate in the figure, in pixels
 
 
 def report(inspection: Inspection) -> str:
-    """Returns all sections, and the counts in the last line; no line is longer than 80 letters."""
-    within = [d for d in inspection.duplicates if not d.is_leak and not d.is_contradiction]
+    """Returns a text with lines of at most 80 characters. The last line is a summary."""
+    found = inspection.duplicates
+    leaks = [duplicate for duplicate in found if duplicate.is_leak]
+    contradictions = [duplicate for duplicate in found if duplicate.is_contradiction]
+    others = [one for one in found if not one.is_leak and not one.is_contradiction]
+    summary = [
+        _count(len(inspection.photos), "photo"),
+        f"{len(inspection.damaged):,} damaged",
+        _count(len(found), "duplicate"),
+        _count(len(leaks), "leak"),
+        _count(len(contradictions), "contradiction"),
+    ]
     sections = [
         _photos(inspection),
-        _sizes(inspection),
+        _sizes(inspection.usable),
         _damaged(inspection.damaged),
         _duplicates(inspection),
-        _listed("Leaks: one photo in several splits", inspection, inspection.leaks),
-        _listed("Contradictions: one photo, several labels", inspection, inspection.contradictions),
-        _listed("Other duplicates, within a split", inspection, within),
-        [summary(inspection)],
+        _listed("Leaks: one photo in several splits", inspection, leaks),
+        _listed("Contradictions: one photo, several labels", inspection, contradictions),
+        _listed("Other duplicates, within a split", inspection, others),
+        [", ".join(summary)],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
-def summary(inspection: Inspection) -> str:
-    """Returns the counts in a line."""
-    counts = {
-        "photo": inspection.photos,
-        "duplicate": inspection.duplicates,
-        "leak": inspection.leaks,
-        "contradiction": inspection.contradictions,
-    }
-    counted = [
-        f"{len(found):,} {noun}{'' if len(found) == 1 else 's'}" for noun, found in counts.items()
-    ]
-    return ", ".join([counted[0], f"{len(inspection.damaged):,} damaged", *counted[1:]])
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _photos(inspection: Inspection) -> list[str]:
     counts = collections.Counter((photo.label, photo.split) for photo in inspection.usable)
     damaged = collections.Counter(photo.split for photo in inspection.damaged)
-    rows = {
-        name: [counts[label, split] for split in SPLITS]
+    rows = [
+        (name, [counts[label, split] for split in SPLITS])
         for label, name in enumerate(inspection.class_names)
-    }
-    everything = [sum(row[index] for row in rows.values()) for index, _ in enumerate(SPLITS)]
+    ]
+    rows.append(("all", [sum(column) for column in zip(*(row for _, row in rows), strict=True)]))
+    rows.append(("damaged", [damaged[split] for split in SPLITS]))
     lines = ["Photos", _columns("class", *SPLITS, "all")]
-    for name, row in [
-        *rows.items(),
-        ("all", everything),
-        ("damaged", [damaged[split] for split in SPLITS]),
-    ]:
-        lines.append(_columns(name, *(f"{count:,}" for count in (*row, sum(row)))))
-    return lines
+    return lines + [_columns(name, *(f"{n:,}" for n in (*row, sum(row)))) for name, row in rows]
 
 
-def _sizes(inspection: Inspection) -> list[str]:
-    if not inspection.usable:
+def _sizes(photos: Sequence[Photo]) -> list[str]:
+    if not photos:
         return []
-    sizes = np.array([(photo.width, photo.height) for photo in inspection.usable])
-    measured = {
-        "width": (sizes[:, 0], "{:,.0f}"),
-        "height": (sizes[:, 1], "{:,.0f}"),
-        "width / height": (sizes[:, 0] / sizes[:, 1], "{:.2f}"),
-    }
-    lines = ["Sizes in pixels", _columns("", "least", "median", "greatest")]
-    for name, (values, form) in measured.items():
+    width, height = np.array([(photo.width, photo.height) for photo in photos]).T
+    lines = ["Sizes in pixels", _columns("", "minimum", "median", "maximum")]
+    for name, values, form in [
+        ("width", width, "{:,.0f}"),
+        ("height", height, "{:,.0f}"),
+        ("width / height", width / height, "{:.2f}"),
+    ]:
         figures = (values.min(), np.median(values), values.max())
         lines.append(_columns(name, *(form.format(figure) for figure in figures)))
     return lines
@@ -84,17 +86,15 @@ def _sizes(inspection: Inspection) -> list[str]:
 def _damaged(photos: Sequence[Photo]) -> list[str]:
     if not photos:
         return []
-    reasons = collections.Counter(photo.damage for photo in photos)
+    reasons = collections.Counter(str(photo.damage) for photo in photos)
     lines = ["Damaged: skipped in training"]
-    lines += [
-        f"  {count:>6,}  {shorten(str(reason), 70)}"
-        for reason, count in reasons.most_common(MOST_SHOWN)
-    ]
-    lines += [_and_more(len(reasons), "reasons")] if len(reasons) > MOST_SHOWN else []
-    for photo in photos[:MOST_SHOWN]:
-        reason = shorten(str(photo.damage), 46)
-        lines.append(f"  {shorten(photo.name, WIDTH - 4 - len(reason))}: {reason}")
-    return lines + ([_and_more(len(photos), "photos")] if len(photos) > MOST_SHOWN else [])
+    for reason, count in reasons.most_common(MAX_SHOWN):
+        lines.append(f"  {count:>6,}  {_shorten(reason, 70)}")
+    lines += _and_more(len(reasons), "reasons")
+    for photo in photos[:MAX_SHOWN]:
+        reason = _shorten(str(photo.damage), 46)
+        lines.append(f"  {_shorten(photo.name, WIDTH - 4 - len(reason))}: {reason}")
+    return lines + _and_more(len(photos), "photos")
 
 
 def _duplicates(inspection: Inspection) -> list[str]:
@@ -104,7 +104,7 @@ def _duplicates(inspection: Inspection) -> list[str]:
         leaks = sum(found.is_leak for found in of_kind)
         lines.append(_columns(kind, f"{len(of_kind) - leaks:,}", f"{leaks:,}"))
     if inspection.is_cut:
-        lines.append(f"  only the first {PAIRS_AT_MOST:,} that look alike; give a lower --distance")
+        lines.append(f"  only the first {MAX_PAIRS:,} that look alike; give a lower --distance")
     return lines
 
 
@@ -112,30 +112,29 @@ def _listed(title: str, inspection: Inspection, found: Sequence[Duplicate]) -> l
     if not found:
         return []
     lines = [title]
-    for duplicate in found[:MOST_SHOWN]:
-        kind = duplicate.kind
-        if kind == LOOKS_ALIKE:
-            kind += f", {duplicate.distance} bits differ"
-        lines.append(f"  {kind}")
-        for photo in duplicate.photos[:MOST_SHOWN]:
-            label = shorten(inspection.class_names[photo.label], 20)
-            name = shorten(photo.name, WIDTH - 19 - len(label))
+    for duplicate in found[:MAX_SHOWN]:
+        distance = f", {duplicate.distance} bits differ" if duplicate.kind == LOOKS_ALIKE else ""
+        lines.append(f"  {duplicate.kind}{distance}")
+        for photo in duplicate.photos[:MAX_SHOWN]:
+            label = _shorten(inspection.class_names[photo.label], 20)
+            name = _shorten(photo.name, WIDTH - 19 - len(label))
             lines.append(f"    {photo.split:<10}  {name} ({label})")
-        if len(duplicate.photos) > MOST_SHOWN:
-            lines.append("  " + _and_more(len(duplicate.photos), "photos"))
-    return lines + ([_and_more(len(found), "findings")] if len(found) > MOST_SHOWN else [])
+        lines += ["  " + line for line in _and_more(len(duplicate.photos), "photos")]
+    return lines + _and_more(len(found), "findings")
 
 
-def _and_more(count: int, noun: str) -> str:
-    return f"  ... and {count - MOST_SHOWN:,} more {noun}, which --out=DIR writes down"
+def _and_more(count: int, noun: str) -> list[str]:
+    """Returns a line for the entries that are not shown, if there are any."""
+    rest = count - MAX_SHOWN
+    return [f"  ... and {rest:,} more {noun}, which --out=DIR writes to disk"] if rest > 0 else []
 
 
 def _columns(name: str, *cells: str) -> str:
-    return f"  {shorten(name, 20):<20}" + "".join(f"{cell:>14}" for cell in cells)
+    return f"  {_shorten(name, 20):<20}" + "".join(f"{cell:>14}" for cell in cells)
 
 
-def shorten(text: str, width: int) -> str:
-    """Returns a text of at most so many letters, without its middle where it is longer."""
+def _shorten(text: str, width: int) -> str:
+    """Returns a text of at most `width` characters; the middle of a longer text is left out."""
     if len(text) <= width:
         return text
     end = (width - 3) // 2
@@ -143,14 +142,13 @@ def shorten(text: str, width: int) -> str:
 
 
 def as_json(inspection: Inspection) -> str:
-    """Returns everything that was found: all photos, damaged ones with reasons, all duplicates."""
+    """Returns the whole inspection: all photos, damaged ones with reasons, and all duplicates."""
 
     def describe(photo: Photo) -> dict[str, Any]:
+        size = {"width": photo.width, "height": photo.height}
+        state = size if photo.damage is None else {"damage": photo.damage}
         label = inspection.class_names[photo.label]
-        described = {"split": photo.split, "name": photo.name, "label": label}
-        if photo.damage is not None:
-            return {**described, "damage": photo.damage}
-        return {**described, "width": photo.width, "height": photo.height}
+        return {"split": photo.split, "name": photo.name, "label": label, **state}
 
     found = {
         "classes": inspection.class_names,
@@ -169,3 +167,38 @@ def as_json(inspection: Inspection) -> str:
         "duplicates_are_complete": not inspection.is_cut,
     }
     return json.dumps(found, indent=1) + "\n"
+
+
+def sample_grid(source: Source) -> Figure:
+    """Draws some training photos with their labels and shapes, as at the start of a run."""
+    loader = DataLoader(source=source)
+    drawn = loader.get_random_raw_images(SAMPLE_PHOTOS)
+    return photo_grid(
+        [(photo, f"{loader.get_label_name(label)}\n{photo.shape}") for photo, label in drawn]
+    )
+
+
+def duplicate_grid(source: Source, inspection: Inspection) -> Figure | None:
+    """Draws two photos of each duplicate, leaks first. Returns None without duplicates."""
+    found = sorted(inspection.duplicates, key=lambda one: (not one.is_leak, -one.distance))
+    shown = [photo for duplicate in found[:GRID_DUPLICATES] for photo in duplicate.photos[:2]]
+    if not shown:
+        return None
+    pixels = {}
+    for split in SPLITS:
+        places = {photo.place for photo in shown if photo.split == split}
+        last = max(places, default=-1)
+        for place, example in zip(range(last + 1), source.examples(split), strict=False):
+            if place in places:
+                with pillow_warnings_hidden():
+                    image = Image.fromarray(decode_image(example.image))
+                image.thumbnail((MAX_SIDE, MAX_SIDE))
+                pixels[split, place] = np.asarray(image)
+
+    def title(photo: Photo) -> str:
+        label = inspection.class_names[photo.label]
+        return f"{_shorten(label, 30)}, {photo.split}\n{_shorten(photo.name, 32)}"
+
+    return photo_grid(
+        [(pixels[photo.split, photo.place], title(photo)) for photo in shown], columns=4
+    )

@@ -1,1 +1,1 @@
-"""The networks that are trained: backbones, their weights, the new head."""
+"""The trained networks: backbones, their weights, and the new head."""

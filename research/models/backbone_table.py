@@ -1,13 +1,12 @@
 """The table of backbones.
 
-To add one's own, add an entry to `BACKBONES`; `SmallResNet` there is an example. This module must
-stay free of TensorFlow and Keras until a backbone is built: the flags look names up in it.
+To add a backbone, add an entry to `BACKBONES`; see `SmallResNet` for an example. This module must
+not import TensorFlow or Keras before a backbone is built: the flags read the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from research.models.build import Backbone, Stage, nearest_names
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def keras_application(name: str) -> Build:
-    """Returns the builder of a network of keras.applications, e.g. 'ResNet101V2', without top."""
+    """Returns a function that builds `keras.applications.<name>` without top."""
 
     def build(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
         import keras
@@ -33,12 +32,12 @@ def keras_application(name: str) -> Build:
 
 
 def keras_preprocessing(module: str) -> Preprocessing:
-    """Returns `keras.applications.<module>.preprocess_input`, e.g. of 'resnet_v2', on tensors."""
+    """Returns a function that applies `keras.applications.<module>.preprocess_input` to tensors."""
 
     def preprocess(images: tf.Tensor) -> tf.Tensor:
         import keras
 
-        # A NumPy array would be overwritten: preprocess_input works in place on those.
+        # preprocess_input changes a NumPy array in place.
         images = keras.ops.convert_to_tensor(images, "float32")
         function = getattr(keras.applications, module).preprocess_input
         return function(images, data_format="channels_last")
@@ -47,12 +46,12 @@ def keras_preprocessing(module: str) -> Preprocessing:
 
 
 def _efficientnet(name: str) -> Build:
-    """Returns the builder of a first-version EfficientNet, which always scales its input alike.
+    """Returns a function that builds EfficientNetB0 to B7 with the input scaling of ImageNet.
 
-    Keras adds the layer that completes the division by the standard deviation, and the means and
-    deviations themselves, only together with the ImageNet weights. Without them, weights that come
-    from a file or from a checkpoint would see another input than they were trained on. The values
-    stored as variances are deviations: github.com/tensorflow/tensorflow/issues/49930.
+    Only for ImageNet weights, Keras sets the mean and the variance of the `Normalization` layer and
+    adds a `Rescaling` layer, which completes the division by the standard deviation. Weights from a
+    file or a checkpoint need the same scaling, so this function always adds it. Keras stores the
+    standard deviations as variances: github.com/tensorflow/tensorflow/issues/49930.
     """
 
     def build(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
@@ -61,21 +60,18 @@ def _efficientnet(name: str) -> Build:
         model = keras_application(name)(input_shape, weights)
         if weights is not None:
             return model
-        deviation = (0.229, 0.224, 0.225)
-        rescaling = keras.layers.Rescaling([1 / value**0.5 for value in deviation])
 
         def call(layer, *inputs, **options):  # type: ignore[no-untyped-def]
             outputs = layer(*inputs, **options)
-            return rescaling(outputs) if isinstance(layer, keras.layers.Normalization) else outputs
+            if not isinstance(layer, keras.layers.Normalization):
+                return outputs
+            deviation = (0.229, 0.224, 0.225)
+            layer.adapt_mean.assign((0.485, 0.456, 0.406))
+            layer.adapt_variance.assign(deviation)
+            layer.finalize_state()  # computes the constants that the layer uses
+            return keras.layers.Rescaling([1 / value**0.5 for value in deviation])(outputs)
 
-        model = keras.models.clone_model(model, call_function=call)
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.Normalization):
-                layer.adapt_mean.assign((0.485, 0.456, 0.406))
-                layer.adapt_variance.assign(deviation)
-                # The layer computes with constants that it derives from these variables here.
-                layer.finalize_state()
-        return model
+        return keras.models.clone_model(model, call_function=call)
 
     return build
 
@@ -87,102 +83,98 @@ def _small_resnet(input_shape: tuple[int, int, int], weights: str | None) -> ker
 
 
 def _family(
-    names: str, module: str, stages: tuple[Stage, ...], minimum_size: int = 32
+    names: str,
+    module: str,
+    stages: tuple[Stage, ...],
+    minimum_size: int = 32,
+    build: Callable[[str], Build] = keras_application,
 ) -> tuple[Backbone, ...]:
-    preprocessing = keras_preprocessing(module)
+    """Returns an entry for each of the names, which are separated by spaces."""
     return tuple(
-        Backbone(name, keras_application(name), preprocessing, stages, minimum_size)
+        Backbone(name, build(name), keras_preprocessing(module), stages, minimum_size)
         for name in names.split()
     )
 
 
-def _numbered(pattern: str, first_layer: str, last: int) -> tuple[Stage, ...]:
-    """Returns stages 2 to `last`, e.g. `Stage('conv2', 'conv2_')` of ('conv{}', 'conv{}_')."""
-    return tuple(Stage(pattern.format(n), first_layer.format(n)) for n in range(2, last + 1))
+def _stages(first: str, **first_layers: int | str) -> tuple[Stage, ...]:
+    """Returns the stage at layer 0, and a stage for each keyword."""
+    return Stage(first), *(Stage(name, layer) for name, layer in first_layers.items())
 
 
-def _groups(*first_layers: str) -> tuple[Stage, ...]:
-    """Returns the stages of a MobileNet: its rows of equal width in the paper's table."""
-    stages = (Stage(f"stage{n}", first) for n, first in enumerate(first_layers[:-1], start=1))
-    return Stage("stem"), *stages, Stage("top", first_layers[-1])
+def _blocks(last: int) -> tuple[Stage, ...]:
+    return _stages("block1", **{f"block{n}": f"block{n}_" for n in range(2, last + 1)})
 
 
-def _efficientnet_stages(blocks: int) -> tuple[Stage, ...]:
-    names = _numbered("block{}", "block{}a_", blocks)
-    return Stage("stem"), Stage("block1", "block1a_"), *names, Stage("top", "top_")
+def _efficientnet_stages(last: int) -> tuple[Stage, ...]:
+    blocks = {f"block{n}": f"block{n}a_" for n in range(1, last + 1)}
+    return _stages("stem", **blocks, top="top_")
 
 
-def _convnext(size: str) -> Backbone:
+def _mobilenet(
+    name: str, module: str, block: str, numbers: tuple[int, ...], top: str
+) -> tuple[Backbone, ...]:
+    """Returns the entry of a MobileNet, with a stage for each output width in the paper's table."""
+    first_layers = ("expanded_conv_", *(block.format(n) for n in numbers))
+    stages = {f"stage{n}": first for n, first in enumerate(first_layers, start=1)}
+    return _family(name, module, _stages("stem", **stages, top=top))
+
+
+def _convnext(size: str) -> tuple[Backbone, ...]:
     prefix = f"convnext_{size.lower()}"
-    downsampled = (Stage(f"stage{n}", f"{prefix}_downsampling_block_{n - 1}") for n in (1, 2, 3))
-    stages = (Stage("stem"), Stage("stage0", f"{prefix}_stage_0_"), *downsampled)
-    name = f"ConvNeXt{size}"
-    return Backbone(name, keras_application(name), keras_preprocessing("convnext"), stages)
+    later = {f"stage{n}": f"{prefix}_downsampling_block_{n - 1}" for n in (1, 2, 3)}
+    stages = _stages("stem", stage0=f"{prefix}_stage_0_", **later)
+    return _family(f"ConvNeXt{size}", "convnext", stages)
 
 
-_CONV_STAGES = (Stage("stem"), *_numbered("conv{}", "conv{}_", 5))
-_VGG_STAGES = (Stage("block1"), *_numbered("block{}", "block{}_", 5))
-_XCEPTION_STAGES = (Stage("block1"), *_numbered("block{}", "block{}_", 14))
-_INCEPTION_STAGES = (
-    Stage("stem"),
-    Stage("mixed0", 18),  # The layer before it is a pooling layer that Keras named.
-    *(Stage(f"mixed{n}", after=f"mixed{n - 1}") for n in range(1, 11)),
-)
-_MOBILENET_V2_STAGES = _groups(
-    "expanded_conv_", "block_1_", "block_3_", "block_6_", "block_10_", "block_13_", "block_16_",
-    "Conv_1",
-)  # fmt: skip
-_MOBILENET_V3_SMALL_STAGES = _groups(
-    "expanded_conv_", "expanded_conv_1_", "expanded_conv_3_", "expanded_conv_6_",
-    "expanded_conv_8_", "conv_1",
-)  # fmt: skip
-_MOBILENET_V3_LARGE_STAGES = _groups(
-    "expanded_conv_", "expanded_conv_1_", "expanded_conv_3_", "expanded_conv_6_",
-    "expanded_conv_10_", "expanded_conv_12_", "conv_1",
-)  # fmt: skip
+_CONV_STAGES = _stages("stem", conv2="conv2_", conv3="conv3_", conv4="conv4_", conv5="conv5_")
+# Keras generates the names of InceptionV3's convolutions, so its stages are given by index.
+_INCEPTION_STARTS = (18, 41, 64, 87, 101, 133, 165, 197, 229, 249, 280)
 
 _ENTRIES = (
-    *_family("VGG16", "vgg16", _VGG_STAGES),
-    *_family("VGG19", "vgg19", _VGG_STAGES),
-    *_family("InceptionV3", "inception_v3", _INCEPTION_STAGES, minimum_size=75),
+    *_family("VGG16 VGG19", "vgg16", _blocks(5)),
+    *_family(
+        "InceptionV3",
+        "inception_v3",
+        _stages("stem", **{f"mixed{n}": index for n, index in enumerate(_INCEPTION_STARTS)}),
+        minimum_size=75,
+    ),
     *_family("ResNet50 ResNet101 ResNet152", "resnet", _CONV_STAGES),
     *_family("ResNet50V2 ResNet101V2 ResNet152V2", "resnet_v2", _CONV_STAGES),
-    *_family("Xception", "xception", _XCEPTION_STAGES, minimum_size=71),
-    *_family("MobileNetV2", "mobilenet_v2", _MOBILENET_V2_STAGES),
-    *_family("MobileNetV3Small", "mobilenet_v3", _MOBILENET_V3_SMALL_STAGES),
-    *_family("MobileNetV3Large", "mobilenet_v3", _MOBILENET_V3_LARGE_STAGES),
+    *_family("Xception", "xception", _blocks(14), minimum_size=71),
+    *_mobilenet("MobileNetV2", "mobilenet_v2", "block_{}_", (1, 3, 6, 10, 13, 16), "Conv_1"),
+    *_mobilenet("MobileNetV3Small", "mobilenet_v3", "expanded_conv_{}_", (1, 3, 6, 8), "conv_1"),
+    *_mobilenet(
+        "MobileNetV3Large", "mobilenet_v3", "expanded_conv_{}_", (1, 3, 6, 10, 12), "conv_1"
+    ),
     *_family("DenseNet121 DenseNet169 DenseNet201", "densenet", _CONV_STAGES),
-    *(
-        Backbone(
-            name=f"EfficientNetB{n}",
-            build=_efficientnet(f"EfficientNetB{n}"),
-            preprocessing=keras_preprocessing("efficientnet"),
-            stages=_efficientnet_stages(blocks=7),
-        )
-        for n in range(8)
+    *_family(
+        " ".join(f"EfficientNetB{n}" for n in range(8)),
+        "efficientnet",
+        _efficientnet_stages(7),
+        build=_efficientnet,
     ),
     *_family(
         "EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3 EfficientNetV2S",
         "efficientnet_v2",
-        _efficientnet_stages(blocks=6),
+        _efficientnet_stages(6),
     ),
-    *_family("EfficientNetV2M EfficientNetV2L", "efficientnet_v2", _efficientnet_stages(blocks=7)),
-    *(_convnext(size) for size in ("Tiny", "Small", "Base", "Large", "XLarge")),
+    *_family("EfficientNetV2M EfficientNetV2L", "efficientnet_v2", _efficientnet_stages(7)),
+    *(entry for size in ("Tiny", "Small", "Base", "Large", "XLarge") for entry in _convnext(size)),
     Backbone(
         name="SmallResNet",
         build=_small_resnet,
         preprocessing=keras_preprocessing("resnet_v2"),
-        stages=(Stage("stem"), *(Stage(f"stage{n}", f"stage{n}_") for n in (1, 2, 3))),
+        stages=_stages("stem", stage1="stage1_", stage2="stage2_", stage3="stage3_"),
     ),
 )
 
-BACKBONES: Mapping[str, Backbone] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+BACKBONES: Mapping[str, Backbone] = {entry.name: entry for entry in _ENTRIES}
 
 
 def find_backbone(name: str) -> Backbone:
-    """Returns the table's entry of that name; raises `UserError` naming the nearest ones."""
+    """Returns the entry of a name; raises `UserError` with the nearest names if there is none."""
     if name in BACKBONES:
         return BACKBONES[name]
     nearest = nearest_names(name, BACKBONES)
-    hint = f"nearest: {nearest}" if nearest else ", ".join(BACKBONES)
-    raise UserError(f"backbone is {name!r}; expected one of the table, {hint}")
+    expected = f"a known backbone, nearest: {nearest}" if nearest else ", ".join(BACKBONES)
+    raise UserError(f"backbone is {name!r}; expected {expected}")

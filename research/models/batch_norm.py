@@ -1,4 +1,4 @@
-"""BatchNorm in training mode, whose statistics are those of the photos that count."""
+"""BatchNorm whose batch statistics use the example weights, so that padding has no effect."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import tensorflow as tf
 
 
 class WeightedBatchNorm(keras.layers.Layer):
-    """A trained `BatchNormalization` (Ioffe and Szegedy 2015, arXiv 1502.03167) that knows weights.
+    """A trained `BatchNormalization` (Ioffe and Szegedy 2015, arXiv 1502.03167) with weights.
 
-    The photos that fill up a short batch weigh nothing and do not move the statistics, so that
-    these do not depend on how a batch falls on the devices. A device without a photo that counts
-    uses the moving statistics and leaves them alone, and so does one whose activations overflowed.
-    The variables are those of the layer given.
+    Padding examples have weight 0 and do not change the statistics. The statistics therefore do not
+    depend on how a batch is divided over the devices. A device whose examples all have weight 0,
+    or whose activations overflowed, uses the moving statistics and does not update them. The layer
+    shares the variables of the original layer.
 
     Args:
-      norm: the layer to compute as; over the last axis. Where it is `synchronized`, the statistics
-        are those of all devices together.
+      norm: the original layer, which normalizes over the last axis. If it is `synchronized`, the
+        statistics are computed over all devices.
     """
 
     def __init__(self, norm: keras.layers.BatchNormalization) -> None:
@@ -27,68 +27,74 @@ class WeightedBatchNorm(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: tf.Tensor, weight: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalizes (batch, ..., channels); `weight` is float32 (batch,)."""
-        norm = self.norm
+        """Normalizes inputs (batch, ..., channels); `weight` is float32 (batch,)."""
         values = tf.cast(inputs, tf.float32)
-        mean, variance = (
-            tf.convert_to_tensor(norm.moving_mean),
-            tf.convert_to_tensor(norm.moving_variance),
-        )
+        mean = tf.convert_to_tensor(self.norm.moving_mean)
+        variance = tf.convert_to_tensor(self.norm.moving_variance)
         if training:
             mean, variance = self._batch_statistics(values, tf.cast(weight, tf.float32))
-        scale = tf.math.rsqrt(variance + norm.epsilon)
-        if norm.scale:
-            scale *= norm.gamma
-        offset = -mean * scale
-        if norm.center:
-            offset += norm.beta
+        scale, offset = scale_and_offset(self.norm, mean, variance)
         return tf.cast(values * scale + offset, self.compute_dtype)
 
     def _batch_statistics(
         self, values: tf.Tensor, weight: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and variance, float32 (channels,), and moves the moving ones."""
+        """Returns mean and variance, float32 (channels,), and updates the moving statistics."""
         norm = self.norm
-        places = list(range(1, len(values.shape) - 1))
+        positions = list(range(1, len(values.shape) - 1))
         size = tf.cast(tf.reduce_prod(tf.shape(values)[1:-1]), tf.float32)
 
         def weighted_sum(tensor: tf.Tensor) -> tf.Tensor:
-            # Divided by the places first: in a large batch a sum of squares loses digits.
-            return tf.linalg.matvec(tf.reduce_sum(tensor, places) / size, weight, transpose_a=True)
+            # Dividing by the number of positions first keeps the sums of squares precise.
+            sums = tf.reduce_sum(tensor, positions) / size
+            return tf.linalg.matvec(sums, weight, transpose_a=True)
 
-        sums = tf.concat([weighted_sum(values), [tf.reduce_sum(weight)]], axis=0)
-        sums = self._over_devices(sums)  # in one exchange
+        # One all-reduce for the sums and the weights.
+        sums = self._all_reduce(tf.concat([weighted_sum(values), [tf.reduce_sum(weight)]], axis=0))
         count = sums[-1]
         mean = tf.math.divide_no_nan(sums[:-1], count)
-        # The variance does not change with the mean, to first order: as in tf.nn.moments, nothing
-        # is differentiated there.
+        # The derivative of the variance with respect to the mean is zero, so it is not computed, as
+        # in tf.nn.moments.
         squares = tf.math.squared_difference(values, tf.stop_gradient(mean))
-        variance = tf.math.divide_no_nan(self._over_devices(weighted_sum(squares)), count)
+        variance = tf.math.divide_no_nan(self._all_reduce(weighted_sum(squares)), count)
         mean = tf.where(count > 0, mean, norm.moving_mean)
         variance = tf.where(count > 0, variance, norm.moving_variance)
-        for moving, found in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
-            moved = moving * norm.momentum + found * (1.0 - norm.momentum)
+        for moving, current in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
+            moved = moving * norm.momentum + current * (1.0 - norm.momentum)
             keep = (count == 0) | ~tf.math.is_finite(moved)
             moving.assign(tf.where(keep, moving, moved))
         return mean, variance
 
-    def _over_devices(self, tensor: tf.Tensor) -> tf.Tensor:
+    def _all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         if not self.norm.synchronized:
             return tensor
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tensor)
 
 
-def weigh_batch_norm(model: keras.Model) -> keras.Model:
-    """Returns a model that shares all layers, with a last input more: the examples' weights.
+def scale_and_offset(
+    norm: keras.layers.BatchNormalization, mean: tf.Tensor, variance: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the scale and the offset per channel that BatchNorm applies for given statistics."""
+    scale = tf.math.rsqrt(variance + norm.epsilon)
+    if norm.scale:
+        scale *= norm.gamma
+    offset = -mean * scale
+    if norm.center:
+        offset += norm.beta
+    return scale, offset
 
-    The model itself is returned where no BatchNorm in it is trained.
+
+def weigh_batch_norm(model: keras.Model) -> keras.Model:
+    """Returns a model that shares all layers and takes the example weights as its last input.
+
+    If the model has no trainable BatchNorm, it is returned unchanged.
     """
     if not any(_is_weighable(layer) for layer in model.layers):
         return model
     weight = keras.Input((), name="weight")
     inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in model.inputs]
-    # Until a layer takes the weights, an output of their own connects them.
+    # No layer takes the weights yet. This additional output connects them to the model.
     outputs = [*model.outputs, keras.layers.Identity(name="weight_output")(weight)]
     whole = keras.Model([*model.inputs, weight], outputs, name=model.name)
 
@@ -108,7 +114,7 @@ def weigh_batch_norm(model: keras.Model) -> keras.Model:
 
 
 def takes_weights(model: keras.Model) -> bool:
-    """Tells whether `weigh_batch_norm` gave the model a last input for weights."""
+    """Returns whether the last input of a model is the example weights; see `weigh_batch_norm`."""
     return any(isinstance(layer, WeightedBatchNorm) for layer in model.layers)
 
 

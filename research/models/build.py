@@ -1,15 +1,14 @@
-"""What a backbone is: how it is built, what its input must look like, and its stages.
+"""Builds a backbone, and finds its stages and its first trainable layer.
 
-This module must stay free of TensorFlow and Keras until a backbone is built: the flags look names
-up in the table, `backbones.py`.
+This module must not import TensorFlow or Keras before a backbone is built: the flags read the
+table of backbones in `backbone_table.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,39 +21,36 @@ if TYPE_CHECKING:
     Build = Callable[[tuple[int, int, int], str | None], keras.Model]
     Preprocessing = Callable[[tf.Tensor], tf.Tensor]
 
-DOWNLOAD_SILENCE_SECONDS = 15.0
+DOWNLOAD_TIMEOUT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a backbone that can be unfrozen by name, and where it starts in `model.layers`.
-
-    Layers that Keras named itself (`conv2d_17`) count what the process built before: no rule may
-    rely on them.
+    """A part of a backbone that `--unfreeze_from` can name, and its first layer.
 
     Attributes:
-      name: what `--unfreeze_from` calls it.
-      first_layer: index of its first layer, or how that layer's name begins.
-      after: the whole name of the layer before its first one; replaces `first_layer`.
+      name: the name of the stage for `--unfreeze_from`.
+      first_layer: index of the first layer in `model.layers`, or a prefix of that layer's name.
+        Do not use a name that Keras generates (`conv2d_17`): its number counts all layers that
+        the process has built.
     """
 
     name: str
     first_layer: int | str = 0
-    after: str | None = None
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """One entry of the table.
+    """One entry of the table of backbones.
 
     Attributes:
-      name: its key in the table.
-      build: makes the model from (height, width, 3) and the weights, 'imagenet' or None; it has no
-        top: its output has the shape (batch, height', width', channels).
-      preprocessing: turns float32 RGB images in [0, 255], shape (batch, height, width, 3), into
-        what the model was trained on, of the same shape.
-      stages: from input to output, the first one starting at layer 0.
-      minimum_size: the least image height and width in pixels.
+      name: key in the table.
+      build: builds the model from the input shape (height, width, 3) and the weights, 'imagenet' or
+        None. The model has no top: its output has the shape (batch, height', width', channels).
+      preprocessing: converts float32 RGB images in [0, 255], shape (batch, height, width, 3), to
+        the input of the model, of the same shape.
+      stages: in order from input to output. The first stage starts at layer 0.
+      minimum_size: smallest image height and width in pixels.
     """
 
     name: str
@@ -72,13 +68,13 @@ def build_backbone(
     Args:
       backbone: an entry of the table.
       image_size: height and width in pixels, at least `backbone.minimum_size`.
-      weights: 'imagenet', which Keras downloads once to ~/.keras, or None for random ones.
+      weights: 'imagenet', which Keras downloads once to ~/.keras, or None for random weights.
 
     Returns:
-      A functional model whose input is what `backbone.preprocessing` returns.
+      A functional model. Its input is the output of `backbone.preprocessing`.
 
     Raises:
-      UserError: if the image size is too small, or the weights cannot be downloaded.
+      UserError: if the image size is too small, or if the weights cannot be downloaded.
     """
     if image_size < backbone.minimum_size:
         raise UserError(
@@ -87,102 +83,81 @@ def build_backbone(
     input_shape = (image_size, image_size, 3)
     if weights is None:
         return backbone.build(input_shape, None)
+    # Keras downloads without a timeout and would hang behind a firewall that drops packets.
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
-        with _socket_timeout(DOWNLOAD_SILENCE_SECONDS):
-            return backbone.build(input_shape, weights)
+        return backbone.build(input_shape, weights)
     except Exception as error:
-        if not _is_download_failure(error):
+        # keras.utils.get_file raises a bare Exception for some failures of a download, and
+        # ValueError for a wrong hash.
+        failures = ("URL fetch failure", "Incomplete or corrupted file")
+        if not isinstance(error, OSError) and not str(error).startswith(failures):
             raise
-        reason = one_line(error)
         raise UserError(
-            f"could not download the ImageNet weights of {backbone.name} ({reason}); give "
+            f"could not download the ImageNet weights of {backbone.name} ({one_line(error)}); give "
             "--weights=FILE, or --weights=none to train from scratch"
         ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 def stage_starts(model: keras.Model, backbone: Backbone) -> dict[str, int]:
-    """Returns the index in `model.layers` of each stage's first layer, in order.
+    """Returns the index in `model.layers` of the first layer of each stage, in order.
 
-    `model.layers` is sorted by depth, so that `layers[:index]` is all that comes before the stage,
-    and at these places one tensor alone leads from there into the stage.
+    `model.layers` is sorted by depth, so `layers[:index]` contains every layer before the stage. At
+    these indices, exactly one tensor connects the layers before the stage with the stage.
 
     Raises:
-      ValueError: if the model is not the one that the backbone's stages describe.
+      ValueError: if no layer of the model matches a stage.
     """
-    names = [layer.name for layer in model.layers]
-    return {stage.name: _first_layer(names, stage, backbone.name) for stage in backbone.stages}
+
+    def first_layer(stage: Stage) -> int:
+        start = stage.first_layer
+        for index, layer in enumerate(model.layers):
+            if layer.name.startswith(start) if isinstance(start, str) else index == start:
+                return index
+        raise ValueError(
+            f"stage {stage.name} of {backbone.name} was not found: no layer matches {start!r}"
+        )
+
+    return {stage.name: first_layer(stage) for stage in backbone.stages}
 
 
 def first_trainable_layer(model: keras.Model, backbone: Backbone, unfreeze_from: str) -> int:
-    """Resolves `--unfreeze_from` to an index in `model.layers`.
+    """Converts `--unfreeze_from` to an index in `model.layers`.
 
     Args:
-      model: the backbone's model.
-      backbone: the entry it was built from.
-      unfreeze_from: an index from 0 to the number of layers, a stage, a layer's name, or 'none'.
-        Where a stage and a layer share a name (InceptionV3's `mixed5` ends the stage), the stage
-        is meant.
+      model: the model of the backbone.
+      backbone: the entry of the table that built the model.
+      unfreeze_from: an index from 0 to the number of layers, a stage, the name of a layer, or
+        'none'. If a stage and a layer have the same name, the stage is used. For example,
+        InceptionV3's layer `mixed5` is the last layer of the stage `mixed5`.
 
     Returns:
-      The index of the first layer to train: 0 for all of them, `len(model.layers)` for none.
+      The index of the first layer to train: 0 to train all layers, `len(model.layers)` to train
+      none.
 
     Raises:
-      UserError: if it is none of these.
+      UserError: if `unfreeze_from` is none of these.
     """
     count = len(model.layers)
-    if unfreeze_from == "none":
-        return count
     starts = stage_starts(model, backbone)
-    if unfreeze_from in starts:
-        return starts[unfreeze_from]
-    names = [layer.name for layer in model.layers]
-    if unfreeze_from in names:
-        return names.index(unfreeze_from)
-    try:
-        index = int(unfreeze_from)
-    except ValueError:
-        nearest = nearest_names(unfreeze_from, [*starts, *names])
-        found, hint = repr(unfreeze_from), f"; nearest: {nearest}" if nearest else ""
-    else:
-        if 0 <= index <= count:
-            return index
-        found, hint = str(index), ""
+    layers = {layer.name: index for index, layer in enumerate(model.layers)}
+    indices = {str(index): index for index in range(count + 1)}
+    places = {**indices, **layers, **starts, "none": count}
+    if unfreeze_from in places:
+        return places[unfreeze_from]
+    nearest = nearest_names(unfreeze_from, [*starts, *layers])
+    hint = f"; nearest: {nearest}" if nearest else ""
     raise UserError(
-        f"unfreeze_from is {found}; {backbone.name} has {count} layers: expected 0 to {count}, a "
-        f"layer name, one of the stages {', '.join(starts)}, or none{hint}"
+        f"unfreeze_from is {unfreeze_from!r}; {backbone.name} has {count} layers: expected 0 to "
+        f"{count}, a layer name, one of the stages {', '.join(starts)}, or none{hint}"
     )
 
 
-def _first_layer(names: list[str], stage: Stage, backbone: str) -> int:
-    if stage.after is not None and stage.after in names:
-        return names.index(stage.after) + 1
-    for index, name in enumerate(names):
-        if stage.after is None and (
-            stage.first_layer == index
-            or (isinstance(stage.first_layer, str) and name.startswith(stage.first_layer))
-        ):
-            return index
-    raise ValueError(f"stage {stage.name} of {backbone} was not found: {stage} fits no layer")
-
-
 def nearest_names(name: str, candidates: Iterable[str]) -> str:
-    by_folded = {candidate.lower(): candidate for candidate in candidates}
-    matches = difflib.get_close_matches(name.lower(), by_folded, n=3, cutoff=0.5)
-    return ", ".join(by_folded[match] for match in matches)
-
-
-def _is_download_failure(error: Exception) -> bool:
-    # keras.utils.get_file wraps some failures in a bare Exception, and a wrong hash in ValueError.
-    told = ("URL fetch failure", "Incomplete or corrupted file")
-    return isinstance(error, OSError) or str(error).startswith(told)
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    # Keras downloads without a timeout: behind a firewall that drops packets it would hang.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    """Returns up to three candidates that resemble a name, joined by commas; case is ignored."""
+    by_lower_case = {candidate.lower(): candidate for candidate in candidates}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+    return ", ".join(by_lower_case[match] for match in matches)

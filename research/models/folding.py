@@ -1,4 +1,4 @@
-"""Puts a frozen BatchNorm into the convolution before it, where it costs nothing."""
+"""Folds each frozen BatchNorm into the convolution before it, which removes its cost."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from research.models.batch_norm import scale_and_offset
+
 
 class FoldedConvolution(keras.layers.Layer):
-    """A convolution and the frozen BatchNorm after it, as one convolution with a bias.
+    """A convolution and the frozen BatchNorm after it, computed as one convolution with a bias.
 
-    With frozen statistics BatchNorm is a scale and an offset a channel. Scaling the kernel is far
-    cheaper than scaling the activations, and leaves a form that oneDNN computes together with the
-    ReLU after it. The variables are those of the two layers; the kernel stays trainable.
+    With frozen statistics, BatchNorm is a scale and an offset per channel. Scaling the kernel is
+    much cheaper than scaling the activations, and oneDNN can then fuse the convolution with the
+    ReLU after it. The layer shares the variables of both layers, and the kernel stays trainable.
 
     Args:
       convolution: a `Conv2D` or `DepthwiseConv2D` without activation.
-      norm: the `BatchNormalization` that takes its output.
+      norm: the `BatchNormalization` after the convolution.
     """
 
     def __init__(
@@ -30,62 +32,48 @@ class FoldedConvolution(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Maps (batch, height, width, channels) to what the two layers would, to rounding."""
-        convolution, norm = self.convolution, self.norm
-        scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
-        if norm.scale:
-            scale *= norm.gamma
-        offset = -norm.moving_mean * scale
-        if norm.center:
-            offset += norm.beta
-        if convolution.use_bias:
-            offset += convolution.bias * scale
-        depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
+        """Maps (batch, height, width, channels) to the output of both layers, up to rounding."""
+        layer, norm = self.convolution, self.norm
+        scale, offset = scale_and_offset(norm, norm.moving_mean, norm.moving_variance)
+        if layer.use_bias:
+            offset += layer.bias * scale
+        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         # A depthwise kernel has the shape (height, width, channels, 1).
-        kernel = convolution.kernel * (scale[:, tf.newaxis] if depthwise else scale)
+        kernel = layer.kernel * (scale[:, tf.newaxis] if depthwise else scale)
         convolve = keras.ops.depthwise_conv if depthwise else keras.ops.conv
-        outputs = convolve(
-            inputs,
-            kernel,
-            strides=convolution.strides,
-            padding=convolution.padding,
-            dilation_rate=convolution.dilation_rate,
-            data_format="channels_last",
-        )
+        strides, padding, dilation = layer.strides, layer.padding, layer.dilation_rate
+        outputs = convolve(inputs, kernel, strides, padding, "channels_last", dilation)
         return tf.nn.bias_add(outputs, offset)
 
 
 def fold_frozen_batch_norm(model: keras.Model) -> keras.Model:
-    """Returns a model that computes the same, without its frozen BatchNorm layers where it can.
+    """Returns a model with the same outputs in which frozen BatchNorm layers are folded.
 
-    It shares all layers and variables with the original. BatchNorm that is trained, or that does
-    not directly follow a convolution of its own, stays as it is.
+    It shares all layers and variables with the original. A BatchNorm is not folded if it is
+    trainable, or if it does not directly follow a convolution whose output only it uses.
     """
-    pairs = _foldable_pairs(model)
-    if not pairs:
+    norm_of = _foldable_norms(model)
+    if not norm_of:
         return model
-    folded = {id(convolution) for convolution in pairs}
-    norms = {id(norm) for norm in pairs.values()}
+    norms = set(norm_of.values())
 
     def replace(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if id(layer) in folded:
-            return FoldedConvolution(layer, pairs[layer])
-        if id(layer) in norms:
+        if layer in norm_of:
+            return FoldedConvolution(layer, norm_of[layer])
+        if layer in norms:
             return keras.layers.Identity(name=f"{layer.name}_folded")
         return layer
 
     def call(layer: keras.layers.Layer, *arguments: Any, **options: Any) -> Any:
+        # BatchNorm takes a mask; the layers that replace it do not.
         replaced = isinstance(layer, (FoldedConvolution, keras.layers.Identity))
-        return layer(arguments[0]) if replaced else layer(*arguments, **options)  # less a mask
+        return layer(arguments[0]) if replaced else layer(*arguments, **options)
 
     return keras.models.clone_model(model, clone_function=replace, call_function=call)
 
 
-def _foldable_pairs(
-    model: keras.Model,
-) -> dict[keras.layers.Layer, keras.layers.BatchNormalization]:
-    """Finds each convolution whose output goes to a frozen BatchNorm and nowhere else."""
-    own = {id(layer) for layer in model.layers}
+def _foldable_norms(model: keras.Model) -> dict[keras.Layer, keras.layers.BatchNormalization]:
+    """Maps each plain convolution whose output only a frozen BatchNorm uses to that BatchNorm."""
     uses = collections.Counter(id(tensor) for tensor in model.outputs)
     for operation in model.operations:
         uses.update(id(tensor) for tensor in operation._inbound_nodes[0].input_tensors)
@@ -94,25 +82,18 @@ def _foldable_pairs(
         if not isinstance(norm, keras.layers.BatchNormalization) or norm.trainable:
             continue
         (tensor,) = norm._inbound_nodes[0].input_tensors
-        convolution = tensor._keras_history.operation
+        layer = tensor._keras_history.operation
         if (
-            id(convolution) in own
+            norm.axis in (-1, 3)
+            and layer in model.layers
             and uses[id(tensor)] == 1
-            and _is_plain_convolution(convolution)
-            and norm.axis in (-1, 3)
+            and type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+            and layer.activation is keras.activations.linear
+            and layer.data_format == "channels_last"
+            and getattr(layer, "groups", 1) == 1
+            and getattr(layer, "depth_multiplier", 1) == 1
+            # Other dtypes would round the scaled kernel; for them XLA fuses the two layers anyway.
+            and layer.compute_dtype == "float32"
         ):
-            pairs[convolution] = norm
+            pairs[layer] = norm
     return pairs
-
-
-def _is_plain_convolution(layer: keras.Operation) -> bool:
-    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
-    return (
-        type(layer) in kinds
-        and layer.activation is keras.activations.linear
-        and layer.data_format == "channels_last"
-        and getattr(layer, "groups", 1) == 1
-        and getattr(layer, "depth_multiplier", 1) == 1
-        # Elsewhere the scaled kernel would be rounded; there XLA fuses the two layers anyway.
-        and layer.compute_dtype == "float32"
-    )

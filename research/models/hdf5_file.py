@@ -1,7 +1,7 @@
-"""Opens a file of weights from somebody else, without trusting it.
+"""Opens an untrusted file of weights.
 
-What is read is numbers in HDF5. Nothing in the file is executed or built; its configuration is not
-even looked at, links out of it are not followed, and it takes no more memory than its numbers need.
+Only arrays in HDF5 are read. Nothing in the file is executed or built, its configuration is not
+read, links to other files are not followed, and memory is limited by the size of the arrays.
 """
 
 from __future__ import annotations
@@ -19,99 +19,86 @@ from research.system.errors import UserError, one_line
 from research.system.machine import memory_limit
 
 ARCHIVE_MEMBER = "model.weights.h5"
-# What zipfile and h5py raise on damaged files, as far as `tests/fuzzing/fuzz_files.py` shows.
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    KeyError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-# What a small file may grow to in memory, whatever it claims: Keras compresses nothing, and
-# trained weights hardly shrink.
-LEAST_GROWTH, MOST_GROWTH = 2**26, 16
-DEEPEST = 100  # groups in groups; models in models in a saved model are a handful
+# zipfile unpacks other compressions without a limit on memory.
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Exceptions of zipfile and h5py for damaged files, found with `tests/fuzzing/fuzz_files.py`.
+UNREADABLE_HDF5 = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)
+UNREADABLE_ARCHIVE = (EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+# An unpacked file may have 16 times the size of the file, and always 64 MiB. Keras does not
+# compress weights, and trained weights hardly compress.
+MAX_GROWTH, ALLOWED_BYTES = 16, 2**26
+MAX_DEPTH = 100  # of nested groups; a saved model has only a few levels of nested models
+
+GroupsAndArrays = tuple[dict[str, h5py.Group], dict[str, h5py.Dataset]]
 
 
 @contextmanager
-def open_weights(path: str, wanted: int) -> Iterator[h5py.File]:
-    """Opens the HDF5 of a file for reading so many bytes of numbers.
+def open_weights(path: str, array_bytes: int) -> Iterator[GroupsAndArrays]:
+    """Opens an HDF5 file, or the HDF5 file in a `.keras` archive, with limited memory.
+
+    Yields all groups and all arrays of the file by path. Links to other files are not followed.
+
+    Args:
+      path: the file.
+      array_bytes: size of the arrays to read, in bytes.
 
     Raises:
-      UserError: it cannot be read, or not in several times the memory of the file and the numbers.
+      UserError: if the file cannot be read, or if it needs several times the memory of the file and
+        the arrays.
     """
-    if not os.path.exists(path):
+    if not os.path.isfile(path):  # reading a pipe would block, and a device may have no end
+        problem = "is a folder" if os.path.isdir(path) else "is not a regular file"
         raise UserError(
-            f"weights is {path!r}, which does not exist; expected imagenet, none or a file"
+            f"weights is {path!r}, which {problem if os.path.exists(path) else 'does not exist'}; "
+            "expected imagenet, none or a file of Keras weights"
         )
-    if os.path.isdir(path):
-        raise UserError(f"weights is {path!r}, a folder; expected a file of Keras weights in it")
-    if not os.path.isfile(path):  # a pipe, which would be waited for, or a device without an end
-        raise UserError(f"weights is {path!r}, which is no regular file; expected Keras weights")
     try:
         source: str | io.BytesIO = path
-        # In HDF5, thousands of names can be one long text, and attributes can be compressed.
-        with memory_limit(4 * (os.path.getsize(path) + wanted) + LEAST_GROWTH * MOST_GROWTH):
+        # A small HDF5 file can need much memory: thousands of names can share one long text, and
+        # attributes can be compressed.
+        with memory_limit(4 * (os.path.getsize(path) + array_bytes) + MAX_GROWTH * ALLOWED_BYTES):
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
-                    source = io.BytesIO(_member(archive, path))
+                    source = io.BytesIO(_read_member(archive, path))
             with h5py.File(source, "r") as file:
-                yield file
-    except UNREADABLE as error:
-        reason = one_line(error)
+                yield _groups_and_arrays(file, path)
+    except (*UNREADABLE_HDF5, *UNREADABLE_ARCHIVE) as error:
         raise UserError(
-            f"weights file {path} cannot be read ({reason}); expected Keras weights in HDF5 or a "
-            ".keras archive: it may be cut off, or be something else"
+            f"weights file {path} cannot be read ({one_line(error)}); expected Keras weights in "
+            "HDF5 or a .keras archive: the file may be truncated or have another format"
         ) from error
 
 
-def _member(archive: zipfile.ZipFile, path: str) -> bytes:
-    """Returns the weights in an archive of Keras 3; raises `UserError` if they are no such."""
+def _read_member(archive: zipfile.ZipFile, path: str) -> bytes:
+    """Returns the HDF5 file in a Keras 3 archive; raises `UserError` if there is no valid one."""
+    size = os.path.getsize(path)
     if ARCHIVE_MEMBER not in archive.namelist():
-        raise UserError(
-            f"weights file {path} is an archive without {ARCHIVE_MEMBER}; expected one that Keras "
-            "3 saved"
-        )
-    member = archive.getinfo(ARCHIVE_MEMBER)
-    # Other compressions are expanded without a bound.
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UserError(
-            f"weights file {path} is compressed in a way that Keras does not use; expected an "
-            "archive that Keras 3 saved"
-        )
-    if member.file_size > max(MOST_GROWTH * os.path.getsize(path), LEAST_GROWTH):
-        raise UserError(
-            f"weights file {path} would grow from {os.path.getsize(path):,} to "
-            f"{member.file_size:,} bytes when unpacked, which no trained weights do; expected an "
-            "archive that Keras 3 saved"
-        )
-    return archive.read(member)
+        problem = f"is an archive without {ARCHIVE_MEMBER}"
+    elif (member := archive.getinfo(ARCHIVE_MEMBER)).compress_type not in COMPRESSIONS:
+        problem = "is compressed in a way that Keras does not use"
+    elif member.file_size > max(MAX_GROWTH * size, ALLOWED_BYTES):
+        problem = f"would grow from {size:,} to {member.file_size:,} bytes, unlike trained weights"
+    else:
+        return archive.read(member)
+    raise UserError(f"weights file {path} {problem}; expected an archive that Keras 3 saved")
 
 
-def groups_and_arrays(
-    file: h5py.File, path: str
-) -> tuple[dict[str, h5py.Group], dict[str, h5py.Dataset]]:
-    """Returns all groups and arrays by path. Links out of the file are not followed."""
+def _groups_and_arrays(file: h5py.File, path: str) -> GroupsAndArrays:
     groups: dict[str, h5py.Group] = {"": file}
     arrays: dict[str, h5py.Dataset] = {}
 
     def visit(name: str | bytes, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> None:
         if isinstance(name, bytes):
             raise ValueError(f"the name {name!r} is damaged")
-        if name.count("/") > DEEPEST:
+        if name.count("/") > MAX_DEPTH:
             raise ValueError("its groups are nested too deeply")
         if isinstance(item, h5py.Group):
             groups[name] = item
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
                 raise UserError(
-                    f"weights file {path} takes {name!r} from another file; expected a file that "
-                    "holds its numbers itself"
+                    f"weights file {path} stores {name!r} in another file; expected a file that "
+                    "contains all its values"
                 )
             arrays[name] = item
 

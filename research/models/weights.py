@@ -1,13 +1,13 @@
-"""Loads a backbone's weights from a file: all of them or, with a reason, none.
+"""Loads the weights of a backbone from a file: all of them, or none.
 
-What is read is numbers in HDF5, see `weights_file.py`. Two layouts are known:
+`hdf5_file.py` opens the file. Two layouts are supported:
 
 - Keras 3 (`*.weights.h5`, and `model.weights.h5` inside a `.keras` archive; keras/src/saving/
-  saving_lib.py): a group for each layer, called by its class and its number among the layers of
-  that class, e.g. `layers/conv2d_1/vars/0`; a model inside a model is a group in a group.
+  saving_lib.py): one group per layer, named after the layer's class and its number among the layers
+  of this class, for example `layers/conv2d_1/vars/0`. A nested model is a nested group.
 - Keras 2 (`*_notop.h5` of keras.applications, and `model.save('x.h5')`; keras/src/legacy/saving/
-  legacy_h5_format.py): the attribute `layer_names`, and `weight_names` for each layer; a model
-  inside a model is one layer with many weights, whose order depends on what was frozen.
+  legacy_h5_format.py): the attribute `layer_names`, and `weight_names` for each layer. A nested
+  model is one layer with many weights, whose order depends on which layers were frozen.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from research.models.hdf5_file import LEAST_GROWTH, groups_and_arrays, open_weights
+from research.models.hdf5_file import ALLOWED_BYTES, open_weights
 from research.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did.
+    """The result of `load_weights`.
 
     Attributes:
       path: the file.
-      loaded: how many of the model's variables were loaded.
-      total: how many variables the model has; the same number, as loading is all or nothing.
-      left_out: how many variables of layers in the file the model has no place for, such as the
-        head's of a saved classifier.
+      loaded: number of variables of the model that were loaded.
+      total: number of variables of the model; equal to `loaded`, because all or none are loaded.
+      left_out: number of variables in the file that the model does not have, for example those of
+        the head of a saved classifier.
     """
 
     path: str
@@ -48,58 +48,56 @@ class LoadReport:
 
     def __str__(self) -> str:
         line = f"loaded {self.loaded} of {self.total} variables from {os.path.basename(self.path)}"
-        return f"{line}, {self.left_out} others in it left out" if self.left_out else line
+        return f"{line}, ignored {self.left_out} others in it" if self.left_out else line
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A layer of the model, and what a file holds for it; None: nothing."""
+    """A layer of the model and its arrays in a file; None if the file has none for it."""
 
     layer: str
     variables: Sequence[keras.Variable]
     arrays: Sequence[h5py.Dataset] | None
 
     def problem(self) -> str | None:
-        """Returns why the two do not fit, naming both; None if they do."""
+        """Returns why the arrays do not fit the variables; None if they do."""
         if self.arrays is None:
-            return f"it has nothing for layer {self.layer!r}"
-        wanted, found = len(self.variables), len(self.arrays)
-        if wanted != found:
-            return f"layer {self.layer!r} wants {wanted} variables, the file has {found}"
+            return f"it has no weights for layer {self.layer!r}"
+        needed, found = len(self.variables), len(self.arrays)
+        if needed != found:
+            return f"layer {self.layer!r} needs {needed} variables, the file has {found}"
         for variable, array in zip(self.variables, self.arrays, strict=True):
-            wants = f"layer {self.layer!r} wants {variable.name} {tuple(variable.shape)}"
+            needs = f"layer {self.layer!r} needs {variable.name} {tuple(variable.shape)}"
             if tuple(variable.shape) != array.shape:
-                return f"{wants}, the file has {array.shape}"
+                return f"{needs}, the file has {array.shape}"
             if array.dtype.kind not in "fiu" and not _is_bfloat16(array):
-                return f"{wants} of numbers, the file has type {array.dtype}"
-            # HDF5 takes memory for a whole chunk, which may be larger than the array.
+                return f"{needs} as numbers, the file has type {array.dtype}"
+            # HDF5 allocates memory for a whole chunk, which may be larger than the array.
             size = array.dtype.itemsize
-            if size * math.prod(array.chunks or ()) > max(4 * size * array.size, LEAST_GROWTH):
-                return f"{wants}, the file has it in chunks of {array.chunks}"
+            if size * math.prod(array.chunks or ()) > max(4 * size * array.size, ALLOWED_BYTES):
+                return f"{needs}, the file has it in chunks of {array.chunks}"
         return None
 
 
 def load_weights(model: keras.Model, path: str) -> LoadReport:
-    """Loads a functional model's variables from a file, after all of it was checked.
+    """Loads the variables of a functional model from a file, after checking the whole file.
 
     Args:
       model: a built functional model, such as a backbone.
-      path: Keras weights (`*.weights.h5`, or HDF5 as Keras 2 wrote it), or a saved model (`.keras`,
-        `.h5`) that is this model or contains it: as a model of its own, or layer by layer with
-        more layers on top. What the file is, is seen from its content. A layer made of layers
-        that is no model (such as MultiHeadAttention) is not looked for in Keras 3's layout.
+      path: Keras weights (`*.weights.h5`, or HDF5 of Keras 2), or a saved model (`.keras`, `.h5`).
+        A saved model is either this model or contains it, as a nested model or as its first layers.
+        The content decides the format, not the name. In the layout of Keras 3, layers that consist
+        of layers but are not models, such as MultiHeadAttention, are not supported.
 
     Returns:
-      What was loaded.
+      The numbers of loaded and ignored variables.
 
     Raises:
-      UserError: if the file is missing, is none of these, or does not hold every variable in the
-        right shape; the model's variables are then unchanged.
+      UserError: if the file does not exist, has another format, or does not contain every variable
+        in the right shape. The variables of the model are then unchanged.
     """
-    with open_weights(
-        path, 8 * sum(math.prod(variable.shape) for variable in model.weights)
-    ) as file:
-        groups, arrays = groups_and_arrays(file, path)
+    size = sum(math.prod(variable.shape) for variable in model.weights)
+    with open_weights(path, 8 * size) as (groups, arrays):
         prefix = _keras2_prefix(groups)
         if prefix is None:
             candidates, stored = _keras3_candidates(model, arrays)
@@ -115,46 +113,44 @@ def load_weights(model: keras.Model, path: str) -> LoadReport:
         variable.assign(value)
     for _, layer in _leaves(model):
         if isinstance(layer, keras.layers.Normalization):
-            # This layer computes with constants that it derives from its variables once.
-            layer.finalize_state()
+            layer.finalize_state()  # computes the constants that the layer uses
     return LoadReport(path, len(values), len(model.weights), stored - len(values))
 
 
 def _fitting(candidates: Iterable[list[_Pair]], path: str) -> list[_Pair]:
-    """Returns the first candidate without a problem; raises `UserError` for the nearest one."""
-    fewest: list[str] | None = None
-    for pairs in candidates:
-        problems = [problem for pair in pairs if (problem := pair.problem())]
-        if not problems:
+    """Returns the first candidate that fits; otherwise raises `UserError` for the closest one."""
+    problems = ["it contains no layers of a Keras model"]
+    for number, pairs in enumerate(candidates):
+        found = [problem for pair in pairs if (problem := pair.problem())]
+        if not found:
             return pairs
-        if fewest is None or len(problems) < len(fewest):
-            fewest = problems
-    reason = fewest[0] if fewest else "it holds no layers of a Keras model"
+        if number == 0 or len(found) < len(problems):
+            problems = found
     raise UserError(
-        f"weights file {path} does not fit: {reason}; give a file of the same backbone, or "
+        f"weights file {path} does not fit: {problems[0]}; give a file of the same backbone, or "
         "--weights=none"
     )
 
 
 def _value(variable: keras.Variable, array: h5py.Dataset) -> np.ndarray:
-    """Returns what is stored, as the variable takes it; raises ValueError if it is not finite."""
+    """Returns an array in the dtype of the variable; raises ValueError if it is not finite."""
     stored = np.asarray(array[()])
     if _is_bfloat16(array):
         stored = stored.view(ml_dtypes.bfloat16)
     with np.errstate(over="ignore"):
         value = stored.astype(variable.dtype)
     if not np.isfinite(value.astype(np.float64)).all():
-        raise ValueError(f"{array.name} holds a value that is no finite {variable.dtype}")
+        raise ValueError(f"{array.name} contains a value that is not a finite {variable.dtype}")
     return value
 
 
 def _is_bfloat16(array: h5py.Dataset) -> bool:
-    # HDF5 has no such type: Keras writes two opaque bytes and says what they are.
+    # HDF5 has no bfloat16: Keras writes two opaque bytes, and the type in an attribute.
     return array.dtype.itemsize == 2 and bool(array.attrs.get("dtype") == "bfloat16")
 
 
 def _leaves(model: keras.Model, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
-    """Returns the layers with variables, models inside opened, each with its path in Keras 3."""
+    """Yields each layer with variables, also in nested models, and its path in a Keras 3 file."""
     used: Counter[str] = Counter()
     for layer in model.layers:
         kind = _snake_case(type(layer).__name__)
@@ -167,7 +163,7 @@ def _leaves(model: keras.Model, path: str = "") -> Iterator[tuple[str, keras.Lay
 
 
 def _snake_case(name: str) -> str:
-    """Returns a class's name as Keras writes it in paths and gives it to layers without a name."""
+    """Converts a class name as Keras does for paths and for layers without a name."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -175,17 +171,15 @@ def _snake_case(name: str) -> str:
 def _keras3_candidates(
     model: keras.Model, arrays: Mapping[str, h5py.Dataset]
 ) -> tuple[list[list[_Pair]], int]:
-    """Returns a candidate for each model in the file, outermost first; and the number of
-    variables."""
+    """Returns a candidate for each model in the file, outermost first, and the variable count."""
     layers: dict[str, dict[int, h5py.Dataset]] = {}
     roots: set[str] = set()
     for path, array in arrays.items():
         match = re.fullmatch(r"(.*layers/[^/]+)/vars/(\d+)", path)
         if match:
             layers.setdefault(match[1], {})[int(match[2])] = array
-            parts = match[1].split("/")
-            above = [parts[:i] for i, part in enumerate(parts) if part == "layers"]
-            roots |= {"".join(f"{part}/" for part in root) for root in above}
+            ends = [found.start() for found in re.finditer(r"(?<![^/])layers(?![^/])", match[1])]
+            roots |= {match[1][:end] for end in ends}
     ordered = {path: [found[i] for i in sorted(found)] for path, found in layers.items()}
     leaves = list(_leaves(model))
     candidates = [
@@ -196,7 +190,7 @@ def _keras3_candidates(
 
 
 def _keras2_prefix(groups: Mapping[str, h5py.Group]) -> str | None:
-    """Returns where a Keras 2 file has its layers: '', or in a saved model 'model_weights/'."""
+    """Returns the path of the layers in a Keras 2 file: '', or 'model_weights/' in a model."""
     for name in ("", "model_weights"):
         if name in groups and _names(groups[name], "layer_names"):
             return f"{name}/" if name else ""
@@ -204,7 +198,7 @@ def _keras2_prefix(groups: Mapping[str, h5py.Group]) -> str | None:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """Returns a list attribute; Keras 2 splits one over 64 KiB into `name0`, `name1`, ..."""
+    """Returns a list attribute; Keras 2 splits a list over 64 KiB into `name0`, `name1`, ..."""
     numbered = (f"{attribute}{n}" for n in itertools.count())
     split = itertools.takewhile(lambda name: name in group.attrs, numbered)
     chunks = [attribute] if attribute in group.attrs else split
@@ -218,8 +212,11 @@ def _keras2_candidates(
     arrays: Mapping[str, h5py.Dataset],
     prefix: str,
 ) -> tuple[list[list[_Pair]], int]:
-    """Returns the candidates by order, which is Keras's own rule, then by the layers' names for a
-    model inside a model; and the number of variables."""
+    """Returns the candidates and the number of variables in the file.
+
+    The first candidate matches layers by order, as Keras does. The others match layers by name, to
+    find nested models.
+    """
     layers: dict[str, list[h5py.Dataset]] = {}
     leaves: dict[str, dict[str, list[h5py.Dataset]]] = {}
     for layer in _names(groups[prefix.rstrip("/")], "layer_names"):
@@ -227,7 +224,7 @@ def _keras2_candidates(
         for weight in _names(group, "weight_names") if group is not None else ():
             array = arrays.get(f"{prefix}{layer}/{weight}")
             if array is not None:
-                # 'Conv1/kernel:0' is the kernel of Conv1, be that a layer in a model in the file.
+                # 'Conv1/kernel:0' is the kernel of Conv1, which may be in a nested model.
                 leaf = weight.split("/")[-2] if "/" in weight else layer
                 layers.setdefault(layer, []).append(array)
                 leaves.setdefault(layer, {}).setdefault(leaf, []).append(array)
@@ -254,13 +251,11 @@ def _by_name(model: keras.Model, stored: Mapping[str, Sequence[h5py.Dataset]]) -
 
 
 def _comparable(names: Sequence[str], kinds: set[str]) -> list[str]:
-    """Renumbers the names that Keras gave: 'conv2d_94', if first of its kind, is 'conv2d #0'."""
-    numbered: dict[str, list[int]] = {}
-    parsed = [re.fullmatch(r"(.+?)(?:_(\d+))?", name) for name in names]
-    kinds_and_numbers = [(m[1], int(m[2] or 0)) if m else ("", 0) for m in parsed]
-    for kind, number in kinds_and_numbers:
-        numbered.setdefault(kind, []).append(number)
+    """Renumbers names that Keras generated: the first 'conv2d_94' of its kind is 'conv2d #0'."""
+    bases = [re.sub(r"_\d+\Z", "", name) for name in names]
+    numbers = [int(name[len(base) + 1 :] or 0) for name, base in zip(names, bases, strict=True)]
+    parsed = list(zip(bases, numbers, strict=True))
     return [
-        f"{kind} #{sorted(numbered[kind]).index(number)}" if kind in kinds else name
-        for name, (kind, number) in zip(names, kinds_and_numbers, strict=True)
+        f"{base} #{sum(b == base and n < number for b, n in parsed)}" if base in kinds else name
+        for name, (base, number) in zip(names, parsed, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""`Wrapper`: a backbone, pooling and a new head; and which of its variables are trained."""
+"""`Wrapper`: a backbone with pooling and a new head. Selects the variables to train."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from research.tasks.task import Task
 
 
 class Wrapper(keras.Model):
-    """Classifies photos: a backbone, pooling, and a new head of float32 logits.
+    """Classifies photos with a backbone, pooling, and a new head that returns float32 logits.
 
     Args:
-      base_model: a Keras model from images to features (batch, height, width, channels).
-      num_classes: the number of classes, where their names do not matter.
-      seed: of the head's initial weights.
-      task: makes pooling and head; by default global average pooling and one dense layer.
-      class_names: by label; by default `num_classes` numbers.
+      base_model: a Keras model that maps images to features (batch, height, width, channels).
+      num_classes: number of classes if `class_names` is not given, at least 2.
+      seed: seed of the head's initial weights.
+      task: builds pooling and head. Default: global average pooling and one dense layer.
+      class_names: names in the order of the labels. Default: `num_classes` numbers.
 
     Attributes:
-      feature_shape: what the head takes for one photo.
-      logits: how many the head returns for one photo.
+      feature_shape: shape of the head's input for one photo.
+      logits: number of logits for one photo.
 
     Raises:
-      UserError: the task's pooling has weights, or its head does not give logits of these classes.
+      ValueError: if there are fewer than 2 classes.
+      UserError: if the task's pooling has weights, or if the shape or dtype of the head's output is
+        not that of logits for these classes.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Wrapper(keras.Model):
         task = task or Task()
         self.backbone = base_model
         self.pooling, self.head = task.make_head(base_model.output_shape[1:], names, seed)
-        # Called once here, under the caller's strategy scope: the first step must create nothing.
+        # Creates all variables here, in the caller's strategy scope, and not in the first step.
         image = keras.Input(base_model.output_shape[1:])
         pooled = self.pooling(image)
         logits = self.head(pooled, training=False)
@@ -54,15 +56,15 @@ class Wrapper(keras.Model):
         kind = f"the task {type(task).__name__}"
         if self.pooling.weights:
             raise UserError(
-                f"{kind} makes a pooling with weights, which would never be trained; put layers "
-                "that learn into the head"
+                f"{kind} returns a pooling with weights, but pooling is never trained; move layers "
+                "with weights to the head"
             )
         sizes = (1, 2) if len(names) == 2 else (len(names),)
         if len(logits.shape) != 2 or logits.shape[1] not in sizes or logits.dtype != "float32":
             raise UserError(
-                f"{kind} makes a head that returns {logits.dtype} {logits.shape}; expected float32 "
-                f"logits (batch, {' or '.join(map(str, sizes))}): give the last layer as many "
-                'units, and dtype="float32"'
+                f"{kind} returns a head with {logits.dtype} outputs {logits.shape}; expected "
+                f"float32 (batch, {' or '.join(map(str, sizes))}): set the units of the last layer "
+                'to the number of logits, and its dtype to "float32"'
             )
 
     def call(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -72,13 +74,14 @@ class Wrapper(keras.Model):
 
 
 def freeze_below(backbone: keras.Model, index: int, bn_mode: str) -> None:
-    """Freezes `backbone.layers[:index]` and makes the layers above trainable.
+    """Freezes `backbone.layers[:index]` and makes the layers from `index` on trainable.
 
     Args:
-      backbone: the model whose layers are set.
+      backbone: the model to change.
       index: the first trainable layer.
-      bn_mode: what BatchNorm does above: `frozen` keeps its statistics, scale and offset as they
-        are; `train` learns them from each device's part of the batch; `sync` from the whole.
+      bn_mode: mode of BatchNorm in trainable layers. `frozen` keeps statistics, scale and offset.
+        `train` learns scale and offset and uses the statistics of each device's part of the batch;
+        `sync` uses the statistics of the whole batch.
     """
     backbone.trainable = True
     for position, layer in enumerate(backbone.layers):
@@ -90,9 +93,9 @@ def freeze_below(backbone: keras.Model, index: int, bn_mode: str) -> None:
 
 
 def penalize(model: Wrapper, l2_penalty: float) -> None:
-    """Adds `l2_penalty` times the squared weights of every trained kernel to the loss, if not 0.
+    """Adds `keras.regularizers.L2(l2_penalty)` to each trained kernel, unless it is 0.
 
-    As `keras.regularizers.L2` does it; biases, and the scales and offsets of norms, are spared.
+    Biases, and the scales and offsets of normalization layers, have no penalty.
     """
     if l2_penalty:
         for variable in model.trainable_variables:
@@ -102,7 +105,7 @@ def penalize(model: Wrapper, l2_penalty: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PartSummary:
-    """What one line of the table of frozen and trained parts says."""
+    """One row of the table of frozen and trained parts: numbers of layers and of parameters."""
 
     name: str
     layers: int
@@ -110,32 +113,29 @@ class PartSummary:
 
 
 def summarize_parts(model: Wrapper, index: int) -> tuple[PartSummary, ...]:
-    """Counts layers and parameters: frozen, unfrozen backbone (its frozen BatchNorm apart), head.
+    """Counts layers and parameters of the frozen layers, the unfrozen layers and the head.
 
-    The parameters add up to those of the model.
+    Parameters that are not trained in unfrozen layers, such as those of a frozen BatchNorm, have a
+    row of their own. The parameters add up to those of the model.
     """
-    total = model.backbone.count_params()
-    trained = sum(variable.value.shape.num_elements() for variable in trained_backbone(model))
-    unfrozen = model.backbone.layers[index:]
-    below = sum(layer.count_params() for layer in model.backbone.layers[:index])
+    backbone = model.backbone
+    layers, variables = backbone.layers, backbone.trainable_variables
+    trained = sum(variable.value.shape.num_elements() for variable in variables)
+    frozen = sum(layer.count_params() for layer in layers[:index])
+    fixed = backbone.count_params() - trained - frozen
     return (
-        PartSummary("frozen", index, below),
-        PartSummary("backbone", len(unfrozen), trained),
-        PartSummary("backbone, not trained", 0, total - trained - below),
+        PartSummary("frozen", index, frozen),
+        PartSummary("backbone", len(layers) - index, trained),
+        PartSummary("backbone, not trained", 0, fixed),
         PartSummary("head", 1, model.head.count_params()),
     )
 
 
 def trained_statistics(model: Wrapper) -> list[keras.Variable]:
-    """Returns the moving means and variances that training changes."""
+    """Returns the moving means and variances of trained BatchNorm layers."""
     return [
         variable
         for layer in model.backbone._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
-
-
-def trained_backbone(model: Wrapper) -> list[keras.Variable]:
-    """Returns the backbone variables that are trained, in the order of the layers."""
-    return list(model.backbone.trainable_variables)

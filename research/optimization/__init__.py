@@ -1,1 +1,1 @@
-"""How weights are updated: optimizers, learning rates, loss scale, averages."""
+"""Updates of the weights: optimizers, learning rates, loss scale, weight averages."""

@@ -1,45 +1,46 @@
-"""An exponential moving average of the trained weights, to evaluate and to keep."""
+"""Exponential moving averages of the trained weights, for evaluation and for saving."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
 
 class WeightAverages:
-    """Follows variables as they are trained (Polyak and Juditsky 1992; arXiv 1803.05407 for nets).
+    """Averages of variables over the training steps.
 
-    Keras's optimizers can do that too, but not exchange weights and averages, and theirs would be
-    in the optimizers, which evaluation does without. Built under a strategy scope.
+    References: Polyak and Juditsky 1992; for neural networks, arXiv 1803.05407. Keras's optimizers
+    can average weights too, but they cannot swap weights and averages, and evaluation, which builds
+    no optimizers, could not read their averages. Create this object in a strategy scope.
 
     Args:
-      variables: what to follow; all start from their values now.
-      decay: the share of itself that an average keeps in a step. Less of it in a variable's first
-        ones, at most (1 + step) / (10 + step), so that its initial value does not linger.
+      variables: the variables to average. Each average starts at the current value.
+      decay: the share of the old average that a step keeps. In the first steps of a variable the
+        share is at most (1 + step) / (10 + step), so that the initial value soon has no effect.
     """
 
     def __init__(self, variables: Sequence[keras.Variable], decay: float) -> None:
-        self._followed = {id(variable): variable for variable in variables}
         self._decay = decay
-        self._strategy = tf.distribute.get_strategy()
-        self._averages = {
-            id(variable): tf.Variable(variable.value, trainable=False) for variable in variables
+        self._update_copies = tf.distribute.get_strategy().extended.update
+        self._pairs = {
+            id(variable): (variable, tf.Variable(variable.value, trainable=False))
+            for variable in variables
         }
 
     @property
     def variables(self) -> list[tf.Variable]:
         """The averages, in the order of the variables."""
-        return list(self._averages.values())
+        return [average for _, average in self._pairs.values()]
 
     def update(self, trained: Sequence[keras.Variable], step: tf.Tensor) -> None:
-        """Moves the averages of some variables; for inside a `tf.function`, outside of replicas.
+        """Updates the averages of some variables, in a `tf.function` and outside the replicas.
 
         Args:
-          trained: those that a step has just changed.
-          step: updates made to them before it.
+          trained: the variables that a step has just changed.
+          step: number of earlier updates of these variables.
         """
         made = tf.cast(step, tf.float32)
         rest = 1.0 - tf.minimum(self._decay, (1.0 + made) / (10.0 + made))
@@ -48,36 +49,26 @@ class WeightAverages:
             average.assign_add(rest * (value - average))
 
         for variable in trained:
-            self._on_each_device(self._averages[id(variable)], move, variable.value)
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Puts the averages in the place of the weights for a while."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    def take_place(self) -> None:
-        """Puts the averages in the place of the weights for good, until others are restored."""
-        self._exchange()
+            _, average = self._pairs[id(variable)]
+            self._update_copies(average, move, args=(variable.value,))
 
     @tf.function(autograph=False)
-    def _exchange(self) -> None:
+    def swap(self) -> None:
+        """Exchanges the values of the weights and the averages."""
+
         def exchange(average: tf.Variable, weight: tf.Variable) -> None:
             kept = tf.identity(weight)
             weight.assign(average)
             average.assign(kept)
 
-        for key, variable in self._followed.items():
-            self._on_each_device(self._averages[key], exchange, variable.value)
+        for variable, average in self._pairs.values():
+            self._update_copies(average, exchange, args=(variable.value,))
 
-    def _on_each_device(
-        self,
-        variable: tf.Variable,
-        change: Callable[[tf.Variable, tf.Variable], None],
-        other: tf.Variable,
-    ) -> None:
-        """Changes each device's copy of a variable, given its copy of another."""
-        self._strategy.extended.update(variable, change, args=(other,))
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Gives the weights the values of the averages within a `with` block."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()

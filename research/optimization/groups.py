@@ -1,4 +1,4 @@
-"""Parameter groups, head and backbone, each with an optimizer and a schedule of its own."""
+"""Parameter groups: the head and the backbone have their own optimizers and schedules."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Group:
     """Variables that one optimizer updates.
 
     Attributes:
-      name: `head`, `backbone`, or `backbone_` and a stage where each stage has its own.
-      variables: what is updated, in a fixed order.
-      optimizer: built for exactly these variables.
-      schedule: its learning rate by the run's step.
+      name: `head`, `backbone`, or `backbone_<stage>` if each stage is a group of its own.
+      variables: the variables, in a fixed order.
+      optimizer: an optimizer built for exactly these variables.
+      schedule: the learning rate at each step of the run.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """The name as people see it: `backbone stage3`."""
+        """The name for display, for example `backbone stage3`."""
         return self.name.replace("_", " ", 1)
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
@@ -45,43 +45,36 @@ def make_group(
     step: tf.Variable,
     weight_decay: float | None = None,
 ) -> Group:
-    """Builds the optimizer of a group, under the caller's strategy scope.
+    """Builds a group and its optimizer, in the caller's strategy scope.
 
     Args:
-      name: of the group.
-      variables: what it updates.
-      build: makes an optimizer, given a function without arguments that returns its learning rate.
-      schedule: its learning rate.
-      step: the run's clock. The optimizer reads its rate from it, not from its own counter, so
-        that all groups follow one clock.
-      weight_decay: decoupled from the gradient (Loshchilov and Hutter 2019, arXiv 1711.05101): a
-        step takes this times the learning rate off each weight. Biases and the scales and offsets
-        of norms are spared. None for the optimizer's own: 0.004 for AdamW, none for the others.
+      name: name of the group.
+      variables: the variables to update.
+      build: builds an optimizer from a function without arguments that returns the learning rate.
+      schedule: the learning rate at each step of the run.
+      step: the step counter of the run. All groups read their learning rates at this step and not
+        at their optimizers' own counters.
+      weight_decay: decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101): each step
+        subtracts this factor times the learning rate times the weight. Biases, and the scales and
+        offsets of normalization layers, are excluded. None keeps the optimizer's default: 0.004 for
+        AdamW, no decay for the others.
     """
-
-    def current_rate() -> tf.Tensor:
-        return schedule(step)
-
-    optimizer = build(current_rate)
+    optimizer = build(lambda: schedule(step))
     optimizer.name = f"{name}_{optimizer.name}"
     if weight_decay is not None:
         optimizer.weight_decay = weight_decay or None
-    spared = [variable for variable in variables if len(variable.shape) < 2]
-    if spared:
-        optimizer.exclude_from_weight_decay(var_list=spared)
+    excluded = [variable for variable in variables if len(variable.shape) < 2]
+    if excluded:
+        optimizer.exclude_from_weight_decay(var_list=excluded)
     optimizer.build(list(variables))
-    # Keras would sum over the replicas once more. Ours are summed before, because their norm over
-    # all groups has to be known first.
-    optimizer._all_reduce_sum_gradients = _already_summed
+    # The gradients are summed over the replicas before, because clipping needs their norm over all
+    # groups. Keras must not sum them again.
+    optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
     return Group(name, tuple(variables), optimizer, schedule)
 
 
-def _already_summed(gradients_and_variables: Sequence) -> Sequence:
-    return gradients_and_variables
-
-
 def check_partition(groups: Sequence[Group], trainable: Sequence[keras.Variable]) -> None:
-    """Raises ValueError unless each trainable variable is in exactly one group, and no other."""
+    """Raises ValueError unless the groups contain each trainable variable once, and no others."""
     owners: dict[int, list[str]] = {id(variable): [] for variable in trainable}
     for group in groups:
         for variable in group.variables:

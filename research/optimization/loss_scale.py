@@ -11,7 +11,7 @@ STEPS_TO_DOUBLE = 2000
 
 
 class LossScaleRead(NamedTuple):
-    """A loss scale fetched from the device."""
+    """The values of a loss scale, copied from the device."""
 
     scale: float
     skipped_steps: int
@@ -20,17 +20,18 @@ class LossScaleRead(NamedTuple):
 class LossScale:
     """Keeps float16 gradients within their range (Micikevicius et al. 2018, arXiv 1710.03740).
 
-    The loss is multiplied by `scale` before the backward pass, and gradients are divided by it
-    after. A step whose gradients overflowed on any device is skipped on all of them and halves the
-    scale; it doubles after 2,000 steps without one. Built under a strategy scope.
+    The loss is multiplied by `scale` before the backward pass, and the gradients are divided by
+    `scale` after it. If the gradients overflow on any device, all devices skip the step and the
+    scale is halved. After 2,000 steps without overflow the scale is doubled. Create this object in
+    a strategy scope.
 
     Args:
-      active: False keeps the scale at 1 for good, for formats with the range of float32.
+      active: False keeps the scale at 1, for formats with the range of float32.
 
     Attributes:
       scale: float32.
-      good_steps: int64, steps since the scale last changed.
-      skipped_steps: int64, over the whole run.
+      good_steps: int64, number of steps since the scale last changed.
+      skipped_steps: int64, number of skipped steps in the whole run.
     """
 
     def __init__(self, active: bool) -> None:
@@ -40,10 +41,10 @@ class LossScale:
         self.skipped_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped_steps")
 
     def update(self, finite: tf.Tensor) -> None:
-        """Takes note of a step; for inside a `tf.function`, outside of the replicas.
+        """Updates the scale after a step, in a `tf.function` and outside the replicas.
 
         Args:
-          finite: bool scalar, whether the step's gradients were finite on all devices.
+          finite: bool scalar, whether the gradients of the step were finite on all devices.
         """
         good = tf.where(finite, self.good_steps + 1, 0)
         double = good >= STEPS_TO_DOUBLE
@@ -53,7 +54,7 @@ class LossScale:
         self.skipped_steps.assign_add(tf.cast(~finite, tf.int64))
 
     def read(self) -> LossScaleRead:
-        """Fetches the scale and the number of steps skipped, waiting for the steps under way."""
+        """Copies the scale and the number of skipped steps; waits for running steps."""
         return LossScaleRead(
             float(tf.convert_to_tensor(self.scale)), int(tf.convert_to_tensor(self.skipped_steps))
         )

@@ -1,24 +1,23 @@
-"""The table of optimizers, which the flags and the builder read. One entry adds one.
+"""The table of optimizers. To add an optimizer, add one entry; the flags and the builder read it.
 
-This module must stay free of TensorFlow and Keras until an optimizer is built.
+This module must not import TensorFlow or Keras before an optimizer is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-LearningRate = Callable[[], "tf.Tensor"]
+ReadLearningRate = Callable[[], "tf.Tensor"]
 BuildOptimizer = Callable[..., "keras.optimizers.Optimizer"]
 
 
 def _keras_optimizer(name: str) -> BuildOptimizer:
-    def build(learning_rate: LearningRate) -> keras.optimizers.Optimizer:
+    def build(learning_rate: ReadLearningRate) -> keras.optimizers.Optimizer:
         import keras
 
         return getattr(keras.optimizers, name)(learning_rate=learning_rate)
@@ -26,21 +25,19 @@ def _keras_optimizer(name: str) -> BuildOptimizer:
     return build
 
 
-def sgd(learning_rate: LearningRate, momentum: float) -> keras.optimizers.Optimizer:
-    """Builds stochastic gradient descent. `momentum` comes from --momentum."""
+def sgd(learning_rate: ReadLearningRate, momentum: float) -> keras.optimizers.Optimizer:
+    """Builds stochastic gradient descent with the momentum of `--momentum`."""
     import keras
 
     return keras.optimizers.SGD(learning_rate, momentum=momentum)
 
 
-# Each is called with `learning_rate`, a function without arguments, which the optimizer asks in
-# each step; and with the settings of `TrainConfig` that its other parameters are named after.
-OPTIMIZERS: Mapping[str, BuildOptimizer] = MappingProxyType(
-    {
-        "sgd": sgd,
-        "rmsprop": _keras_optimizer("RMSprop"),
-        "adam": _keras_optimizer("Adam"),
-        "adamw": _keras_optimizer("AdamW"),
-        "lion": _keras_optimizer("Lion"),
-    }
-)
+# Every function takes `learning_rate`, a function without arguments that the optimizer calls in
+# each step. All other parameters have the names of `TrainConfig` settings and get their values.
+OPTIMIZERS: Mapping[str, BuildOptimizer] = {
+    "sgd": sgd,
+    "rmsprop": _keras_optimizer("RMSprop"),
+    "adam": _keras_optimizer("Adam"),
+    "adamw": _keras_optimizer("AdamW"),
+    "lion": _keras_optimizer("Lion"),
+}

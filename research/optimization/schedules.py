@@ -1,6 +1,6 @@
-"""Learning rates as pure functions of the step. `SCHEDULES` is the table that the flags read.
+"""Learning rates as pure functions of the step. The flags read the table `SCHEDULES`.
 
-This module must stay free of TensorFlow until a rate is computed.
+This module must not import TensorFlow before a learning rate is computed.
 """
 
 from __future__ import annotations
@@ -8,24 +8,25 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Of a cycle: the share of it that rises, and what the peak is divided by at its begin and end.
+# One cycle: the share of the steps in which the rate rises, and the divisors of the peak that give
+# the first and the last rate.
 RISING_SHARE, FIRST_DIVISOR, LAST_DIVISOR = 0.25, 25.0, 1e5
 STAIRS = (0.3, 0.6, 0.9)
 
 
 class Shape(NamedTuple):
-    """How a learning rate changes over time.
+    """The curve of a learning rate over time.
 
     Attributes:
-      factor: maps a share of the steps, a float32 scalar in [0, 1], to a factor of the peak.
-      after_warmup: whether the share is of the steps after the warm-up, or of all.
-      warms_up: whether the rate rises linearly in the warm-up; False where the shape itself rises.
+      factor: maps the completed share of the steps, a float32 scalar in [0, 1], to a factor of the
+        peak.
+      after_warmup: True if the share counts only the steps after the warm-up.
+      warms_up: True if the rate rises linearly in the warm-up; False if the curve itself rises.
     """
 
     factor: Callable[[tf.Tensor], tf.Tensor | float]
@@ -44,9 +45,9 @@ def cosine(share: tf.Tensor) -> tf.Tensor:
 
 
 def one_cycle(share: tf.Tensor) -> tf.Tensor:
-    """Rises from a 25th of the peak in the first quarter, then falls to nearly nothing.
+    """Rises from 1/25 of the peak to the peak in the first quarter, then falls to 1e-5 of the peak.
 
-    Smith and Topin 2018, arXiv 1708.07120, in fastai's form, without the cycle of momentum.
+    This is fastai's form of Smith and Topin 2018, arXiv 1708.07120, with constant momentum.
     """
     import tensorflow as tf
 
@@ -56,36 +57,19 @@ def one_cycle(share: tf.Tensor) -> tf.Tensor:
 
 
 def staircase(share: tf.Tensor) -> tf.Tensor:
-    """Falls to a tenth after 30, 60 and 90 % (Kolesnikov et al. 2020, arXiv 1912.11370)."""
+    """Is divided by 10 at 30, 60 and 90 % (Kolesnikov et al. 2020, arXiv 1912.11370)."""
     import tensorflow as tf
 
     return 0.1 ** tf.add_n([tf.cast(share >= stair, tf.float32) for stair in STAIRS])
 
 
-# One entry adds one; a function of the user's own, given as FILE.py:NAME, becomes a `Shape` too.
-SCHEDULES: Mapping[str, Shape] = MappingProxyType(
-    {
-        "constant": Shape(constant),
-        "cosine": Shape(cosine),
-        "one_cycle": Shape(one_cycle, after_warmup=False, warms_up=False),
-        "staircase": Shape(staircase, after_warmup=False),
-    }
-)
-
-
-class LearningRate(Protocol):
-    """The learning rate of a group at each step, and the steps in which it trains."""
-
-    @property
-    def first_step(self) -> int:
-        """The step at which the group begins to train."""
-
-    @property
-    def last_step(self) -> int:
-        """The step after the last one."""
-
-    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
-        """Returns the float32 learning rate at a step, counted from 0."""
+# To add a schedule, add one entry. A user's function, given as FILE.py:NAME, becomes a `Shape` too.
+SCHEDULES: Mapping[str, Shape] = {
+    "constant": Shape(constant),
+    "cosine": Shape(cosine),
+    "one_cycle": Shape(one_cycle, after_warmup=False, warms_up=False),
+    "staircase": Shape(staircase, after_warmup=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +77,12 @@ class Schedule:
     """The learning rate of a group at each step of a run.
 
     Attributes:
-      shape: how it changes; the name of an entry of `SCHEDULES`, or a shape.
+      shape: the curve: a name in `SCHEDULES`, or a `Shape`.
       peak: the learning rate after the warm-up.
-      first_step: the step at which the group begins to train; the rate is zero before it.
-      last_step: the step after the run's last.
-      warmup_steps: steps in which the rate rises linearly from peak / warmup_steps to its peak.
+      first_step: the step at which the group starts to train. Before it the rate is zero.
+      last_step: the step after the last step of the run.
+      warmup_steps: number of steps in which the rate rises linearly from peak / warmup_steps to
+        the peak.
     """
 
     shape: str | Shape
@@ -127,19 +112,19 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class InTurn:
-    """One schedule until another begins."""
+    """Two schedules; the second replaces the first at its own first step."""
 
     first: Schedule
     then: Schedule
 
     @property
     def first_step(self) -> int:
-        """The step at which the group begins to train."""
+        """The step at which the group starts to train."""
         return self.first.first_step
 
     @property
     def last_step(self) -> int:
-        """The step after the run's last."""
+        """The step after the last step of the run."""
         return self.then.last_step
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
@@ -157,35 +142,34 @@ class InTurn:
 
 @dataclasses.dataclass(frozen=True)
 class Rising:
-    """A rate that rises geometrically over some steps, to find out what a model tolerates.
+    """A learning rate that rises geometrically, for the learning rate finder.
 
     Attributes:
-      lowest: the rate at `first_step`.
-      highest: the rate at the last of the steps.
-      first_step: where it begins.
-      steps: how many there are, at least 2.
+      lowest: the rate at the first step.
+      highest: the rate at the last step.
+      first_step: the first step.
+      last_step: the step after the last step, at least `first_step + 2`.
     """
 
     lowest: float
     highest: float
     first_step: int
-    steps: int
-
-    @property
-    def last_step(self) -> int:
-        """The step after the last of them."""
-        return self.first_step + self.steps
+    last_step: int
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """Returns the float32 learning rate at a step, counted from 0."""
         import tensorflow as tf
 
-        share = (tf.cast(step, tf.float32) - float(self.first_step)) / (self.steps - 1)
+        intervals = self.last_step - self.first_step - 1
+        share = (tf.cast(step, tf.float32) - float(self.first_step)) / intervals
         return self.lowest * (self.highest / self.lowest) ** share
 
 
+LearningRate = Schedule | InTurn | Rising
+
+
 def _half_cosine(begin: float, end: float, share: tf.Tensor) -> tf.Tensor:
-    """Goes from `begin` to `end` as a share goes from 0 to 1, slowly at both ends."""
+    """Changes smoothly from `begin` to `end` as the share grows from 0 to 1."""
     import tensorflow as tf
 
     return end + (begin - end) * 0.5 * (1.0 + tf.cos(math.pi * share))

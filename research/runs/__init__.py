@@ -1,1 +1,1 @@
-"""The folder of a run: checkpoints, records, pictures."""
+"""Files and output of a training run: checkpoints, metrics, TensorBoard events, pictures."""

@@ -1,4 +1,4 @@
-"""What a run prints: what it is about to do, a bar while an epoch goes on, figures after it."""
+"""Prints a run: its description, a progress bar per epoch, and the metrics after each epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import keras
@@ -17,31 +16,29 @@ import tqdm
 
 from research.models.wrapper import summarize_parts
 from research.optimization.groups import Group
-from research.runs.pictures import main_figure
+from research.runs.pictures import main_metric
 from research.runs.run_directory import RunDirectory
 from research.settings.train_config import TASKS
 
 if TYPE_CHECKING:
     from research.tasks.metrics import Metrics
     from research.training.builder import BuiltNetwork
+    from research.training.learning_rate_finder import Sweep
     from research.training.meter import Interval
     from research.training.preparation import Run
-    from research.training.sweep import Sweep
 
 
 def describe_run(run: Run) -> str:
-    """Returns the lines that say what is trained, from what and on what."""
+    """Returns the lines that describe the data, the model and the devices of a run."""
     config, loader, built, team = run.config, run.loader, run.built, run.team
-    data = config.source or config.image_folder
-    data = short_path(data) if data else config.dataset
+    own_data = config.source or config.image_folder
     names = ", ".join(loader.class_names[:8]) + (", ..." if len(loader.class_names) > 8 else "")
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    own = [config.task] if config.task not in TASKS else []
     lines = [
-        f"data         {data}",
+        f"data         {short_path(own_data) if own_data else config.dataset}",
         f"photos       {loader.num_train_examples:,} to train on, "
         f"{len(loader.examples('validation')):,} to validate",
-        *(f"task         {short_path(task)}" for task in own),
+        *([f"task         {short_path(config.task)}"] if config.task not in TASKS else []),
         f"classes      {len(loader.class_names)}: {names}",
         f"backbone     {config.backbone} at {config.image_size} x {config.image_size} pixels",
         f"weights      {built.origin}",
@@ -52,25 +49,24 @@ def describe_run(run: Run) -> str:
         *parts_table(built, run.groups),
         "",
     ]
-    report = loader.damage_report()
-    if report:
+    if report := loader.damage_report():
         lines.append(report)
     if config.weights == "none" and config.bn_mode == "frozen":
-        lines.append("note: BatchNorm stays as it was initialised; --bn_mode=train lets it learn")
+        lines.append("note: BatchNorm keeps its initial values; --bn_mode=train trains it")
     return "\n".join(lines)
 
 
 def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
-    """Returns a table of what is frozen and what is trained, one part of the model a line."""
+    """Returns a table of the parts of the model and the optimizer of each, one line per part."""
     optimizers = {
         group.name: f"{type(group.optimizer).__name__} {group.schedule}"
         if group.schedule.first_step < group.schedule.last_step
         else "- (epochs is 0)"
         for group in groups
     }
+    stages = [group for group in groups if group.name.startswith("backbone_")]
     rows = [("part", "layers", "parameters", "trained by")]
     for part in summarize_parts(built.network.model, built.first_trainable):
-        stages = [group for group in groups if group.name.startswith("backbone_")]
         if part.name == "backbone" and stages:
             for group in stages:
                 numbers = sum(variable.value.shape.num_elements() for variable in group.variables)
@@ -82,58 +78,54 @@ def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
 
 
 def epoch_header(figures: Iterable[str]) -> str:
-    """Returns the header of the table of epochs.
-
-    Args:
-      figures: the names of loss and metrics.
-    """
-    name = (main_figure(figures) or "")[:9]
-    of_validation = f"val. {name}" if name else ""
-    return f"\n  epoch    loss{name:>10}  val. loss{of_validation:>15}  photos/s  seconds"
+    """Returns the header of the table of epochs, for loss and metrics of these names."""
+    name = (main_metric(figures) or "")[:9]
+    validation_name = f"val. {name}" if name else ""
+    return f"\n  epoch    loss{name:>10}  val. loss{validation_name:>15}  photos/s  seconds"
 
 
 def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics) -> str:
-    """Returns a finished epoch's figures, in the columns of `epoch_header`.
+    """Returns the metrics of a finished epoch, in the columns of `epoch_header`.
 
-    Figures without a column follow on lines of their own. The cross-entropy is left out where it
-    is the validation loss.
+    Metrics without a column follow, one per line. The cross-entropy is left out if it equals the
+    validation loss.
     """
-    before, after = trained.metrics.values, validation.values
-    main = main_figure(after)
+    training, after = trained.metrics.values, validation.values
+    main = main_metric(after)
 
     def number(values: Mapping[str, float], width: int) -> str:
         return f"{values[main]:>{width}.4f}" if main else " " * width
 
     lines = [
-        f"{f'{epoch}/{epochs}':>7}{before['loss']:>8.4f}{number(before, 10)}"
+        f"{f'{epoch}/{epochs}':>7}{training['loss']:>8.4f}{number(training, 10)}"
         f"{after['loss']:>11.4f}{number(after, 15)}"
         f"{trained.photos_per_second:>10.1f}{trained.seconds:>9.1f}"
     ]
     for name, value in after.items():
         is_loss = name == "cross_entropy" and math.isclose(value, after["loss"], rel_tol=1e-5)
         if name not in ("loss", main) and not is_loss:
-            lines.append(f"         {name} {before[name]:.4f}, val. {value:.4f}")
+            lines.append(f"         {name} {training[name]:.4f}, val. {value:.4f}")
     return "\n".join(lines)
 
 
 def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
-    """Returns the result of a finished run and the commands to go on with, ready to paste.
+    """Returns the result of a finished run, and the commands that evaluate and display it.
 
     Args:
-      directory: of the run.
-      ended_early: its last epochs made it worse, so that the best checkpoint is what to evaluate.
+      directory: the run's folder.
+      ended_early: whether early stopping ended the run; the best checkpoint is then evaluated.
     """
     rows = directory.read_metrics()
     if not rows:
-        return f"nothing left to do in {short_path(directory.path)}"
+        return f"no epochs to train in {short_path(directory.path)}"
     best = min(rows, key=lambda row: row["validation_loss"])
     path = shlex.quote(short_path(directory.path))
     names = (name.removeprefix("validation_") for name in best if name.startswith("validation_"))
-    main = main_figure(names)
-    figure = f", {main} {best[f'validation_{main}']:.4f}" if main else ""
+    main = main_metric(names)
+    metric = f", {main} {best[f'validation_{main}']:.4f}" if main else ""
     return (
         f"\n{counted(rows[-1]['epoch'], 'epoch')} in {rows[-1]['seconds']:.0f} s; best after epoch "
-        f"{best['epoch']}: validation loss {best['validation_loss']:.4f}{figure}\n\n"
+        f"{best['epoch']}: validation loss {best['validation_loss']:.4f}{metric}\n\n"
         f"evaluate:     python run_eval.py --ckpt_dir={path}"
         f"{' --checkpoint=best' if ended_early else ''}\n"
         f"TensorBoard:  tensorboard --logdir={path}"
@@ -141,32 +133,32 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
 
 
 def suggestions(sweeps: Sequence[Sweep], picture: Path) -> str:
-    """Returns the learning rates found, and as flags, ready to paste."""
+    """Returns a table of the learning rates found, and the flags that set them."""
     lines = [f"{'group':<24}learning rate"]
     for sweep in sweeps:
         found = f"{sweep.suggestion:.1e}" if sweep.suggestion else f"none, {sweep.why_none}"
         lines.append(f"{sweep.group:<24}{found}")
-    # Stages share one flag, that of the last one's rate.
+    # All backbone stages share one flag, which sets the rate of the last stage.
     first = {sweep.group.partition(" ")[0]: sweep.suggestion for sweep in reversed(sweeps)}
     flags = [f"--{name}_learning_rate={rate:.1e}" for name, rate in first.items() if rate]
     return "\n".join([*lines, "", " ".join(reversed(flags)), f"picture: {short_path(picture)}"])
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns a number and its noun, with an s where there is not exactly one."""
+    """Returns a number and its noun, in the plural unless the number is 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def short_path(path: str | os.PathLike[str]) -> str:
-    """Returns a path as seen from the working directory, or absolute where that is shorter."""
+    """Returns a path relative to the working directory, or the absolute path if it is shorter."""
     return min(os.path.relpath(path), os.path.abspath(path), key=len)
 
 
-class EpochProgress:
-    """A progress bar with the time left; nothing where standard error is no terminal."""
+class EpochProgress(tqdm.tqdm):
+    """A progress bar with the remaining time; hidden if standard error is not a terminal."""
 
     def __init__(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        self._bar = tqdm.tqdm(
+        super().__init__(
             desc=f"epoch {epoch}/{epochs}",
             total=steps,
             initial=done,
@@ -176,24 +168,13 @@ class EpochProgress:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
         )
 
-    def __enter__(self) -> EpochProgress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.close()
-
     def show(self, steps_done: int, trained: Interval) -> None:
-        """Shows the figures of the epoch so far."""
+        """Shows the metrics of the epoch so far."""
         values = trained.metrics.values
-        main = main_figure(values)
-        figure = f", {main} {values[main]:.4f}" if main else ""
-        self._bar.set_postfix_str(
-            f"loss {values['loss']:.4f}{figure}, {trained.photos_per_second:.0f} photos/s",
+        main = main_metric(values)
+        metric = f", {main} {values[main]:.4f}" if main else ""
+        self.set_postfix_str(
+            f"loss {values['loss']:.4f}{metric}, {trained.photos_per_second:.0f} photos/s",
             refresh=False,
         )
-        self._bar.update(steps_done - self._bar.n)
+        self.update(steps_done - self.n)

@@ -1,4 +1,4 @@
-"""Writes files so that they are whole or not there, also after the power failed."""
+"""Writes files so that a crash or a power failure leaves no partial file."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from research.system.errors import UserError, first_line
 
 
 @contextlib.contextmanager
-def stored(path: Path) -> Iterator[None]:
-    """Makes an error of the storage a `UserError` that names the file, the reason, a way out."""
+def _stored(path: Path) -> Iterator[None]:
+    """Turns an `OSError` into a `UserError` that names the file, the reason and the way out."""
     try:
         yield
     except OSError as error:
         raise cannot_be_written(path, reason_of(error)) from error
 
 
-def cannot_be_written(path: Path, reason: str, afterwards: str = "repeat the command") -> UserError:
-    """Returns the error that says so; `afterwards` is what to do once there is room."""
+def cannot_be_written(path: Path, reason: str, way_out: str = "repeat the command") -> UserError:
+    """Returns an error; `way_out` says what to do once the file can be written."""
     return UserError(
-        f"{str(path)!r} cannot be written ({reason}); make room for it, or give the right to "
-        f"write there, and {afterwards}"
+        f"{str(path)!r} cannot be written ({reason}); free disk space or change the permissions, "
+        f"and {way_out}"
     )
 
 
 def reason_of(error: Exception) -> str:
-    """Returns what the system says of an error of storage: Python's, or one of TensorFlow's."""
+    """Returns the operating system's message of an `OSError` or a TensorFlow error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return first_line(error).rpartition("; ")[2]  # TensorFlow names a path before it
+    return first_line(error).rpartition("; ")[2]  # TensorFlow puts the path before it
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a file atomically, and the folders that it lies in.
+    """Creates the parent folders and writes a file atomically.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
-    with stored(path):
+    with _stored(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader finds the old content or the new, never a part."""
+    """Writes a file so that a reader finds the old or the new content, never a part."""
     partial = path.with_name(path.name + ".partial")
     try:
-        # A link that lies there must not lead the writing elsewhere.
+        # A symbolic link with this name must not redirect the write.
         partial.unlink(missing_ok=True)
         with partial.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -64,15 +64,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file, which is on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
+    """Appends a line to a file and waits until it is on disk.
+
+    Raises:
+      UserError: the line cannot be written.
+    """
+    with _stored(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:
-    """Waits until the disk has a file's content, or a folder's names."""
+    """Waits until a file's content, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Histograms of trained weights and their gradients, for TensorBoard."""
+"""TensorBoard histograms of trained weights and their gradients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from research.runs.event_files import EventFiles
 
 
 class Histograms:
-    """Writes histograms from within training steps, every so many of them.
+    """Writes histograms from inside training steps.
 
     Args:
-      files: of the run; they go beside the figures of training.
-      every: steps from one to the next.
+      files: the run's event files.
+      every: number of steps between two histograms.
     """
 
     def __init__(self, files: EventFiles, every: int) -> None:
@@ -24,24 +24,21 @@ class Histograms:
         self._every = every
 
     def write(
-        self,
-        step: tf.Tensor,
-        variables: Sequence[keras.Variable],
-        gradients: Sequence[tf.Tensor],
+        self, step: tf.Tensor, variables: Sequence[keras.Variable], gradients: Sequence[tf.Tensor]
     ) -> None:
-        """Writes them if it is time to; for inside a `tf.function`.
+        """Writes histograms if they are due at this step. Call it in a `tf.function`.
 
         Args:
-          step: updates made, that of these gradients included.
-          variables: that were just updated.
-          gradients: by which, one a variable.
+          step: number of updates made, including this step's.
+          variables: the variables just updated.
+          gradients: the gradient of each variable.
         """
-        is_time = tf.equal(step % self._every, 0) & self._files.writable
-        with self._writer.as_default(step), tf.summary.record_if(is_time):
+        is_due = tf.equal(step % self._every, 0) & self._files.writable
+        with self._writer.as_default(step), tf.summary.record_if(is_due):
             for variable, gradient in zip(variables, gradients, strict=True):
                 tf.summary.histogram(f"weights/{variable.path}", variable.value)
                 tf.summary.histogram(f"gradients/{variable.path}", gradient)
 
     def flush(self) -> None:
-        """Writes to disk what steps have written; between steps."""
+        """Writes the histograms of earlier steps to disk. Call it between steps."""
         self._files.flush(self._writer)

@@ -1,9 +1,9 @@
-"""Looks a checkpoint's index through before TensorFlow opens it.
+"""Validates the index of a checkpoint before TensorFlow opens it.
 
-TensorFlow ends the process where an entry of the index cannot be parsed. Its checksums tell of
-chance, not of a stranger who makes them right. The format is LevelDB's table (blocks of entries
-sorted by key, whose beginning a key shares with the one before) with a `BundleEntryProto` a tensor,
-tensorflow/core/util/tensor_bundle.
+TensorFlow ends the process if it cannot parse an entry of the index. Checksums detect accidental
+damage, not a malicious index with correct checksums. The format is LevelDB's table: blocks of
+entries sorted by key, where a key shares its prefix with the key before. Each tensor has a
+`BundleEntryProto`; see tensorflow/core/util/tensor_bundle.
 """
 
 from __future__ import annotations
@@ -18,111 +18,105 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
-AFTER_BLOCK_BYTES = 5  # the kind of compression, and a checksum
+TRAILER_BYTES = 5  # of a block: compression type and checksum
 
 
 def check_index(path: str) -> None:
-    """Raises ValueError for a checkpoint whose index TensorFlow could not survive.
+    """Checks that TensorFlow can open a checkpoint's index without ending the process.
 
     Args:
-      path: of the checkpoint, without ending.
+      path: of the checkpoint, without its file extension.
 
     Raises:
-      ValueError: the index is damaged, or claims tensors that its files are too small for.
+      ValueError: the index is damaged, or declares tensors that are larger than the data file.
       OSError: a file cannot be read.
     """
     content = Path(f"{path}.index").read_bytes()
     if len(content) < FOOTER_BYTES or struct.unpack("<Q", content[-8:]) != (MAGIC,):
-        raise ValueError("its index is cut off, or is none")
+        raise ValueError("the index is truncated, or the file is not an index")
     try:
-        metaindex, length, offset, size = _numbers(content[-FOOTER_BYTES:-8], 4)
+        (metaindex, length, offset, size), _ = _varints(content[-FOOTER_BYTES:-8], 4)
         list(_entries(_block(content, metaindex, length)))
         for _, place in _entries(_block(content, offset, size)):
-            start, length = _numbers(place, 2)
+            (start, length), _ = _varints(place, 2)
             for key, value in _entries(_block(content, start, length)):
                 _check_entry(path, key, value)
     except (IndexError, struct.error, DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"its index is damaged ({error})") from error
+        raise ValueError(f"the index is damaged ({error})") from error
 
 
 def _check_entry(path: str, key: bytes, value: bytes) -> None:
     if not key:
         header = tensor_bundle_pb2.BundleHeaderProto.FromString(value)
         if header.num_shards != 1:
-            raise ValueError(f"its index speaks of {header.num_shards} files; expected one")
+            raise ValueError(f"the index names {header.num_shards} data files; expected 1")
         return
     name = key.decode("utf-8")
     entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
     if entry.slices or entry.shard_id:
-        raise ValueError(f"its index has {name!r} in parts, which this project does not write")
+        raise ValueError(f"tensor {name!r} is split into slices; expected an unsplit tensor")
     try:
         dtype = tf.dtypes.as_dtype(entry.dtype)
     except TypeError as error:
-        raise ValueError(f"its index has {name!r} of no known type") from error
+        raise ValueError(f"tensor {name!r} has an unknown dtype") from error
     elements = 1
     for dimension in entry.shape.dim:
         if not 0 <= dimension.size < 2**40:
-            raise ValueError(f"its index has {name!r} with an axis of {dimension.size}")
+            raise ValueError(f"tensor {name!r} has a dimension of size {dimension.size}")
         elements *= dimension.size
-    there = Path(f"{path}.data-00000-of-00001").stat().st_size
-    least = elements * (1 if dtype == tf.string else dtype.size)
-    if entry.offset < 0 or not least <= entry.size <= there - entry.offset:
-        raise ValueError(f"its index has {name!r} where there is no such tensor")
+    data_bytes = Path(f"{path}.data-00000-of-00001").stat().st_size
+    least_bytes = elements * (1 if dtype == tf.string else dtype.size)
+    if entry.offset < 0 or not least_bytes <= entry.size <= data_bytes - entry.offset:
+        raise ValueError(f"tensor {name!r} does not fit in the data file")
 
 
 def _block(content: bytes, offset: int, size: int) -> bytes:
-    block = content[offset : offset + size]
-    if len(content) < offset + size + AFTER_BLOCK_BYTES or content[offset + size]:
-        raise ValueError("its index is cut off, or compressed")
-    return block
+    end = offset + size
+    if len(content) < end + TRAILER_BYTES or content[end]:
+        raise ValueError("the index is truncated or compressed")
+    return content[offset:end]
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yields the keys and values of a block, in order.
 
-    At its end are the places of the entries whose key shares nothing, for finding one quickly.
+    The block ends with its restart points: the offsets of entries whose key shares no prefix.
     """
     (count,) = struct.unpack("<I", block[-4:])
     end = len(block) - 4 * (count + 1)
     if end < 0:
-        raise ValueError("its index is damaged")
+        raise ValueError("the index is damaged")
     restarts = {*struct.unpack(f"<{count}I", block[end:-4])} - {0}
     key, position = b"", 0
     while position < end:
-        shared, place = _number(block, position)
+        (shared, added, length), place = _varints(block, 3, position)
         if not shared:
             restarts.discard(position)
-        added, place = _number(block, place)
-        length, place = _number(block, place)
         following = key[:shared] + block[place : place + added]
         position = place + added + length
         if position > end or shared > len(key) or (key and following <= key):
-            raise ValueError("its index is damaged")
+            raise ValueError("the index is damaged")
         key = following
         yield key, block[place + added : position]
     if restarts:
-        raise ValueError("its index is damaged")
+        raise ValueError("the index is damaged")
 
 
-def _number(data: bytes, position: int) -> tuple[int, int]:
-    """Returns the number that stands at a place, 7 bits a byte from the lowest; and what is next.
+def _varints(data: bytes, count: int, position: int = 0) -> tuple[list[int], int]:
+    """Returns the varints (7 bits per byte, lowest first) at a position, and the position after.
 
-    Raises IndexError where the data ends in it.
+    Raises IndexError if the data ends within a number, or if a number has more than 64 bits.
     """
-    number = 0
-    for shift in range(0, 64, 7):
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-    raise IndexError("a number of more than 64 bits")
-
-
-def _numbers(data: bytes, count: int) -> list[int]:
-    numbers: list[int] = []
-    position = 0
-    while len(numbers) < count:
-        number, position = _number(data, position)
+    numbers = []
+    for _ in range(count):
+        number = 0
+        for shift in range(0, 64, 7):
+            byte = data[position]
+            position += 1
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+        else:
+            raise IndexError("a number of more than 64 bits")
         numbers.append(number)
-    return numbers
+    return numbers, position

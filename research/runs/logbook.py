@@ -1,8 +1,7 @@
-"""What a run writes down while it goes on: terminal lines, metrics.jsonl, events, pictures."""
+"""Records a run: terminal output, checkpoints, metrics.jsonl, TensorBoard events and pictures."""
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import shlex
 from collections.abc import Sequence
@@ -24,79 +23,76 @@ if TYPE_CHECKING:
     from research.training.plan import Plan
 
 
-class Records(abc.ABC):
-    """What is written down of a run: by one worker of a team; the others keep none."""
+class Records:
+    """Receives what is to be recorded of a run. This base class keeps nothing.
 
-    plan: Plan
+    Args:
+      plan: the run's steps.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
     @property
-    @abc.abstractmethod
     def last_checkpoint(self) -> str | None:
-        """The path of the last complete checkpoint, None before the first."""
+        """The path of the last complete checkpoint; None before the first."""
+        return None
 
-    @abc.abstractmethod
     def begin(self, config: TrainConfig, loader: DataLoader, figures: Sequence[str]) -> None:
-        """Writes the settings and the grid of raw photos.
+        """Records the settings, a grid of raw photos, and the names of loss and metrics."""
 
-        Args:
-          config: the run's settings.
-          loader: its photos.
-          figures: the names of loss and metrics.
-        """
-
-    @abc.abstractmethod
     def resume(
         self, config: TrainConfig, figures: Sequence[str], step: int, validated: bool = True
     ) -> None:
-        """Continues the records after a step. Later rows will be written again.
+        """Continues after a step, and drops the records of later steps.
 
         Args:
           config: the run's settings.
           figures: the names of loss and metrics.
-          step: updates made so far.
-          validated: False where the validation of that step is still to come.
+          step: number of updates made.
+          validated: False if the validation of this step has not finished.
         """
 
-    @abc.abstractmethod
     def make_histograms(self, every: int | None) -> Histograms | None:
-        """Returns what writes histograms every so many steps; None if they are not asked for."""
+        """Returns a writer of histograms every `every` steps; None if `every` is None."""
+        return None
 
-    @abc.abstractmethod
     def interval(self, step: int, interval: Interval, scalars: dict[str, float]) -> None:
-        """Writes the figures of the steps since the last interval to TensorBoard."""
+        """Writes the metrics, scalars and speed of the steps since the last call."""
 
-    @abc.abstractmethod
     def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
-        """Prints and writes an epoch's figures.
+        """Prints and writes the metrics of an epoch.
 
         Args:
-          step: updates made so far.
-          interval: the epoch's training steps that this process made, and the epoch's metrics.
-          validation: the metrics after the epoch.
-          seconds: time spent in the run so far, but for what was lost and done again.
+          step: number of updates made.
+          interval: the epoch's metrics, and the speed of its steps made in this process.
+          validation: the metrics of the validation split.
+          seconds: time spent in the run, without work that was lost and repeated.
         """
 
-    @abc.abstractmethod
     def save(self, step: int, best: bool = False, validated: bool = True) -> None:
         """Writes a checkpoint; see `Checkpoints.save`."""
 
-    @abc.abstractmethod
     def how_to_go_on(self, step: int) -> str:
-        """Says that a step is saved, and how to resume; as the end of a line."""
+        """Returns the end of a line: the step is saved, and how to resume."""
+        return f"; the chief saved step {step:,}: start all workers again to resume"
 
-    @abc.abstractmethod
     def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
-        """Draws the training history and says how it went and what to do next."""
+        """Draws the learning curves, and prints the result and the next commands."""
+
+
+class SilentLogbook(Records):
+    """The records of a worker that is not the chief: none."""
 
 
 class Logbook(Records):
-    """Keeps the records of a run: terminal lines, checkpoints, metrics.jsonl, events, pictures.
+    """Keeps the records of a run.
 
     Args:
-      directory: the run's folder, which exists.
+      directory: the run's existing folder.
       plan: the run's steps.
-      checkpoints: of the run.
-      tracker: receives the records too.
+      checkpoints: saves the run's state.
+      tracker: also receives the records.
     """
 
     def __init__(
@@ -106,8 +102,8 @@ class Logbook(Records):
         checkpoints: Checkpoints,
         tracker: SafeTracker | None = None,
     ) -> None:
+        super().__init__(plan)
         self.directory = directory
-        self.plan = plan
         self.checkpoints = checkpoints
         self.tracker = tracker or SafeTracker(None)
         self.summaries = Summaries(directory.events)
@@ -115,7 +111,7 @@ class Logbook(Records):
         self._photos = 0
 
     def begin(self, config: TrainConfig, loader: DataLoader, figures: Sequence[str]) -> None:
-        # A run killed between its first row and its first checkpoint begins again.
+        # A run killed between its first row and its first checkpoint starts over.
         self.directory.keep_metrics_until(0)
         self.directory.forget_result()
         self.summaries.settings(config, self.directory.title, figures)
@@ -124,7 +120,7 @@ class Logbook(Records):
             [(photo, f"{_title(loader, label)}\n{photo.shape}") for photo, label in raw]
         )
         self._picture("photos", pictures.png(grid), 0)
-        self.tracker.begin(dataclasses.asdict(config), str(self.directory.path))
+        self.tracker.send("begin", dataclasses.asdict(config), str(self.directory.path))
         print(console.epoch_header(figures), flush=True)
 
     def resume(
@@ -133,7 +129,7 @@ class Logbook(Records):
         rows = self.directory.keep_metrics_until(step if validated else step - 1)
         self._photos = rows[-1].get("photos", 0) if rows else 0
         self.directory.forget_result()
-        self.tracker.begin(dataclasses.asdict(config), str(self.directory.path))
+        self.tracker.send("begin", dataclasses.asdict(config), str(self.directory.path))
         print(f"resuming after step {step} of {self.plan.steps}", flush=True)
         print(console.epoch_header(figures), flush=True)
 
@@ -144,7 +140,7 @@ class Logbook(Records):
         path = shlex.quote(console.short_path(self.directory.path))
         return (
             f"; step {step:,} of {self.plan.steps:,} is saved: repeat the command with "
-            f"--ckpt_dir={path} to go on"
+            f"--ckpt_dir={path} to resume"
         )
 
     def make_histograms(self, every: int | None) -> Histograms | None:
@@ -160,14 +156,15 @@ class Logbook(Records):
             "photos_per_second": interval.photos_per_second,
             "share_of_step_waiting_for_input": interval.waiting_share,
         }
-        self.summaries.train(step, interval.metrics, {**scalars, **speed})
-        self.tracker.interval(step, {**interval.metrics.values, **scalars, **speed})
+        values = {**interval.metrics.values, **scalars, **speed}
+        self.summaries.scalars("train", step, values)
+        self.tracker.send("interval", step, values)
         if self.histograms:
             self.histograms.flush()
 
     def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
         epoch = step // self.plan.steps_per_epoch
-        self.summaries.validation(step, validation)
+        self.summaries.scalars("validation", step, validation.values)
         self._photos += round(interval.metrics.photos)
         row = {
             "epoch": epoch,
@@ -180,7 +177,7 @@ class Logbook(Records):
             "seconds": seconds,
         }
         self.directory.append_metrics(row)
-        self.tracker.epoch(row)
+        self.tracker.send("epoch", row)
         print(console.epoch_line(epoch, self.plan.epochs, interval, validation), flush=True)
 
     def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
@@ -188,16 +185,16 @@ class Logbook(Records):
         ended_early = step < self.plan.steps
         if ended_early:
             stalled = console.counted(epochs_without_gain, "epoch")
-            print(f"\nnote: ended early, as the validation loss did not fall for {stalled}")
+            print(f"\nnote: stopped early because the validation loss did not fall for {stalled}")
         self._picture("history", pictures.png(pictures.history(rows)), step)
         if rows:
             result = result_of(rows)
             self.directory.write_result(result)
             self.summaries.finished()
-            self.tracker.end(result)
+            self.tracker.send("end", result)
         if skipped_steps:
             steps = console.counted(skipped_steps, "step")
-            print(f"\nnote: {steps} of {step:,} skipped, whose gradients overflowed in float16")
+            print(f"\nnote: {steps} of {step:,} skipped because gradients overflowed in float16")
         print(console.closing_lines(self.directory, ended_early), flush=True)
 
     def _picture(self, tag: str, png: bytes, step: int) -> None:
@@ -206,57 +203,12 @@ class Logbook(Records):
 
 
 def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns what a run ends with, from rows of metrics.jsonl: its last and its best epoch."""
+    """Returns the content of result.json: the last epoch's row and the best validation metrics."""
     best = min(rows, key=lambda row: row["validation_loss"])
-    validated = {name: value for name, value in best.items() if name.startswith("validation_")}
-    return {
-        **rows[-1],
-        "best_epoch": best["epoch"],
-        **{f"best_{name}": value for name, value in validated.items()},
-    }
+    validation = {f"best_{name}": best[name] for name in best if name.startswith("validation_")}
+    return {**rows[-1], "best_epoch": best["epoch"], **validation}
 
 
 def _title(loader: DataLoader, label: Any) -> str:
-    """Returns the name of a class, or a label that is not the index of a class as it is."""
+    """Returns the class name of a label, or the label itself if it is not a class index."""
     return loader.get_label_name(label) if isinstance(label, int) else str(label)
-
-
-class SilentLogbook(Records):
-    """What a worker that is not the chief keeps: nothing.
-
-    Args:
-      plan: the run's steps.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    @property
-    def last_checkpoint(self) -> str | None:
-        return None
-
-    def begin(self, config: TrainConfig, loader: DataLoader, figures: Sequence[str]) -> None:
-        pass
-
-    def resume(
-        self, config: TrainConfig, figures: Sequence[str], step: int, validated: bool = True
-    ) -> None:
-        pass
-
-    def make_histograms(self, every: int | None) -> Histograms | None:
-        return None
-
-    def interval(self, step: int, interval: Interval, scalars: dict[str, float]) -> None:
-        pass
-
-    def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
-        pass
-
-    def save(self, step: int, best: bool = False, validated: bool = True) -> None:
-        pass
-
-    def how_to_go_on(self, step: int) -> str:
-        return f"; the chief saved step {step:,}: start all workers again to go on"
-
-    def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
-        pass

@@ -1,29 +1,31 @@
-"""Pictures of runs: the grid of raw photos, and what training did by epoch."""
+"""Draws the pictures of a run: a grid of photos, learning curves and learning rates."""
 
 from __future__ import annotations
 
 import io
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
-    from research.training.sweep import Sweep
+    from research.training.learning_rate_finder import Sweep
 
 
 def plain(text: str, longest: int | None = None) -> str:
-    """Returns a name as pictures can show it: no formula, in one line, its end if it is long."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    """Replaces unprintable characters in a name by `?`, and keeps at most its last characters."""
+    shown = "".join(character if character.isprintable() else "?" for character in text)
     return shown if longest is None or len(shown) <= longest else f"...{shown[3 - longest :]}"
 
 
 def no_formula(text: str) -> str:
-    """Returns what matplotlib shows as this text: dollars begin formulas, lines would be hidden."""
+    """Escapes a label for matplotlib: `$` starts a formula, and a leading `_` hides the label."""
     escaped = text.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
@@ -32,95 +34,85 @@ def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Fi
     """Draws photos in a grid, each below its title.
 
     Args:
-      photos: pairs of uint8 RGB (height, width, 3), of any size, and title, of two or three lines.
-      columns: photos a row.
+      photos: pairs of a uint8 RGB photo, shape (height, width, 3), and a title of some lines.
+      columns: number of photos per row.
     """
     rows = max(1, math.ceil(len(photos) / columns))
     lines = max((title.count("\n") + 1 for _, title in photos), default=1)
-    side, of_title = 2.2, 0.1 + 0.16 * lines  # inches of a photo, and of its title above it
-    width, height = side * columns, (side + of_title) * rows
+    side, title_height = 2.2, 0.1 + 0.16 * lines  # in inches
+    width, height = side * columns, (side + title_height) * rows
     figure = Figure(figsize=(width, height))
-    # One pair of axes in inches: a pair for each photo takes most of a second for twenty.
+    # All photos share one pair of axes, in inches: twenty pairs take most of a second.
     axis = figure.add_axes((0, 0, 1, 1))
     axis.axis("off")
     for index, (photo, title) in enumerate(photos):
         row, column = divmod(index, columns)
-        across, up = (column + 0.5) * side, height - row * (side + of_title) - of_title - side / 2
+        x = (column + 0.5) * side
+        y = height - row * (side + title_height) - title_height - side / 2
         inches = 0.92 * side / max(photo.shape[:2])
         half_height, half_width = (inches * pixels / 2 for pixels in photo.shape[:2])
-        extent = (across - half_width, across + half_width, up - half_height, up + half_height)
+        extent = (x - half_width, x + half_width, y - half_height, y + half_height)
         axis.imshow(photo, extent=extent, aspect="auto")
-        # File names may hold dollar signs, which are no formulas.
-        axis.text(
-            *(across, up + half_height + 0.06, title),
-            fontsize=9,
-            horizontalalignment="center",
-            verticalalignment="bottom",
-            parse_math=False,
-        )
+        # A dollar sign in a file name must not start a formula.
+        top = y + half_height + 0.06
+        axis.text(x, top, title, fontsize=9, ha="center", va="bottom", parse_math=False)
     axis.set(xlim=(0, width), ylim=(0, height))
     return figure
 
 
-def main_figure(figures: Iterable[str]) -> str | None:
-    """Returns the figure to show beside the loss, by its name: accuracy, or else the first."""
-    names = [name for name in figures if name != "loss"]
-    return "accuracy" if "accuracy" in names else next(iter(names), None)
+def main_metric(names: Iterable[str]) -> str | None:
+    """Returns the name of the metric to show beside the loss: accuracy, or else the first one."""
+    metrics = [name for name in names if name != "loss"]
+    return "accuracy" if "accuracy" in metrics else next(iter(metrics), None)
 
 
-def metrics_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns what is drawn of rows of metrics.jsonl: the loss and the main figure of the first."""
+def _charts(figure: Figure, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Axes, str]]:
+    """Yields axes with epochs and a metric's name, for the loss and the first row's main metric."""
     names = (name for row in rows[:1] for name in row if name.startswith("validation_"))
-    main = main_figure(name.removeprefix("validation_") for name in names)
-    return ["loss", *([main] if main else [])]
-
-
-def history(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Draws loss and main figure of training and validation by epoch, from metrics.jsonl."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    epochs = [row["epoch"] for row in rows]
-    metrics = metrics_of(rows)
-    for axis, metric in zip(
-        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
-    ):
-        for split in ("train", "validation"):
-            values = [row.get(f"{split}_{metric}", math.nan) for row in rows]
-            axis.plot(epochs, values, marker="o", markersize=3, label=split)
+    main = main_metric(name.removeprefix("validation_") for name in names)
+    metrics = ["loss", *([main] if main else [])]
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, metric in zip(axes, metrics, strict=True):
+        yield axis, metric
         axis.set_title(f"{metric} (nats)" if metric == "loss" else metric)
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
+
+
+def _draw_curve(axis: Axes, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> Line2D:
+    epochs, values = [row["epoch"] for row in rows], [row.get(name, math.nan) for row in rows]
+    (line,) = axis.plot(epochs, values, **style)
+    return line
+
+
+def history(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Draws the loss and the main metric by epoch, from the rows of metrics.jsonl."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axis, metric in _charts(figure, rows):
+        for split in ("train", "validation"):
+            _draw_curve(axis, rows, f"{split}_{metric}", marker="o", markersize=3, label=split)
         axis.legend()
     return figure
 
 
 def learning_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Figure:
-    """Draws loss and main figure of several runs by epoch, from metrics.jsonl."""
+    """Draws the loss and the main metric of several runs by epoch.
+
+    Args:
+      runs: the name of each run, and the rows of its metrics.jsonl.
+    """
     figure = Figure(figsize=(10, 5), layout="constrained")
-    metrics = metrics_of([row for _, rows in runs for row in rows])
-    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axis, metric in zip(axes, metrics, strict=True):
+    for axis, metric in _charts(figure, [row for _, rows in runs for row in rows]):
         for name, rows in runs:
-            epochs = [row["epoch"] for row in rows]
-            values = {
-                split: [row.get(f"{split}_{metric}", math.nan) for row in rows]
-                for split in ("validation", "train")
-            }
-            (line,) = axis.plot(
-                epochs,
-                values["validation"],
-                marker="o",
-                markersize=3,
-                label=no_formula(plain(name, 60)),
+            label = no_formula(plain(name, 60))
+            line = _draw_curve(
+                axis, rows, f"validation_{metric}", marker="o", markersize=3, label=label
             )
             colour = line.get_color()
-            axis.plot(epochs, values["train"], color=colour, linestyle=":", alpha=0.8)
-        axis.set_title(f"{metric} (nats)" if metric == "loss" else metric)
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
+            _draw_curve(axis, rows, f"train_{metric}", color=colour, linestyle=":", alpha=0.8)
     figure.legend(
-        handles=axes[0].lines[::2],
+        handles=figure.axes[0].lines[::2],
         title="validation; training dotted",
         loc="outside lower center",
         ncols=1 if len(runs) < 4 else 2,
@@ -130,7 +122,7 @@ def learning_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Fig
 
 
 def learning_rates(sweeps: Sequence[Sweep]) -> Figure:
-    """Draws the loss over the learning rate of each group, and marks what is suggested."""
+    """Draws the loss by learning rate for each parameter group, and marks the suggested rate."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
     for sweep in sweeps:
@@ -157,6 +149,6 @@ def png(figure: Figure) -> bytes:
     """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks: a box stands for each
+        warnings.simplefilter("ignore")  # about characters that the font lacks
         figure.savefig(buffer, format="png", dpi=100, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Traces some training steps for TensorBoard's profiler."""
+"""Traces training steps for TensorBoard's profiler."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import tensorflow as tf
 
 
 class StepProfiler:
-    """Writes one trace of some consecutive steps.
+    """Writes one trace of consecutive steps.
 
-    See https://www.tensorflow.org/guide/profiler; TensorBoard shows it with the package
-    `tensorboard-plugin-profile`.
+    TensorBoard shows it with the package `tensorboard-plugin-profile`; see
+    https://www.tensorflow.org/guide/profiler.
 
     Args:
       steps: numbers of the steps to trace, counted from 1; may be empty.
-      folder: where TensorBoard looks for event files; None where there are no steps to trace.
+      folder: where TensorBoard finds event files; None if there are no steps to trace.
     """
 
     def __init__(self, steps: range, folder: Path | None) -> None:
@@ -26,7 +26,7 @@ class StepProfiler:
         self._first: int | None = None
 
     def limit(self, step: int, planned: int) -> int:
-        """Returns up to where to go on in one go after `step`: traced steps are made one by one."""
+        """Returns the last step to run in one call after `step`: traced steps run one by one."""
         if step + 1 in self._steps:
             return step + 1
         before_first = self._steps.start - 1
@@ -34,11 +34,11 @@ class StepProfiler:
 
     @contextlib.contextmanager
     def traced(self, number: int) -> Iterator[None]:
-        """Traces the step with this number if it is one of those to be traced."""
+        """Traces the step with this number, if it is one of the steps to trace."""
         if number not in self._steps:
             yield
             return
-        if self._first is None:  # of this process: a run may resume among them
+        if self._first is None:  # the first in this process: a run may resume between these steps
             self._first = number
             tf.profiler.experimental.start(str(self._folder))
         with tf.profiler.experimental.Trace("train", step_num=number, _r=1):

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies in it, and whether a run may start or resume there."""
+"""The folder of a run: its files, and whether a run can start or resume there."""
 
 from __future__ import annotations
 
@@ -7,56 +7,95 @@ import dataclasses
 import datetime
 import json
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.runs.durable_files import append_line, stored, write_atomically, write_file
-from research.runs.run_lock import LOCK, RunLock
+import filelock
+
+from research.runs.durable_files import append_line, write_atomically, write_file
 from research.settings.train_config import FILE_DIGESTS, TrainConfig, python_files
 from research.system.errors import UserError
 from research.system.printable import printable
 
-LARGEST_FILE = 2**24
+LOCK = "run.lock"
+LARGEST_FILE = 2**24  # bytes
 MOST_CLASSES = 2**16
-# What is used of a row of metrics.jsonl.
-FIGURES = (
-    "epoch",
-    "step",
-    "seconds",
-    "train_loss",
-    "validation_loss",
-)
-
-
-MADE_FIRST = (
-    LOCK,
-    "checkpoints",
-    "events",
-    "pictures",
-    "labels.txt",
-    "labels.txt.partial",
-    "data.json",
-    "data.json.partial",
-    "photos.tsv",
-    "photos.tsv.partial",
-    "config.json.partial",
+# The values of a row of metrics.jsonl that every row must have.
+FIGURES = ("epoch", "step", "seconds", "train_loss", "validation_loss")
+# Files that a run killed while it made its folder may have left there.
+MADE_FIRST = {LOCK, "checkpoints", "events", "pictures", "config.json.partial"}.union(
+    *({name, f"{name}.partial"} for name in ("labels.txt", "data.json", "photos.tsv"))
 )
 
 
 class PhotoEntry(NamedTuple):
-    """A photo of a run: its split, what tells its content from others, and its name."""
+    """A photo of a run: its split, the digest of its content, and its name."""
 
     split: str
     digest: str
     name: str
 
 
+class RunLock:
+    """A file lock, which the operating system releases when its process ends in any way.
+
+    The file exists while the lock is held, and contains two lines: the process and the machine. A
+    file left by a dead process does not block.
+
+    Args:
+      folder: the run's folder. Constructing a lock does not access the disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = folder / LOCK
+        # FileLock fails on a file that its holder removed meanwhile.
+        self._lock = filelock.FileLock(self._file, timeout=0)
+
+    def acquire(self) -> None:
+        """Creates the folder if needed and takes the lock, unless it is already held.
+
+        Raises:
+          UserError: another process holds the lock, or the folder cannot be written.
+        """
+        if self._lock.is_locked:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self._file.write_text(f"{os.getpid()}\n{platform.node()}\n", encoding="utf-8")
+        except filelock.Timeout as error:
+            raise UserError(
+                f"ckpt_dir {str(self._folder)!r} is being trained by {self._holder()}; wait until "
+                "it has ended, or give another --ckpt_dir"
+            ) from error
+        except OSError as error:
+            raise _not_writable(self._folder, error.strerror) from error
+
+    def release(self) -> None:
+        """Removes the file and releases the lock, if it is held."""
+        if self._lock.is_locked:
+            self._file.unlink(missing_ok=True)
+            self._lock.release()
+
+    def _holder(self) -> str:
+        try:
+            process, machine = self._file.read_text(encoding="utf-8").split()[:2]
+        except (OSError, ValueError):  # the process has not written the file yet
+            return "another process"
+        return f"process {process} on {machine}"
+
+
 class RunDirectory:
-    """Names the files of a run. Building one touches nothing on disk.
+    """The paths of a run's files. Constructing an instance does not access the disk.
+
+    Args:
+      path: the run's folder.
 
     Attributes:
-      lock: held by the process that trains.
+      lock: held by the process that trains the run.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -74,7 +113,7 @@ class RunDirectory:
 
     @property
     def title(self) -> str:
-        """What the run is called among others: its folder, and the one that that lies in."""
+        """The run's name among other runs: its folder, and the parent folder in parentheses."""
         path = self.path.absolute()
         return f"{path.name} ({path.parent.name})"
 
@@ -85,16 +124,22 @@ class RunDirectory:
         data: dict[str, Any],
         photos: Sequence[PhotoEntry] = (),
     ) -> None:
-        """Makes the folder, with the run's settings, its classes and what is known of its data.
+        """Creates the folder of a new run.
+
+        Args:
+          config: the run's settings.
+          class_names: the class names in the order of their labels.
+          data: a JSON object that describes the photos.
+          photos: the training and validation photos.
 
         Raises:
-          UserError: the folder cannot be made or written, or another run is in it meanwhile.
+          UserError: the folder cannot be written, or another run was created in it meanwhile.
         """
         self.lock.acquire()
         if self.config_file.exists():
             raise UserError(
-                f"ckpt_dir {str(self.path)!r} got another run while this one was set up; give "
-                "another --ckpt_dir"
+                f"another run was created in ckpt_dir {str(self.path)!r} while this one was set "
+                "up; give another --ckpt_dir"
             )
         try:
             for folder in (self.path, self.checkpoints, self.pictures):
@@ -104,40 +149,40 @@ class RunDirectory:
             listing = "".join("\t".join(entry) + "\n" for entry in photos)
             write_atomically(self.photos_file, listing)
             written = {**dataclasses.asdict(config), FILE_DIGESTS: python_files(config)}
-            # last: now it is a run
+            # Written last: the folder counts as a run once config.json exists.
             write_atomically(self.config_file, json.dumps(written, indent=2) + "\n")
         except OSError as error:
             raise _not_writable(self.path, error.strerror) from error
 
     def read_config(self) -> TrainConfig:
-        """Returns the settings the run was started with; raises `UserError` if there are none."""
+        """Returns the run's settings; raises `UserError` if they cannot be read."""
         return TrainConfig.from_json(_read(self.config_file))
 
     def read_file_digests(self) -> dict[str, Any]:
-        """Returns the SHA-256 of each Python file that the settings name, by setting."""
+        """Returns the SHA-256 of each Python file named in the settings, by setting."""
         return json.loads(_read(self.config_file)).get(FILE_DIGESTS) or {}
 
     def read_class_names(self) -> tuple[str, ...]:
-        """Returns the names of the classes by label; raises `UserError` if there are none."""
+        """Returns the class names by label; raises `UserError` if they cannot be read."""
         names = _read(self.labels_file).removesuffix("\n").split("\n")
         if not 2 <= len(names) <= MOST_CLASSES:
             raise UserError(
-                f"{str(self.labels_file)!r} has {len(names):,} lines; expected the names of 2 to "
-                f"{MOST_CLASSES:,} classes, one a line"
+                f"{str(self.labels_file)!r} has {len(names):,} lines; expected 2 to "
+                f"{MOST_CLASSES:,} class names, one per line"
             )
         return tuple(map(printable, names))
 
     def check_class_names(self, found: tuple[str, ...]) -> None:
-        """Raises `UserError` unless these are the classes that the run was trained on."""
+        """Raises `UserError` unless the run was trained on exactly these classes."""
         trained = self.read_class_names()
         if found != trained:
             raise UserError(
                 f"the photos have the classes {', '.join(found[:10])}; the run in "
-                f"{str(self.path)!r} was trained on {', '.join(trained[:10])}: expected the same"
+                f"{str(self.path)!r} was trained on {', '.join(trained[:10])}; expected the same"
             )
 
     def read_data(self) -> dict[str, Any]:
-        """Returns what `create` was told of the data; raises `UserError` if there is nothing."""
+        """Returns the `data` given to `create`; raises `UserError` if it cannot be read."""
         try:
             data = json.loads(_read(self.data_file))
         except (ValueError, RecursionError) as error:
@@ -145,102 +190,86 @@ class RunDirectory:
         cached = data.get("cached") if isinstance(data, dict) else ""
         if cached is not None and not isinstance(cached, dict):
             raise UserError(
-                f"{str(self.data_file)!r} does not say what a run was trained on; restore it, or "
+                f"{str(self.data_file)!r} does not describe a run's data; restore the file, or "
                 "give another --ckpt_dir"
             )
         return data
 
     def check_data(self, found: dict[str, Any], photos: Sequence[PhotoEntry] = ()) -> None:
-        """Raises `UserError` unless the run was started on the same photos, and names one.
-
-        Args:
-          found: as `create` was given it.
-          photos: the same.
-        """
-        started = self.read_data()
-        # A run of an earlier version may say less of its photos.
+        """Raises a `UserError` that names a change, unless the photos are those of `create`."""
+        before = self.read_data()
+        # A run of an earlier version may describe its photos by fewer values.
         changed = {
-            name: f"{name} was {started[name]!r} and is now {value!r}"
+            name: f"{name} was {before[name]!r} and is now {value!r}"
             for name, value in found.items()
-            if name in started and started[name] != value
+            if name in before and before[name] != value
         }
         if not changed:
             return
-        telling = [text for name, text in changed.items() if not name.endswith("_sha256")]
-        telling += self._first_change(photos)
+        readable = [text for name, text in changed.items() if not name.endswith("_sha256")]
+        readable += self._first_change(photos)
         raise UserError(
             f"the photos changed since the run in {str(self.path)!r} was started: "
-            f"{'; '.join(telling or changed.values())}; restore them, or give another --ckpt_dir"
+            f"{'; '.join(readable or changed.values())}; restore them, or give another --ckpt_dir"
         )
 
     def _first_change(self, photos: Sequence[PhotoEntry]) -> list[str]:
-        """Says of a photo how it changed; nothing where none is known to have changed."""
+        """Returns how one photo changed; an empty list if no change is found."""
         try:
             lines = self.photos_file.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError):
             return []
-        entries = (line.split("\t", 2) for line in lines)
-        before = {(split, name): digest for split, digest, name in filter(_is_entry, entries)}
+        columns = (line.split("\t", 2) for line in lines)
+        before = {(entry[0], entry[2]): entry[1] for entry in columns if len(entry) == 3}
         now = {(split, name): digest for split, digest, name in photos}
         for (split, name), digest in now.items():
             if before.get((split, name), digest) != digest:
-                return [f"for example, the {split} photo {name!r} has another content"]
-        for known, others, how in ((now, before, "new"), (before, now, "gone")):
+                return [f"for example, the {split} photo {name!r} has different content"]
+        for known, others, how in ((now, before, "new"), (before, now, "missing")):
             for split, name in known:
                 if (split, name) not in others:
                     return [f"for example, the {split} photo {name!r} is {how}"]
         return []
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl; raises `UserError` where it cannot be written."""
-        with stored(self.metrics_file):
-            append_line(self.metrics_file, json.dumps(row))
+        """Appends a row to metrics.jsonl; raises `UserError` if it cannot be written."""
+        append_line(self.metrics_file, json.dumps(row))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the rows of metrics.jsonl; a line that is damaged, or cut short, is left out."""
+        """Returns the rows of metrics.jsonl, without damaged or truncated lines."""
         if not self.metrics_file.is_file():
             return []
         rows = []
         for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
-                if isinstance(row, dict) and all(_is_number(row.get(name)) for name in FIGURES):
+                if isinstance(row, dict) and all(
+                    type(row.get(name)) in (int, float) for name in FIGURES
+                ):
                     rows.append(row)
         return rows
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Writes the figures that a finished run ends with: the file says that it is finished."""
+        """Writes result.json, which marks the run as finished."""
         write_file(self.result_file, json.dumps(result, indent=2) + "\n")
 
     def forget_result(self) -> None:
-        """Removes the file that says that the run is finished, if it is there: it goes on."""
+        """Removes result.json, if it exists: the run is not finished."""
         self.result_file.unlink(missing_ok=True)
 
     def keep_metrics_until(self, step: int) -> list[dict[str, Any]]:
-        """Drops the rows after a step, which a resumed run is about to write again.
-
-        Returns:
-          Those that stay.
-        """
+        """Removes the rows after a step from metrics.jsonl, and returns the remaining rows."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_file(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
 
-def _is_entry(columns: Sequence[str]) -> bool:
-    return len(columns) == len(PhotoEntry._fields)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
 def _read(file: Path) -> str:
     try:
         if file.exists() and not file.is_file():
-            reason: str | None = "no file"
+            reason: str | None = "not a regular file"
         elif file.stat().st_size > LARGEST_FILE:
-            reason = f"over {LARGEST_FILE:,} bytes"
+            reason = f"larger than {LARGEST_FILE:,} bytes"
         else:
             return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -253,25 +282,27 @@ def _read(file: Path) -> str:
 
 def _not_writable(path: Path, reason: str | None) -> UserError:
     return UserError(
-        f"ckpt_dir is {str(path)!r}, which cannot be written ({reason}); give another --ckpt_dir"
+        f"ckpt_dir is {str(path)!r}, which cannot be written ({reason}); free disk space, change "
+        "the permissions, or give another --ckpt_dir"
     )
 
 
 def default_path(config: TrainConfig) -> Path:
-    """Returns a new folder under runs/, named by backbone, data and time."""
-    data = os.path.basename(config.image_folder or config.dataset)
-    if config.source:
-        data = config.source.rpartition(":")[2]
+    """Returns a new folder in runs/, named after the backbone, the data and the time."""
+    source = (config.source or "").rpartition(":")[2]
+    data = source or os.path.basename(config.image_folder or config.dataset)
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return Path("runs") / f"{config.backbone}-{data.replace('/', '-')}-{time}"
 
 
 def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
-    """Returns the folder for a run and whether a run with these settings lies there already.
+    """Returns the folder for a run, and whether it already holds a run with these settings.
+
+    Nothing on disk is changed.
 
     Raises:
-      UserError: the folder holds a run with other settings (each is named), something else than a
-        run, or cannot be written. Nothing on disk is changed.
+      UserError: the folder holds a run with other settings (all are named) or other files, or
+        cannot be written.
     """
     directory = RunDirectory(config.ckpt_dir or default_path(config))
     if os.path.exists(directory.config_file):
@@ -289,7 +320,7 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
             )
             raise UserError(
                 f"ckpt_dir {str(directory.path)!r} holds a run with other settings: {named}; "
-                "repeat the old ones to resume it, or give another --ckpt_dir"
+                "give the old settings to resume it, or give another --ckpt_dir"
             )
         return directory, True
     _check_free(directory.path)
@@ -297,17 +328,16 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
 
 
 def _check_free(path: Path) -> None:
-    """Raises `UserError` unless a folder can be made here, or an empty one is there."""
+    """Raises `UserError` unless the folder is empty or can be created."""
     try:
-        # A run killed while its folder was made left some of what it makes first.
         if path.exists() and any(child.name not in MADE_FIRST for child in path.iterdir()):
             raise UserError(
                 f"ckpt_dir is {str(path)!r}, which is not empty and holds no run (no config.json); "
-                "expected a new or an empty folder, or that of a run to resume"
+                "expected a new folder, an empty folder, or the folder of a run to resume"
             )
         nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     except OSError as error:
         raise _not_writable(path, error.strerror) from error
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        reason = "no right to write" if nearest.is_dir() else f"{str(nearest)!r} is no folder"
+        reason = "no write permission" if nearest.is_dir() else f"{str(nearest)!r} is not a folder"
         raise _not_writable(path, reason)

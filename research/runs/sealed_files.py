@@ -1,6 +1,6 @@
-"""The files of a checkpoint: `.index`, `.data-*`, and `.sha256` to tell by whether it is whole.
+"""The files of a checkpoint: `.index`, `.data-*`, and `.sha256` with the checksums of the others.
 
-The file of checksums is one of `sha256sum`'s: `sha256sum -c step-20.sha256` checks by hand.
+`sha256sum -c step-20.sha256` verifies a checkpoint without this project.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ from research.system.errors import UserError
 POINTER = "checkpoint"
 
 
-def files_of(prefix: Path) -> list[Path]:
-    """Returns the index and the data of a checkpoint, as far as they are there."""
+def _data_files(prefix: Path) -> list[Path]:
+    """Returns the existing index and data files of a checkpoint."""
     name = glob.escape(prefix.name)
     return [*prefix.parent.glob(f"{name}.index"), *sorted(prefix.parent.glob(f"{name}.data-*"))]
 
 
 def seal(prefix: Path) -> None:
-    """Waits until the disk has a checkpoint's files, and writes their checksums beside them."""
-    files = files_of(prefix)
+    """Waits until a checkpoint's files are on disk, and writes their checksums."""
+    files = _data_files(prefix)
     for file in files:
         sync(file)
-    write_atomically(_sums_of(prefix), "".join(f"{_sha256(file)}  {file.name}\n" for file in files))
+    sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in files)
+    write_atomically(_checksum_file(prefix), sums)
 
 
 def move(prefix: Path, folder: Path) -> None:
-    """Moves a checkpoint to another folder, its checksums last: they say that it is complete."""
-    for file in [*files_of(prefix), _sums_of(prefix)]:
+    """Moves a checkpoint to another folder. The checksums come last and mark it as complete."""
+    for file in [*_data_files(prefix), _checksum_file(prefix)]:
         os.replace(file, folder / file.name)
     sync(folder)
 
 
 def link(prefix: Path, folder: Path) -> None:
-    """Makes a checkpoint known in another folder too, without writing it again."""
+    """Adds a checkpoint to another folder by hard links, or by copies if links are unsupported."""
     folder.mkdir(exist_ok=True)
-    for file in [*files_of(prefix), _sums_of(prefix)]:
+    for file in [*_data_files(prefix), _checksum_file(prefix)]:
         partial = folder / f"{file.name}.partial"
         partial.unlink(missing_ok=True)
         try:
             os.link(file, partial)
-        except OSError:  # a file system without hard links
+        except OSError:
             shutil.copyfile(file, partial)
             sync(partial)
         os.replace(partial, folder / file.name)
@@ -60,13 +61,13 @@ def link(prefix: Path, folder: Path) -> None:
 
 
 def point(folder: Path, names: Sequence[str]) -> None:
-    """Names a folder's complete checkpoints, the last one last; removes the files of others."""
-    # By their names alone, so that a run can be moved.
+    """Writes a folder's checkpoint names, oldest first, to its pointer file; removes all others."""
+    # Names without a folder, so that a run can be moved.
     state = tf.compat.v1.train.generate_checkpoint_state_proto(
         str(folder.absolute()), names[-1], list(names)
     )
     write_atomically(folder / POINTER, str(state))
-    # Not any `*.partial`: an evaluation that watches may be writing its figures here.
+    # Not every `*.partial`: `run_eval.py --watch` may be writing its results here.
     for pattern in ("step-*.index*", "step-*.data-*", "step-*.sha256*"):
         for file in folder.glob(pattern):
             if file.name.partition(".")[0] not in names or file.suffix == ".partial":
@@ -74,16 +75,16 @@ def point(folder: Path, names: Sequence[str]) -> None:
 
 
 def damage_of(prefix: Path) -> str | None:
-    """Says what is wrong with a checkpoint's files; None if they are whole.
+    """Returns how a checkpoint's files are damaged; None if they are intact.
 
-    Those of a checkpoint without checksums, written by an earlier version, are taken for whole if
-    they are there. What was found is remembered until a file changes.
+    A checkpoint without checksums, written by an earlier version, counts as intact if its files
+    exist. The result is cached until a file changes.
     """
-    sums = _sums_of(prefix)
+    sums = _checksum_file(prefix)
     try:
         stamps = tuple(
             (str(file), file.stat().st_ino, file.stat().st_size, file.stat().st_mtime_ns)
-            for file in [*files_of(prefix), *([sums] if sums.exists() else [])]
+            for file in [*_data_files(prefix), *([sums] if sums.exists() else [])]
         )
         return _damage_of(prefix, stamps)
     except OSError as error:
@@ -93,10 +94,10 @@ def damage_of(prefix: Path) -> str | None:
 @functools.lru_cache(maxsize=64)
 def _damage_of(prefix: Path, stamps: tuple[tuple[str, int, int, int], ...]) -> str | None:
     present = {Path(path).name for path, *_ in stamps}
-    for ending in (".index", ".data"):
-        if not any(name.startswith(prefix.name + ending) for name in present):
-            return f"{prefix.name}{ending} is missing"
-    sums = _sums_of(prefix)
+    for extension in (".index", ".data"):
+        if not any(name.startswith(prefix.name + extension) for name in present):
+            return f"{prefix.name}{extension} is missing"
+    sums = _checksum_file(prefix)
     if sums.name not in present:
         return None
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -109,49 +110,50 @@ def _damage_of(prefix: Path, stamps: tuple[tuple[str, int, int, int], ...]) -> s
     return None
 
 
-def whole_checkpoints(folder: Path, way_out: str) -> list[str]:
-    """Returns names of a folder's checkpoints, the newest whole one last; none if there are none.
+def intact_checkpoints(folder: Path, way_out: str) -> list[str]:
+    """Returns names of a folder's checkpoints, oldest first, up to the newest intact one.
 
-    Newer ones that are not whole are left out, each with a line on standard error. Where the
-    pointer file is of no use, checkpoints are found by their checksums.
+    The list is empty if the folder has no checkpoint. Damaged checkpoints after the newest intact
+    one are reported on standard error. If the pointer file is unusable, checkpoints are found by
+    their checksum files.
 
     Args:
-      folder: with checkpoints; need not exist.
-      way_out: what a user may do if none is whole.
+      folder: contains the checkpoints; need not exist.
+      way_out: what the user can do if all checkpoints are damaged.
 
     Raises:
-      UserError: there are some, but none is whole.
+      UserError: all checkpoints are damaged.
     """
     names = pointed(folder)
-    # The checksums come last, when the best one is linked already: nothing is missing of these.
+    # A checkpoint with checksums is complete: they are moved to the folder last.
     unnamed = sorted(
         (file.name.removesuffix(".sha256") for file in folder.glob("step-*.sha256")), key=_age
     )
-    told = []
+    notes = []
     for candidates in (names, [name for name in unnamed if name not in names]):
         for index, name in reversed(list(enumerate(candidates))):
             damage = damage_of(folder / name)
             if damage is None:
                 if not names and (folder / POINTER).exists():
-                    told.append(f"{str(folder / POINTER)!r} names no checkpoint")
-                for line in told:
-                    tell_once(f"note: {line}; {name} is used")
+                    notes.append(f"{str(folder / POINTER)!r} names no checkpoint")
+                for note in notes:
+                    _print_once(f"note: {note}; {name} is used")
                 return candidates[: index + 1]
-            if pointed(folder) != names:  # a run in training has gone on meanwhile
-                return whole_checkpoints(folder, way_out)
-            told.append(f"{str(folder / name)!r} is not whole: {damage}")
-    if not told and not (folder / POINTER).exists():
+            if pointed(folder) != names:  # a run in training has saved a checkpoint meanwhile
+                return intact_checkpoints(folder, way_out)
+            notes.append(f"{str(folder / name)!r} is damaged: {damage}")
+    if not notes and not (folder / POINTER).exists():
         return []
-    reasons = "; ".join(told) or f"{str(folder / POINTER)!r} names none"
-    raise UserError(f"{str(folder)!r} holds no whole checkpoint ({reasons}); {way_out}")
+    reasons = "; ".join(notes) or f"{str(folder / POINTER)!r} names none"
+    raise UserError(f"{str(folder)!r} holds no intact checkpoint ({reasons}); {way_out}")
 
 
 def pointed(folder: Path) -> list[str]:
-    """Returns the names in a folder's pointer file, the newest last; none if it says nothing.
+    """Returns the names in a folder's pointer file, from the oldest to the newest.
 
-    Those that lead out of the folder are left out.
+    Paths outside the folder are ignored. The list is empty if the file is missing or unreadable.
     """
-    with contextlib.suppress(ValueError, tf.errors.OpError):  # empty, no text, or no file
+    with contextlib.suppress(ValueError, tf.errors.OpError):
         state = tf.train.get_checkpoint_state(str(folder))
         if state:
             paths = map(Path, state.all_model_checkpoint_paths)
@@ -160,12 +162,11 @@ def pointed(folder: Path) -> list[str]:
 
 
 @functools.lru_cache(maxsize=64)
-def tell_once(line: str) -> None:
-    """Prints a line on standard error, however often it is asked to."""
+def _print_once(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _sums_of(prefix: Path) -> Path:
+def _checksum_file(prefix: Path) -> Path:
     return prefix.with_name(f"{prefix.name}.sha256")
 
 

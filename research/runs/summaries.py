@@ -1,52 +1,58 @@
-"""What TensorBoard shows of a run. Train and validation share tags, and so their axes."""
+"""Writes what TensorBoard shows of a run and of its evaluations."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import summary as hparams_summary
 from tensorboard.plugins.pr_curve import summary as pr_curve
 
-from research.runs import dashboard
 from research.runs.event_files import EventFiles
+from research.settings.fields import setting_of
 from research.settings.train_config import TrainConfig
-from research.tasks.metrics import Metrics
+
+# Charts of the custom scalars dashboard beside those of loss and metrics: tag patterns by title.
+CHARTS = {
+    "Optimizers": {
+        "learning rate": [r"^learning_rate/"],
+        "gradient norm": [r"^gradient_norm/"],
+    },
+    "Speed": {
+        "photos per second": [r"^photos_per_second$"],
+        "share of the time spent waiting for input": [r"^share_of_step_waiting_for_input$"],
+    },
+}
 
 
 class Summaries:
-    """Writes event files for two TensorBoard runs, `train` and `validation`."""
+    """Writes event files for the TensorBoard runs `train` and `validation`.
+
+    Both use the same tags, so that TensorBoard draws them in the same charts.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.files = EventFiles(folder)
 
-    def train(self, step: int, metrics: Metrics, scalars: dict[str, float]) -> None:
-        """Writes the task's figures since the last call, and other scalars by tag."""
-        with self.files.at(step, "train"):
-            _write_metrics(metrics)
-            for tag, value in scalars.items():
-                tf.summary.scalar(tag, value)
-
-    def validation(self, step: int, metrics: Metrics) -> None:
-        """Writes the task's figures of the validation split."""
-        with self.files.at(step, "validation"):
-            _write_metrics(metrics)
+    def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars by tag to the run `train` or `validation`."""
+        with self.files.at(step, split):
+            _write_scalars(values)
 
     def settings(self, config: TrainConfig, name: str, figures: Iterable[str]) -> None:
-        """Writes the run's settings as a table, and to compare runs by; groups the figures.
-
-        Args:
-          config: the settings.
-          name: what the run is called among others.
-          figures: the names of loss and metrics.
-        """
+        """Writes the settings of a run called `name`, and the layout of charts for `figures`."""
         with self.files.at(0):
-            # Without `hparams_config`, TensorBoard shows first what differs between the runs.
-            hparams.hparams(dashboard.settings_to_compare(config), trial_id=name)
-            tf.summary.experimental.write_raw_pb(dashboard.layout(figures), 0)
+            # Without `hparams_config`, TensorBoard first shows the settings that differ.
+            hparams.hparams(_settings_to_compare(config), trial_id=name)
+            tf.summary.experimental.write_raw_pb(_layout(figures), 0)
         rows = [f"| {name} | `{value}` |" for name, value in dataclasses.asdict(config).items()]
         with self.files.at(0, "train"):
             tf.summary.text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]))
@@ -54,20 +60,21 @@ class Summaries:
     def picture(self, tag: str, png: bytes, step: int) -> None:
         """Writes a picture, given as the content of a PNG file."""
         with self.files.at(step, "train"):
-            tf.summary.image(tag, tf.io.decode_png(png, channels=3)[tf.newaxis])
+            _write_picture(tag, png)
 
     def finished(self) -> None:
-        """Writes that the run is finished."""
+        """Marks the run as finished in the HParams dashboard."""
+        summary = hparams_summary.session_end_pb(api_pb2.STATUS_SUCCESS)
         with self.files.at(0):
-            tf.summary.experimental.write_raw_pb(dashboard.finished(), 0)
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), 0)
 
 
 class EvaluationSummaries:
     """Writes event files for the TensorBoard run of one evaluation.
 
     Args:
-      folder: of the event files.
-      step: updates that the evaluated checkpoint had seen.
+      folder: contains the event files.
+      step: number of updates of the evaluated checkpoint.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -75,33 +82,64 @@ class EvaluationSummaries:
         self._step = step
 
     def figures(self, figures: dict[str, float]) -> None:
-        """Writes figures by name; loss and accuracy share their axes with those of training."""
+        """Writes scalars by tag; loss and accuracy appear in the charts of training."""
         with self._files.at(self._step):
-            for tag, value in figures.items():
-                tf.summary.scalar(tag, value)
+            _write_scalars(figures)
 
     def picture(self, tag: str, png: bytes) -> None:
         """Writes a picture, given as the content of a PNG file."""
         with self._files.at(self._step):
-            tf.summary.image(tag, tf.io.decode_png(png, channels=3)[tf.newaxis])
+            _write_picture(tag, png)
 
     def curve(self, tag: str, labels: np.ndarray, probabilities: np.ndarray) -> None:
-        """Writes precision and recall at 127 thresholds, for the dashboard that moves along them.
+        """Writes a precision-recall curve at 127 thresholds, for the PR curves dashboard.
 
         Args:
-          tag: of the curve.
-          labels: (photos,), 0 or 1.
-          probabilities: of class 1, (photos,).
+          tag: name of the curve.
+          labels: shape (photos,), 0 or 1.
+          probabilities: of class 1, shape (photos,).
         """
         summary = pr_curve.pb(tag, labels, probabilities, num_thresholds=127)
         with self._files.at(self._step):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), self._step)
 
     def close(self) -> None:
-        """Makes what was written visible to TensorBoard."""
+        """Closes the files, so that TensorBoard shows their content."""
         self._files.close()
 
 
-def _write_metrics(metrics: Metrics) -> None:
-    for name, value in metrics.values.items():
-        tf.summary.scalar(name, value)
+def _write_scalars(values: Mapping[str, float]) -> None:
+    for tag, value in values.items():
+        tf.summary.scalar(tag, value)
+
+
+def _write_picture(tag: str, png: bytes) -> None:
+    tf.summary.image(tag, tf.io.decode_png(png, channels=3)[tf.newaxis])
+
+
+def _settings_to_compare(config: TrainConfig) -> dict[str, str | float | bool]:
+    """Returns the settings that change the result, as the HParams dashboard expects them."""
+    settings: dict[str, str | float | bool] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if setting_of(field).changes_result and field.name != "data_dir":
+            if isinstance(value, tuple):
+                value = ", ".join(value) or None
+            settings[field.name] = "none" if value is None else value
+    return settings
+
+
+def _layout(figures: Iterable[str]) -> bytes:
+    """Returns the summary that lays out the custom scalars dashboard."""
+    learning = {name: [f"^{re.escape(name)}$"] for name in figures}
+    categories = [
+        layout_pb2.Category(
+            title=category,
+            chart=[
+                layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
+                for title, tags in charts.items()
+            ],
+        )
+        for category, charts in {"Learning": learning, **CHARTS}.items()
+    ]
+    return custom_scalar.pb(layout_pb2.Layout(category=categories)).SerializeToString()

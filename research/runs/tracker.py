@@ -1,4 +1,4 @@
-"""`Tracker`: sends a run's records elsewhere, such as to an experiment tracker."""
+"""`Tracker`: forwards a run's records, for example to an experiment tracker."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from research.system.python_file import load_from_file
 
 
 class Tracker:
-    """Receives a run's records. Subclass it in a file of your own; every method has a default.
+    """Receives a run's records. Subclass it in your own file; every method has a default.
 
-    Give the subclass with `--tracker=FILE.py:Class`. It is built without arguments, in the process
-    that keeps the run's records. An exception in it is told once; training goes on without it.
+    Give the subclass with `--tracker=FILE.py:Class`. It is constructed without arguments, in the
+    process that keeps the run's records. Its first exception is reported in one line, and training
+    continues without the tracker.
     """
 
     def begin(self, settings: Mapping[str, Any], folder: str) -> None:
@@ -22,60 +23,49 @@ class Tracker:
 
         Args:
           settings: the run's settings by name, as in config.json.
-          folder: of the run.
+          folder: path of the run's folder.
         """
 
     def interval(self, step: int, figures: Mapping[str, float]) -> None:
-        """Called every few steps with figures since the last call, such as `loss`."""
+        """Called every few steps with the values since the last call, such as `loss`."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Called after each validation with the row of metrics.jsonl."""
 
     def end(self, result: Mapping[str, Any]) -> None:
-        """Called once a run is finished, with the content of result.json."""
+        """Called when a run is finished, with the content of result.json."""
 
 
-class SafeTracker(Tracker):
-    """Passes records on to a tracker until it raises an exception for the first time.
+class SafeTracker:
+    """Forwards records to a tracker until the tracker raises an exception.
 
     Args:
-      tracker: None to drop all records.
+      tracker: the tracker; None drops all records.
     """
 
     def __init__(self, tracker: Tracker | None) -> None:
         self._tracker = tracker
 
-    def begin(self, settings: Mapping[str, Any], folder: str) -> None:
-        self._call("begin", settings, folder)
-
-    def interval(self, step: int, figures: Mapping[str, float]) -> None:
-        self._call("interval", step, figures)
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        self._call("epoch", row)
-
-    def end(self, result: Mapping[str, Any]) -> None:
-        self._call("end", result)
-
-    def _call(self, method: str, *arguments: Any) -> None:
+    def send(self, method: str, *arguments: Any) -> None:
+        """Calls a method of the tracker."""
         if self._tracker is None:
             return
         try:
             getattr(self._tracker, method)(*arguments)
-        except Exception as error:  # whatever somebody's tracker raises
+        except Exception as error:  # user code may raise anything
             name, self._tracker = type(self._tracker).__name__, None
             print(
                 f"note: the tracker {name} failed in {method}() ({type(error).__name__}: "
-                f"{one_line(error)}); training goes on without it",
+                f"{one_line(error)}); training continues without it",
                 file=sys.stderr,
                 flush=True,
             )
 
 
 def open_tracker(reference: str | None) -> SafeTracker:
-    """Builds the tracker of a file, FILE.py:Class; None for none.
+    """Constructs the tracker given as FILE.py:Class, or one that drops all records for None.
 
     Raises:
-      UserError: the file cannot be imported or has no such subclass of `Tracker`.
+      UserError: the file cannot be imported, or defines no such subclass of `Tracker`.
     """
     return SafeTracker(load_from_file("tracker", reference, Tracker)() if reference else None)

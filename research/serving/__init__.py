@@ -1,1 +1,1 @@
-"""Uses a trained run: prediction, export."""
+"""Prediction with trained models, and their export."""

@@ -1,9 +1,9 @@
-"""Exports a classifier, its preprocessing inside, for use without this project.
+"""Exports a classifier with its preprocessing, for use without this project.
 
-Of the same pixels, each format gives the checkpoint's probabilities to 1e-4 (measured: 3e-6). Of
-JPEG bytes, which the SavedModel decodes and resizes with TensorFlow and training with Pillow, to
-0.05 for single photos and 0.002 in the mean (measured: 0.007 and 0.0001 on 200 photos, 0.02 and
-0.001 on small drawings).
+For the same pixels, the probabilities of each format differ from the checkpoint's by less than 1e-4
+(measured: 3e-6). For JPEG bytes, the SavedModel decodes and resizes with TensorFlow, training with
+Pillow. The difference is below 0.05 for a single photo and 0.002 in the mean (measured: 0.007 and
+0.0001 on 200 photos, 0.02 and 0.001 on small drawings).
 """
 
 from __future__ import annotations
@@ -30,29 +30,19 @@ from research.serving.graph_decoding import decode_upright
 from research.settings.program_configs import MIRROR_AVERAGING, ExportConfig
 from research.system.errors import UserError
 
-Writer = Callable[[keras.Model, tuple[str, ...], Path], None]
-
-NAMES = {
-    "saved_model": "saved_model",
-    "keras": "model.keras",
-    "tflite": "model.tflite",
-    "onnx": "model.onnx",
-}
-# What an exporter needs that is not installed with this project.
-PACKAGES = {"onnx": "tf2onnx"}
-
 
 def export(config: ExportConfig) -> Path:
-    """Writes the model of a run's checkpoint in a format, and says how it is called.
+    """Exports the model of a checkpoint, and prints its inputs and outputs.
 
     Returns:
-      the file or folder written; the names of the classes are in another file, see `labels_file`.
+      The path of the exported file or folder. The class names are in a text file inside the folder
+      or beside the file, one per line in the order of their labels.
 
     Raises:
-      UserError: there is no such run or checkpoint; the place is taken or cannot be written; the
+      UserError: the run or the checkpoint does not exist; the path exists or cannot be written; the
         exporter of the format is not installed.
     """
-    place = find_place(config)
+    path = output_path(config)
     classifier = Classifier(
         str(config.ckpt_dir),
         config.checkpoint,
@@ -62,25 +52,28 @@ def export(config: ExportConfig) -> Path:
         task=config.task,
     )
     model, names = serving_model(classifier), classifier.class_names
-    partial = place.with_name(f"partial-{place.name}")
-    labels = labels_file(place, config.format)
+    partial = path.with_name(f"partial-{path.name}")
+    labels = path.with_name(f"{path.name}.labels.txt")
+    if config.format == "saved_model":
+        labels = path / "assets.extra" / "labels.txt"  # the format's folder for extra files
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
-        # Exporters print what signatures they write, and warn of their own future.
+        # Exporters print the signatures, and emit deprecation warnings.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            WRITERS[config.format](model, names, partial)
-        os.replace(partial, place)
+            _, write = FORMATS[config.format]
+            write(model, names, partial)
+        os.replace(partial, path)
         labels.parent.mkdir(exist_ok=True)
         write_atomically(labels, "".join(f"{name}\n" for name in names))
     except (OSError, tf.errors.OpError) as error:
-        raise cannot_be_written(place, reason_of(error)) from error
+        raise cannot_be_written(path, reason_of(error)) from error
     finally:
         with contextlib.suppress(OSError):
             remove(partial)
     size = classifier.config.image_size
-    print(f"model:   {short_path(place)}")
+    print(f"model:   {short_path(path)}")
     if config.format == "saved_model":
         print("inputs:  signature serving_default: image_bytes, encoded photos (batch,)")
         print("         signature pixels: pixels, uint8 (batch, height, width, 3)")
@@ -90,40 +83,33 @@ def export(config: ExportConfig) -> Path:
         print(f"output:  probabilities (batch, {len(names)})")
     shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
     print(f"classes: {short_path(labels)}: {shown}", flush=True)
-    return place
+    return path
 
 
-def find_place(config: ExportConfig) -> Path:
-    """Returns where to write to.
+def output_path(config: ExportConfig) -> Path:
+    """Returns the path to write to.
 
     Raises:
-      UserError: something is there, its name does not fit the format, or the exporter of the format
-        is not installed.
+      UserError: the path exists, its extension does not fit the format, or the exporter of the
+        format is not installed.
     """
-    package = PACKAGES.get(config.format)
-    if package and importlib.util.find_spec(package) is None:
+    if config.format == "onnx" and importlib.util.find_spec("tf2onnx") is None:
         raise UserError(
-            f"format is {config.format!r}, for which the package {package} is not installed; "
-            "install this project with -e '.[export]'"
+            "format is 'onnx', but the package tf2onnx is not installed; install this project with "
+            "pip install -e '.[export]'"
         )
-    place = Path(config.out or Path(str(config.ckpt_dir)) / "export" / NAMES[config.format])
-    ending = Path(NAMES[config.format]).suffix
-    if place.suffix != ending and ending:
-        raise UserError(f"out is {str(place)!r}; expected a name that ends in {ending}")
-    if place.exists():
-        raise UserError(f"out is {str(place)!r}, which exists; expected a new file or folder")
-    return place
-
-
-def labels_file(place: Path, form: str) -> Path:
-    """Returns where the names of the classes are written, one a line, in their order."""
-    if form == "saved_model":  # its format has a folder for what is not the model's own
-        return place / "assets.extra" / "labels.txt"
-    return place.with_name(f"{place.name}.labels.txt")
+    default_name, _ = FORMATS[config.format]
+    path = Path(config.out or Path(str(config.ckpt_dir)) / "export" / default_name)
+    ending = Path(default_name).suffix
+    if path.suffix != ending and ending:
+        raise UserError(f"out is {str(path)!r}; expected a name that ends in {ending}")
+    if path.exists():
+        raise UserError(f"out is {str(path)!r}, which exists; expected a new file or folder")
+    return path
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if it is there."""
+    """Removes a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -131,10 +117,10 @@ def remove(path: Path) -> None:
 
 
 def serving_model(classifier: Classifier) -> keras.Model:
-    """Returns a functional model: pixels in, probabilities out.
+    """Returns a functional model from pixels to probabilities.
 
-    From float32 RGB (batch, size, size, 3) in [0, 255] to float32 (batch, classes). It is made of
-    Keras's own layers, and of the layers of the task's head as they are.
+    The input is float32 RGB (batch, size, size, 3) in [0, 255], the output float32 (batch,
+    classes). Apart from the head of a user's own task, the model only consists of Keras layers.
     """
     wrapper, size = classifier.built.network.model, classifier.config.image_size
     preprocess = preprocessing_layer(classifier.built.backbone.preprocessing)
@@ -147,21 +133,21 @@ def serving_model(classifier: Classifier) -> keras.Model:
     ]
     logits = [wrapper.head(one, training=False) for one in features]
     mean = logits[0] if len(logits) == 1 else keras.layers.Average(name="mean_logits")(logits)
-    if mean.shape[1] == 1:  # one logit is as good as two, the first of which is 0
+    if mean.shape[1] == 1:  # the logit of the first of two classes is 0
         mean = keras.ops.pad(mean, ((0, 0), (1, 0)))
     probabilities = keras.layers.Softmax(name="probabilities")(mean)
     model = keras.Model(pixels, probabilities, name="classifier")
-    model(np.zeros((1, size, size, 3), np.float32))  # Keras exports what was called before
+    model(np.zeros((1, size, size, 3), np.float32))  # Keras only exports a model that was called
     return model
 
 
 def preprocessing_layer(preprocessing: Preprocessing) -> keras.layers.Layer:
-    """Returns a layer that does what a backbone's preprocessing does to each pixel.
+    """Returns a 1 x 1 convolution that equals the preprocessing of a backbone.
 
     Raises:
-      UserError: it does something else than mixing and shifting the three channels.
+      UserError: the preprocessing is not an affine function of the three channels of a pixel.
     """
-    # Black and the three primary colours show what is added, and what each channel becomes.
+    # Black gives the bias. The three primary colours give the kernel.
     colours = np.concatenate([np.zeros((1, 3)), 255 * np.eye(3)]).astype(np.float32)
     shown = np.asarray(preprocessing(tf.reshape(colours, (1, 2, 2, 3)))).reshape(4, 3)
     offset, kernel = shown[0], (shown[1:] - shown[0]) / 255
@@ -169,8 +155,8 @@ def preprocessing_layer(preprocessing: Preprocessing) -> keras.layers.Layer:
     wanted = np.asarray(preprocessing(tf.constant(sample)))
     if not np.allclose(sample @ kernel + offset, wanted, rtol=1e-4, atol=1e-4 * np.ptp(wanted)):
         raise UserError(
-            "the backbone's preprocessing is no linear function of a pixel's colours, so that it "
-            "cannot be exported"
+            "the backbone cannot be exported: its preprocessing is not an affine function of the "
+            "three channels of a pixel; choose another --backbone"
         )
     layer = keras.layers.Conv2D(3, 1, name="preprocessing", trainable=False)
     layer.build((None, None, None, 3))
@@ -179,13 +165,13 @@ def preprocessing_layer(preprocessing: Preprocessing) -> keras.layers.Layer:
 
 
 def write_saved_model(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
-    """Writes a SavedModel that takes encoded photos, or pixels of any size."""
+    """Writes a SavedModel with signatures for encoded photos and for pixels of any size."""
     size = model.input_shape[1]
 
     def of_pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         photos = tf.cast(pixels, tf.float32)
         if photos.shape[1:3] != (size, size):
-            # As photos are resized in training, to whole numbers.
+            # In training, resized photos are rounded to integers too.
             photos = tf.round(tf.image.resize(photos, (size, size), antialias=True))
             photos = tf.clip_by_value(photos, 0.0, 255.0)
         probabilities = model(photos, training=False)
@@ -211,15 +197,10 @@ def write_saved_model(model: keras.Model, class_names: tuple[str, ...], path: Pa
     archive.write_out(str(path), verbose=False)
 
 
-def write_keras(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
-    """Writes what `keras.saving.load_model` loads."""
-    model.save(path)
-
-
 def write_tflite(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
-    """Writes a flat buffer of built-in operations alone, which each runtime has."""
-    # By TensorFlow's own converter: Keras's way to it asks for Keras 3.13, and leaves operations in
-    # that not every runtime has. From a SavedModel, as variables become constants only then.
+    """Writes a flat buffer that only contains built-in operations, which every runtime has."""
+    # Keras's own export to TFLite needs Keras 3.13, and keeps operations that some runtimes lack.
+    # The converter turns variables into constants only if it starts from a SavedModel.
     spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, "pixels")
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -231,14 +212,10 @@ def write_tflite(model: keras.Model, class_names: tuple[str, ...], path: Path) -
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
 
 
-def write_onnx(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
-    """Writes what ONNX's runtimes load."""
-    model.export(path, format="onnx", verbose=False)
-
-
-WRITERS: dict[str, Writer] = {
-    "saved_model": write_saved_model,
-    "keras": write_keras,
-    "tflite": write_tflite,
-    "onnx": write_onnx,
+# The default name of the exported file or folder, and the function that writes it.
+FORMATS: dict[str, tuple[str, Callable[[keras.Model, tuple[str, ...], Path], None]]] = {
+    "saved_model": ("saved_model", write_saved_model),
+    "keras": ("model.keras", lambda model, _, path: model.save(path)),
+    "tflite": ("model.tflite", write_tflite),
+    "onnx": ("model.onnx", lambda model, _, path: model.export(path, "onnx", verbose=False)),
 }

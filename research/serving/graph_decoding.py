@@ -1,6 +1,6 @@
-"""Photos as a served model gets them, encoded, made pixels by TensorFlow's own operations alone.
+"""Decodes encoded photos with TensorFlow operations only, as a part of an exported graph.
 
-They stand for `photos/decode.py` where there is no Pillow: this goes into the exported graph.
+It replaces `research/data/decode.py`, which needs Pillow.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import functools
 
 import tensorflow as tf
 
-SEARCHED_BYTES = 2**17  # two segments at their longest: Exif is the first, or comes after JFIF's
+SEARCHED_BYTES = 2**17  # two segments of maximum length: EXIF is the first, or follows JFIF
 EXIF = int.from_bytes(b"\xff\xe1", "big"), int.from_bytes(b"Exif\0\0", "big")
-START_OF_SCAN = 0xFFDA  # pixels follow
+START_OF_SCAN = 0xFFDA  # the marker before the pixels
 LITTLE_ENDIAN = int.from_bytes(b"II", "big")
 ORIENTATION, SHORT = 0x0112, 3
 
 
 def decode_upright(encoded: tf.Tensor, size: int) -> tf.Tensor:
-    """Decodes a photo as `decode_image` does, a JPEG upright by its EXIF orientation.
+    """Decodes and resizes a photo like `decode_image`. Applies the EXIF orientation of a JPEG.
 
     Args:
-      encoded: string scalar, the content of a JPEG, PNG, GIF or BMP file; of several frames the
-        first is taken.
+      encoded: string scalar, the content of a JPEG, PNG, GIF or BMP file. Only the first frame is
+        decoded.
       size: height and width of the result in pixels.
 
     Returns:
-      float32 RGB of shape (size, size, 3), whole numbers in [0, 255].
+      float32 RGB (size, size, 3), integers in [0, 255].
     """
 
     def decoded(photo: tf.Tensor) -> tf.Tensor:
@@ -40,24 +40,24 @@ def decode_upright(encoded: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _decode_jpeg(encoded: tf.Tensor, size: int) -> tf.Tensor:
-    # As Pillow does it: by accurate arithmetic, and one far larger than needed at a half, a
-    # quarter or an eighth of its size; see `decode_image`.
+    # Like Pillow, see `decode_image`: with accurate arithmetic, and a photo far larger than needed
+    # is decoded at 1/2, 1/4 or 1/8 of its size.
     larger = tf.reduce_min(tf.io.extract_jpeg_shape(encoded)[:2]) // (3 * size // 2)
-    ways = [
+    branches = [
         functools.partial(
             tf.io.decode_jpeg, encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"
         )
         for ratio in (1, 2, 4, 8)
     ]
-    return tf.switch_case(tf.reduce_sum(tf.cast(larger >= [2, 4, 8], tf.int32)), ways)
+    return tf.switch_case(tf.reduce_sum(tf.cast(larger >= [2, 4, 8], tf.int32)), branches)
 
 
 def turn(photo: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turns a square photo upright.
+    """Applies an EXIF orientation to a square photo.
 
     Args:
       photo: (size, size, channels).
-      orientation: integer scalar, as EXIF has it: 1 for upright to 8.
+      orientation: integer scalar, from 1 (upright) to 8.
     """
     photo = tf.where(orientation >= 5, tf.transpose(photo, (1, 0, 2)), photo)
     columns = tf.reduce_any(orientation == [2, 3, 6, 7])
@@ -67,21 +67,21 @@ def turn(photo: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """Reads how a JPEG's rows and columns are to be turned (CIPA DC-008, Exif 2.32, 4.6.4).
+    """Reads the EXIF orientation of a JPEG (CIPA DC-008, Exif 2.32, 4.6.4).
 
     Args:
       encoded: string scalar, the content of the file.
 
     Returns:
-      int32 scalar from 1, upright, to 8; 1 too where EXIF data are missing or damaged.
+      int32 scalar from 1 (upright) to 8; 1 if EXIF data are missing or damaged.
     """
     content = tf.io.decode_raw(tf.strings.substr(encoded, 0, SEARCHED_BYTES), tf.uint8)
-    # With zeros behind it, so that places that damaged files point to hold something.
+    # Zeros follow the content, because offsets in damaged files may point behind it.
     content = tf.pad(content, [[0, SEARCHED_BYTES + 8 - tf.size(content)]])
 
-    def number(place: tf.Tensor, digits: int) -> tf.Tensor:
-        """Returns the big-endian numbers of so many bytes at some places."""
-        first = tf.clip_by_value(place, 0, SEARCHED_BYTES)[..., tf.newaxis]
+    def number(offset: tf.Tensor, digits: int) -> tf.Tensor:
+        """Returns the big-endian numbers of `digits` bytes at some offsets."""
+        first = tf.clip_by_value(offset, 0, SEARCHED_BYTES)[..., tf.newaxis]
         found = tf.cast(tf.gather(content, first + tf.range(digits, dtype=tf.int64)), tf.int64)
         return tf.reduce_sum(found * [256**k for k in reversed(range(digits))], axis=-1)
 
@@ -101,10 +101,10 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     header = segment + 10
     is_little = number(header, 2) == LITTLE_ENDIAN
 
-    def value(place: tf.Tensor, digits: int) -> tf.Tensor:
+    def value(offset: tf.Tensor, digits: int) -> tf.Tensor:
         """Returns numbers in the byte order of the EXIF data."""
-        turned = sum(number(place + k, 1) * 256**k for k in range(digits))
-        return tf.where(is_little, turned, number(place, digits))
+        little = sum(number(offset + k, 1) * 256**k for k in range(digits))
+        return tf.where(is_little, little, number(offset, digits))
 
     directory = header + value(header + 4, 4)
     entries = directory + 2 + 12 * tf.range(tf.minimum(value(directory, 2), 1000))

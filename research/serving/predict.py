@@ -1,4 +1,4 @@
-"""Says what is on photos: files and folders in, a label and a probability each out."""
+"""Classifies files and folders of photos: prints a label and probabilities for each photo."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from research.data.files import image_files
 from research.data.source import Example, Source, read_example
@@ -20,11 +20,11 @@ from research.settings.program_configs import MIRROR_AVERAGING, PredictConfig
 from research.system.errors import UserError
 from research.system.printable import printable
 
-BATCHES_A_CHUNK = 16
+BATCHES_PER_CHUNK = 16
 
 
 class Prediction(NamedTuple):
-    """What is said of a file: its most probable class, and the probability, 0 to 1, of each."""
+    """The prediction for a file: the most probable class, and the probability of each class."""
 
     file: str
     label: str
@@ -33,14 +33,14 @@ class Prediction(NamedTuple):
 
 
 class DamagedFile(NamedTuple):
-    """A file that is no photo, and why."""
+    """A file that is not a readable photo, and the reason."""
 
     file: str
     reason: str
 
 
 class Files(Source):
-    """Files as a `Source` without labels, each named by its place."""
+    """Files as a `Source` without labels. The name of each example is its index."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.class_names: tuple[str, ...] = ()
@@ -55,10 +55,10 @@ class Files(Source):
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
-    """Returns the files named, and the images in the folders named and below, each once.
+    """Returns the given files, and all images in the given folders and their subfolders, once each.
 
     Raises:
-      UserError: one does not exist, a folder cannot be read, or there is none at all.
+      UserError: a path does not exist, a folder cannot be read, or there is no image.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -72,24 +72,24 @@ def find_files(paths: Sequence[str]) -> list[Path]:
                 "move it elsewhere"
             ) from error
     if not found:
+        searched = f"no image in {', '.join(map(repr, paths))}" if paths else "no path is given"
         raise UserError(
-            f"there is no image in {', '.join(map(repr, paths)) or 'no path'}; expected photos, or "
-            "folders with photos (JPEG, PNG, ...), after the flags"
+            f"{searched}; expected photos, or folders with photos (JPEG, PNG, ...), after the flags"
         )
     return list(found)
 
 
 def as_text(file: Path) -> str:
-    """Returns a file's path, with bytes that are no UTF-8 written as escapes."""
+    """Returns a path as text. Bytes that are not UTF-8 become escape sequences."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def predict_files(
     classifier: Classifier, files: Sequence[Path]
 ) -> Iterator[Prediction | DamagedFile]:
-    """Yields what is said of each file in order, holding some batches of photos at a time."""
+    """Yields the result for each file in order. Only a few batches are in memory at a time."""
     remaining = iter(files)
-    size = BATCHES_A_CHUNK * classifier.config.batch_size
+    size = BATCHES_PER_CHUNK * classifier.config.batch_size
     while chunk := list(itertools.islice(remaining, size)):
         examples = load_split(Files(chunk), "", classifier.config.image_size)
         names = [as_text(file) for file in chunk]
@@ -98,86 +98,63 @@ def predict_files(
         }
         if len(examples):
             logits = classifier.logits(examples)
-            said = Predictions(examples.names, examples.labels, logits)
-            for index, label, shares in zip(
-                map(int, said.names), said.predicted, said.probabilities, strict=True
+            predictions = Predictions(examples.names, examples.labels, logits)
+            for name, label, row in zip(
+                predictions.names, predictions.predicted, predictions.probabilities, strict=True
             ):
-                of_classes = dict(zip(classifier.class_names, map(float, shares), strict=True))
-                found[index] = Prediction(
-                    names[index], classifier.class_names[label], float(shares[label]), of_classes
+                by_class = dict(zip(classifier.class_names, map(float, row), strict=True))
+                found[int(name)] = Prediction(
+                    names[int(name)], classifier.class_names[label], float(row[label]), by_class
                 )
         yield from (found[index] for index in range(len(chunk)))
 
 
-class TableWriter:
-    """Writes a line of columns a photo, for people."""
-
-    def __init__(self, out: TextIO, files: Sequence[Path], class_names: Sequence[str]) -> None:
-        self._out = out
-        self._width = min(max(len(printable(as_text(file))) for file in files), 50)
-        self._label_width = max(map(len, (*class_names, "label")))
-        self._line("file", "label", "probability")
-
-    def write(self, prediction: Prediction) -> None:
-        """Writes a photo's line."""
-        file, label = printable(prediction.file), prediction.label
-        self._line(file, label, f"{prediction.probability:11.4f}")
-
-    def _line(self, file: str, label: str, probability: str) -> None:
-        columns = f"{file:<{self._width}}  {label:<{self._label_width}}  {probability}"
-        print(columns, file=self._out, flush=True)
-
-
-class CsvWriter:
-    """Writes a line of comma-separated values a photo: label, probability, that of each class."""
-
-    def __init__(self, out: TextIO, class_names: Sequence[str]) -> None:
-        self._out = out
-        self._writer = csv.writer(out, lineterminator="\n")
-        named = [f"probability {name}" for name in class_names]
-        self._writer.writerow(["file", "label", "probability", *named])
-
-    def write(self, prediction: Prediction) -> None:
-        """Writes a photo's line."""
-        file, label, probability, probabilities = prediction
-        self._writer.writerow([file, label, probability, *probabilities.values()])
-        self._out.flush()
-
-
-class JsonLinesWriter:
-    """Writes a JSON object a photo and line, as `Prediction` has it."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def write(self, prediction: Prediction) -> None:
-        """Writes a photo's line."""
-        print(json.dumps(prediction._asdict()), file=self._out, flush=True)
-
-
 def make_writer(
     form: str, files: Sequence[Path], class_names: Sequence[str]
-) -> TableWriter | CsvWriter | JsonLinesWriter:
-    """Returns what writes `table`, `csv` or `jsonl` to standard output."""
-    if form == "csv":
-        return CsvWriter(sys.stdout, class_names)
+) -> Callable[[Prediction], None]:
+    """Prints the header of an output format, and returns a function that prints a prediction.
+
+    Args:
+      form: `table` (aligned columns), `csv`, or `jsonl` (one JSON object per line).
+      files: all files, for the width of the column of `table`.
+      class_names: the class names in the order of their labels.
+    """
     if form == "jsonl":
-        return JsonLinesWriter(sys.stdout)
-    return TableWriter(sys.stdout, files, class_names)
+        return lambda prediction: print(json.dumps(prediction._asdict()), flush=True)
+    if form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        columns = [f"probability {name}" for name in class_names]
+        writer.writerow(["file", "label", "probability", *columns])
+
+        def write_csv(prediction: Prediction) -> None:
+            writer.writerow([*prediction[:3], *prediction.probabilities.values()])
+            sys.stdout.flush()
+
+        return write_csv
+    width = min(max(len(printable(as_text(file))) for file in files), 50)
+    label_width = max(map(len, (*class_names, "label")))
+
+    def write_line(file: str, label: str, probability: str) -> None:
+        print(f"{file:<{width}}  {label:<{label_width}}  {probability}", flush=True)
+
+    write_line("file", "label", "probability")
+    return lambda prediction: write_line(
+        printable(prediction.file), prediction.label, f"{prediction.probability:11.4f}"
+    )
 
 
 def predict(config: PredictConfig, paths: Sequence[str]) -> int:
-    """Prints what is said of each photo; a damaged one is a line on standard error instead.
+    """Prints the prediction for each photo. A damaged file gives a line on standard error.
 
     Args:
-      config: which model, and how to print.
-      paths: photos, and folders of photos.
+      config: the model and the output format.
+      paths: photos and folders of photos.
 
     Returns:
-      how many files were damaged.
+      The number of damaged files.
 
     Raises:
-      UserError: there is no such run, checkpoint or path.
+      UserError: the run, the checkpoint or a path does not exist.
     """
     files = find_files(paths)
     classifier = Classifier(
@@ -189,11 +166,11 @@ def predict(config: PredictConfig, paths: Sequence[str]) -> int:
         task=config.task,
     )
     damaged = 0
-    writer = make_writer(config.format, files, classifier.class_names)
-    for said in predict_files(classifier, files):
-        if isinstance(said, DamagedFile):
+    write = make_writer(config.format, files, classifier.class_names)
+    for result in predict_files(classifier, files):
+        if isinstance(result, DamagedFile):
             damaged += 1
-            print(f"{printable(said.file)}: {said.reason}", file=sys.stderr, flush=True)
+            print(f"{printable(result.file)}: {result.reason}", file=sys.stderr, flush=True)
         else:
-            writer.write(said)
+            write(result)
     return damaged

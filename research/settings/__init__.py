@@ -1,1 +1,1 @@
-"""What a user can set: flags, their defaults, their ranges."""
+"""The settings of each program: flags, defaults and ranges."""

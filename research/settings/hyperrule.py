@@ -1,4 +1,4 @@
-"""BiT-HyperRule: settings that follow from the number of photos alone."""
+"""BiT-HyperRule: derives settings from the number of training photos."""
 
 from __future__ import annotations
 
@@ -7,35 +7,30 @@ import math
 
 from research.settings.train_config import TrainConfig
 
-# Photos below which so many updates are made; above all of them, the last number.
-UPDATES = ((20_000, 500), (500_000, 10_000))
-MOST_UPDATES = 20_000
-MIXUP_FROM = 20_000
-
 
 def follow_hyperrule(config: TrainConfig, photos: int) -> TrainConfig:
-    """Fills in what the rule decides (Kolesnikov et al. 2020, arXiv 1912.11370, section 3.3).
+    """Sets what BiT-HyperRule chooses (Kolesnikov et al. 2020, arXiv 1912.11370, section 3.3).
 
-    500, 10,000 or 20,000 updates; the rate warms up in 500 of them, a fifth where there are only
-    500, and falls to a tenth after 30, 60 and 90 %; mixup 0.1 except for small sets. The optimizer,
-    its rate, batch and image size are the recipe's.
+    The rule chooses 500 updates below 20,000 photos, 10,000 below 500,000, and 20,000 above. The
+    learning rate warms up over 500 updates, or over 100 if there are only 500 in all, and falls to
+    a tenth after 30, 60 and 90 % of the updates. From 20,000 photos on, mixup is 0.1. The rule does
+    not choose the optimizer, its learning rate, the batch size or the image size.
 
     Args:
-      config: returned as it is unless `hyperrule` is set.
-      photos: that are trained on.
+      config: is returned unchanged unless `hyperrule` is set.
+      photos: number of training photos.
     """
     if not config.hyperrule:
         return config
-    updates = next((count for limit, count in UPDATES if photos < limit), MOST_UPDATES)
+    updates = 500 if photos < 20_000 else 10_000 if photos < 500_000 else 20_000
     steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
-    epochs = max(1, round(updates / steps))
     return dataclasses.replace(
         config,
         hyperrule=False,
-        epochs=epochs,
+        epochs=max(1, round(updates / steps)),
         head_epochs=0,
         head_schedule="staircase",
         backbone_schedule="staircase",
         warmup=f"{min(500, updates // 5)}steps",
-        mixup=0.0 if photos < MIXUP_FROM else 0.1,
+        mixup=0.0 if photos < 20_000 else 0.1,
     )

@@ -1,4 +1,4 @@
-"""What the programs besides training are asked for; like `config.py`, free of TensorFlow."""
+"""The settings of the programs other than training. This module must not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,61 +8,85 @@ from research.settings import fields as settings
 from research.system.errors import UserError
 
 CHECKPOINT_HELP = (
-    "'latest', 'best' by validation loss, or the path of a checkpoint without its ending"
+    "'latest', 'best' (lowest validation loss), or the path of a checkpoint without its file "
+    "extension"
 )
 MIRROR_AVERAGING = {"as_trained": None, "on": True, "off": False}
-MIRROR_HELP = "use the mean of the logits of each photo and of its mirror image, or not"
-
-
-PHOTOS = ("dataset", "image_folder", "source")
-TASK_HELP = "the run's task, where it was trained with one of your own; as FILE.py:CLASS"
+PHOTO_SETTINGS = ("dataset", "image_folder", "source")
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig(settings.Validated):
-    """What `run_eval.py` is asked for; everything else comes from the run's config.json."""
+class ModelConfig(settings.Validated):
+    """The settings of all programs that use a trained model. All others are in its config.json.
 
-    ckpt_dir: tuple[str, ...] = settings.several(
-        (), "folder of a run to evaluate (required); several are compared", is_path=True
-    )
-    checkpoint: tuple[str, ...] = settings.several(("latest",), CHECKPOINT_HELP)
-    split: tuple[str, ...] = settings.several(
-        ("test",), "train, validation, test, or a TFDS expression such as 'train[:10%]'"
-    )
-    dataset: str | None = settings.text(
-        None, "evaluate on this TFDS data set instead of the run's own"
-    )
-    image_folder: str | None = settings.path(
-        "evaluate on this folder of one subfolder a class instead"
-    )
-    data_dir: str | None = settings.path(
-        "where TFDS keeps prepared data sets, instead of the run's own"
-    )
-    source: str | None = settings.python_file(
-        "evaluate on the photos of this class instead, as FILE.py:CLASS"
-    )
-    task: str | None = settings.python_file(TASK_HELP)
-    batch_size: int | None = settings.count(
-        None, "photos per step, instead of the run's own", minimum=1
-    )
+    Subclasses have a field `ckpt_dir`.
+    """
+
     image_size: int | None = settings.count(
         None,
-        "height and width in pixels to evaluate at, instead of the run's own",
+        "photos are resized to this height and width in pixels; default: the run's evaluation size",
         minimum=8,
         maximum=4096,
     )
-    mirror_averaging: str = settings.choice("as_trained", tuple(MIRROR_AVERAGING), MIRROR_HELP)
+    mirror_averaging: str = settings.choice(
+        "as_trained",
+        tuple(MIRROR_AVERAGING),
+        "whether to use the mean of the logits of each photo and its mirror image; 'as_trained' "
+        "uses the run's own setting",
+    )
+    task: str | None = settings.python_file(
+        "the run's task as FILE.py:CLASS, if it was trained with your own task"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not vars(self)["ckpt_dir"]:
+            raise UserError("ckpt_dir is not given; expected --ckpt_dir=DIR of a training run")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(ModelConfig):
+    """The settings of `run_eval.py`."""
+
+    ckpt_dir: tuple[str, ...] = settings.declare(
+        (), "folder of the run to evaluate (required); several runs are compared", is_path=True
+    )
+    checkpoint: tuple[str, ...] = settings.declare(("latest",), CHECKPOINT_HELP)
+    split: tuple[str, ...] = settings.declare(
+        ("test",), "train, validation, test, or a TFDS expression such as 'train[:10%]'"
+    )
+    dataset: str | None = settings.declare(
+        None, "TFDS data set to evaluate on, instead of the run's own photos"
+    )
+    image_folder: str | None = settings.path(
+        "folder with one subfolder of images per class to evaluate on, instead of the run's own "
+        "photos"
+    )
+    data_dir: str | None = settings.path(
+        "folder of prepared TFDS data sets; default: that of the run"
+    )
+    source: str | None = settings.python_file(
+        "Python class that yields the photos to evaluate on, as FILE.py:CLASS, instead of the "
+        "run's own photos"
+    )
+    batch_size: int | None = settings.count(
+        None, "photos per batch; default: that of the run", minimum=1
+    )
     resamples: int = settings.count(
-        500, "resamples of the photos that 95 % intervals are drawn from; 0 for no intervals"
+        500,
+        "number of bootstrap resamples of the photos for 95 % intervals; 0 for no bootstrap "
+        "intervals",
     )
     predictions: str | None = settings.path(
-        "write each photo's file, label, prediction, probability and logit as CSV to this file"
+        "CSV file to write: file, label, prediction, probability and logit of each photo"
     )
-    pictures: bool = settings.switch(
-        True, "draw confusion matrix, curves, reliability, mistakes and what they were seen by"
+    pictures: bool = settings.declare(
+        True,
+        "draw the confusion matrix, ROC and precision-recall curves, the reliability diagram, and "
+        "misclassified photos with Grad-CAM heat maps",
     )
-    watch: bool = settings.switch(
-        False, "evaluate each new checkpoint while training goes on, until it ends"
+    watch: bool = settings.declare(
+        False, "evaluate each new checkpoint during training, until the training ends"
     )
     watch_timeout: int = settings.count(
         600, "with --watch, seconds to wait for the next checkpoint", minimum=1
@@ -70,92 +94,75 @@ class EvalConfig(settings.Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _need_ckpt_dir(self.ckpt_dir)
         if not self.checkpoint or not self.split:
             raise UserError("checkpoint or split is empty; expected at least one of each")
-        given = [name for name in PHOTOS if getattr(self, name)]
+        given = [name for name in PHOTO_SETTINGS if getattr(self, name)]
         if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} are both given; expected one of them")
+            raise UserError(f"{' and '.join(given)} are both given; expected only one of them")
         evaluations = len(self.ckpt_dir) * len(self.checkpoint) * len(self.split)
         if self.predictions and (evaluations > 1 or self.watch):
+            asked = "watch" if self.watch else f"{evaluations} evaluations"
             raise UserError(
-                f"predictions is given, but {evaluations} evaluations are asked for"
-                f"{', again and again' if self.watch else ''}; expected one"
+                f"predictions is given with {asked}; expected one run, checkpoint and split, "
+                "without --watch"
             )
         if self.watch and (len(self.ckpt_dir) > 1 or self.checkpoint != ("latest",)):
             raise UserError(
                 "watch is given with several ckpt_dir or with checkpoint; expected one --ckpt_dir, "
-                "whose last checkpoint is evaluated each time there is a new one"
+                "whose latest checkpoint is evaluated each time"
             )
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(settings.Validated):
-    """Which trained model is used, and how it sees photos."""
-
-    ckpt_dir: str | None = settings.path("folder of a run (required)")
-    checkpoint: str = settings.text("latest", CHECKPOINT_HELP)
-    image_size: int | None = settings.count(
-        None,
-        "height and width in pixels to see photos at, instead of the run's",
-        minimum=8,
-        maximum=4096,
-    )
-    mirror_averaging: str = settings.choice("as_trained", tuple(MIRROR_AVERAGING), MIRROR_HELP)
-    task: str | None = settings.python_file(TASK_HELP)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _need_ckpt_dir(self.ckpt_dir)
-
-
-@dataclasses.dataclass(frozen=True)
 class PredictConfig(ModelConfig):
-    """What `run_predict.py` is asked for besides photos."""
+    """The settings of `run_predict.py`. The photos are arguments after the flags."""
 
+    ckpt_dir: str | None = settings.path("folder of the run (required)")
+    checkpoint: str = settings.declare("latest", CHECKPOINT_HELP)
     format: str = settings.choice(
-        "table", ("table", "csv", "jsonl"), "how to print: for people, or for programs"
+        "table",
+        ("table", "csv", "jsonl"),
+        "output format: 'table' for people, 'csv' and 'jsonl' for programs",
     )
     batch_size: int | None = settings.count(
-        None, "photos a step, instead of the run's own", minimum=1
+        None, "photos per batch; default: that of the run", minimum=1
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig(ModelConfig):
-    """What `run_export.py` is asked for."""
+    """The settings of `run_export.py`."""
 
+    ckpt_dir: str | None = settings.path("folder of the run (required)")
+    checkpoint: str = settings.declare("latest", CHECKPOINT_HELP)
     format: str = settings.choice(
         "saved_model",
         ("saved_model", "keras", "tflite", "onnx"),
         "'saved_model' for TensorFlow Serving, 'keras' for keras.saving.load_model, 'tflite' and "
         "'onnx' for their runtimes",
     )
-    out: str | None = settings.path("where to write it; default: export/ in ckpt_dir")
+    out: str | None = settings.path(
+        "file or folder to write; default: a file or folder in export/ of ckpt_dir"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig(settings.Validated):
-    """What `python -m research.inspect_data` is asked for."""
+    """The settings of `python -m research.inspect_data`."""
 
-    dataset: str = settings.text("cats_vs_dogs", "the TFDS data set to look through, by name")
+    dataset: str = settings.declare("cats_vs_dogs", "name of the TFDS data set to inspect")
     image_folder: str | None = settings.path(
-        "a folder with one subfolder of images a class, instead of --dataset"
+        "folder with one subfolder of images per class; replaces --dataset"
     )
     data_dir: str | None = settings.path(
-        "where TFDS keeps prepared data sets; TFDS's own default if not given"
+        "folder of prepared TFDS data sets; default: the folder that TFDS uses"
     )
     distance: int = settings.count(
         72,
-        "photos look alike whose perceptual hashes differ in at most so many of 256 bits; 0 finds "
-        "hardly more than copies in another format",
+        "two photos are near-duplicates if their perceptual hashes of 256 bits differ in at most "
+        "this many bits; 0 finds little more than copies in another file format",
         maximum=256,
     )
     out: str | None = settings.path(
-        "write the report as JSON, some photos and the duplicates as PNG into this folder"
+        "folder to write the report to, as JSON, with sample photos and duplicates as PNG"
     )
-
-
-def _need_ckpt_dir(ckpt_dir: str | tuple[str, ...] | None) -> None:
-    if not ckpt_dir:
-        raise UserError("ckpt_dir is not given; expected --ckpt_dir=DIR of a training run")

@@ -1,8 +1,8 @@
-"""The settings of a training run: frozen, validated when built, declared here and nowhere else.
+"""The settings of a training run, checked when they are built.
 
-The command line is generated from these fields (`flags/`), so a default, a help text or a list of
-choices stands here and nowhere else. This module must stay free of TensorFlow: `--help` and flag
-errors answer at once.
+The command line is generated from these fields, so each default, help text and list of choices is
+written only here. This module must not import TensorFlow, so that `--help` and flag errors appear
+at once.
 """
 
 from __future__ import annotations
@@ -23,249 +23,248 @@ from research.system.python_file import digest_of_file, is_python_reference
 TASKS = ("classification",)
 FILE_DIGESTS = "sha256_of_python_files"
 WEIGHTS_BY_NAME = ("imagenet", "none")
-
-
-# What is not the user's to set with --hyperrule, and what else than a default a recipe may say.
-CHOSEN_BY_HYPERRULE: dict[str, object] = {
-    "epochs": None,
-    "head_epochs": 0,
-    "steps_per_epoch": None,
-    "head_schedule": None,
-    "backbone_schedule": None,
-    "warmup": None,
-    "mixup": None,
-}
+CHOSEN_BY_HYPERRULE = (
+    "epochs",
+    "head_epochs",
+    "steps_per_epoch",
+    "head_schedule",
+    "backbone_schedule",
+    "warmup",
+    "mixup",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(settings.Validated):
-    """Everything that decides a training run. Raises `UserError` when a value is not allowed."""
+    """All settings of a training run. Raises `UserError` if a value is not allowed."""
 
-    dataset: str = settings.text(
+    dataset: str = settings.declare(
         "cats_vs_dogs",
-        "any TFDS image classification data set by name; built in, without download: 'sketches', "
-        "cats and dogs drawn by program, and 'digits', ten classes of handwriting",
+        "name of a TFDS image classification data set. Two data sets are built in and need no "
+        "download: 'sketches' (drawings of cats and dogs) and 'digits' (handwriting, ten classes)",
     )
     image_folder: str | None = settings.path(
-        "a folder with one subfolder of images a class, instead of --dataset"
+        "folder with one subfolder of images per class; replaces --dataset"
     )
     data_dir: str | None = settings.path(
-        "where TFDS keeps prepared data sets; TFDS's own default if not given",
+        "folder of prepared TFDS data sets; default: the folder that TFDS uses",
         changes_result=False,
     )
     source: str | None = settings.python_file(
-        "a Python class of your own that yields photos and labels, as FILE.py:CLASS, instead of "
+        "your own Python class that yields photos and labels, as FILE.py:CLASS; replaces "
         "--dataset; see docs/extending.md"
     )
     task: str = settings.choice(
         "classification",
         TASKS,
-        "what is learned: head, loss, metrics and gradients; one of your own as FILE.py:CLASS",
+        "what to learn: the head, loss, metrics and gradients; for your own task, FILE.py:CLASS",
         or_python_file=True,
     )
     image_size: int = settings.count(
-        160, "height and width in pixels that photos are resized to", minimum=8, maximum=4096
+        160, "photos are resized to this height and width in pixels", minimum=8, maximum=4096
     )
     batch_size: int = settings.count(
-        32, "photos a batch, over all devices together", minimum=1, maximum=2**16
+        32, "photos per batch, over all devices together", minimum=1, maximum=2**16
     )
     accumulate_steps: int = settings.count(
         1,
-        "make each update from so many batches, computed one after another: that of one batch so "
-        "many times as large, in the memory of one",
+        "number of batches per update. They are computed one after another: N batches give the "
+        "update of one batch N times as large, in the memory of one batch",
         minimum=1,
         maximum=2**16,
     )
     shuffle_size: int = settings.count(
-        1000, "photos that the next one is drawn from; 1 keeps the order", minimum=1
+        1000,
+        "size of the shuffle buffer in photos; each next photo is drawn from it at random; 1 keeps "
+        "the order",
+        minimum=1,
     )
-    horizontal_flip: bool = settings.switch(
+    horizontal_flip: bool = settings.declare(
         True,
-        "mirror training photos left to right, one in two by chance, anew each epoch; not for "
-        "writing, digits and what else is another thing in a mirror",
+        "flip each training photo left to right with probability 0.5, drawn again in each epoch. "
+        "Turn it off for writing, digits and other images whose meaning changes in a mirror",
     )
     random_crop_area: float = settings.rate(
         1.0,
-        "train on a random part of each photo of at least this share of its area; this and what "
-        "follows, up to cutmix, in the epochs after --head_epochs",
+        "train on a random crop of each photo that keeps at least this share of its area; 1 for no "
+        "crop. Like --rand_augment, --colour_jitter, --mixup and --cutmix, it starts after "
+        "--head_epochs",
         maximum=1.0,
     )
     colour_jitter: float = settings.strength(
         0.0,
-        "vary brightness, contrast and saturation of training photos by up to this share each",
+        "change brightness, contrast and saturation of each training photo at random, each by up "
+        "to this share",
         maximum=1.0,
     )
     rand_augment: float = settings.strength(
         0.0,
-        "change training photos by two random operations (rotate, shear, posterize, ...) of this "
-        "magnitude; 10 is the whole range, as 30 is in torchvision",
+        "apply two random operations (rotate, shear, posterize, ...) of this magnitude to each "
+        "training photo; 10 is the full range, which torchvision calls 30",
         maximum=10.0,
     )
     mixup: float = settings.strength(
         0.0,
-        "blend each training photo and its label with another, by a share drawn from the Beta "
+        "blend each training photo and its label with another one; the share is drawn from a Beta "
         "distribution with this parameter; 0.2 is usual",
         maximum=100.0,
     )
     cutmix: float = settings.strength(
         0.0,
-        "replace a box of each training photo, and that share of its label, by another's; drawn as "
-        "for --mixup, 1.0 is usual; with both, one of them for each photo by chance",
+        "replace a box of each training photo, and the same share of its label, by another photo; "
+        "the share is drawn as for --mixup; 1.0 is usual. With --mixup too, one of the two is "
+        "drawn at random for each photo",
         maximum=100.0,
     )
-    augmentation: tuple[str, ...] = settings.several(
-        (),
-        "an augmentation of your own, as FILE.py:CLASS; may be given several times",
-        or_python_file=True,
+    augmentation: tuple[str, ...] = settings.declare(
+        (), "your own augmentation, as FILE.py:CLASS", or_python_file=True
     )
-    backbone: str = settings.text("ResNet101V2", "the pretrained network, by its Keras name")
-    weights: str = settings.text(
+    backbone: str = settings.declare("ResNet101V2", "Keras name of the pretrained network")
+    weights: str = settings.declare(
         "imagenet",
-        "'imagenet', 'none', or a file: Keras weights, or a saved Keras model that contains the "
-        "backbone",
+        "initial weights of the backbone: 'imagenet', 'none' (random), or a file with Keras "
+        "weights or with a saved Keras model that contains the backbone",
     )
-    unfreeze_from: str = settings.text(
+    unfreeze_from: str = settings.declare(
         "100",
-        "first backbone layer that is trained: its index, its name or a stage; 'none' trains the "
-        "head alone",
+        "first backbone layer to train: its index, its name, or a stage; 'none' trains only the "
+        "head",
     )
     gradual_unfreezing: int | None = settings.count(
         None,
-        "unfreeze the last stage first, and one stage more every so many epochs; default: all "
+        "unfreeze the last stage first, then one more stage every N epochs; default: unfreeze all "
         "layers from --unfreeze_from at once",
         minimum=1,
     )
-    epochs: int = settings.count(
-        10, "epochs of fine-tuning the head and the unfrozen layers", minimum=0
-    )
-    head_epochs: int = settings.count(
-        3, "epochs that train the head alone, before --epochs", minimum=0
-    )
+    epochs: int = settings.count(10, "epochs that train the head and the unfrozen layers")
+    head_epochs: int = settings.count(3, "epochs before --epochs that train only the head")
     steps_per_epoch: int | None = settings.count(
         None,
-        "end each epoch after so many steps; the next one goes on with the photos after them",
+        "end each epoch after this many steps; the next epoch continues with the next photos",
         minimum=1,
     )
     early_stopping: int | None = settings.count(
         None,
-        "end the run after so many epochs without a lower validation loss, counted from where all "
-        "that is to be trained has begun; run_eval.py --checkpoint=best takes the least",
+        "stop after this many epochs without a lower validation loss, counted from the first epoch "
+        "that trains all unfrozen layers; run_eval.py --checkpoint=best evaluates the epoch with "
+        "the lowest one",
         minimum=1,
     )
-    hyperrule: bool = settings.switch(
+    hyperrule: bool = settings.declare(
         False,
-        "let the number of photos choose epochs, schedule and mixup (BiT-HyperRule); see "
-        "recipes/hyperrule.flags",
+        "choose epochs, schedules, warm-up and mixup by the number of training photos "
+        "(BiT-HyperRule); see recipes/hyperrule.flags",
     )
     head_optimizer: str = settings.choice(
-        "adam", tuple(OPTIMIZERS), "optimizer of the new head", or_python_file=True
+        "adam", tuple(OPTIMIZERS), "optimizer of the head", or_python_file=True
     )
     momentum: float = settings.strength(0.9, "momentum of the optimizer sgd", maximum=0.999999)
-    head_learning_rate: float = settings.rate(3e-3, "learning rate of the new head")
+    head_learning_rate: float = settings.rate(3e-3, "learning rate of the head")
     tuned_head_learning_rate: float = settings.rate(
         1e-4,
-        "that of the head after --head_epochs, where the backbone is trained too; with "
-        "--head_epochs=0 it is --head_learning_rate from the first step on",
+        "learning rate of the head after --head_epochs, when the backbone is trained too. With "
+        "--head_epochs=0, --head_learning_rate is used from the first step",
     )
     head_schedule: str = settings.choice(
         "cosine",
         tuple(SCHEDULES),
-        "how the head's learning rate changes over time; once over --head_epochs, and once over "
-        "the epochs after them",
+        "schedule of the head's learning rate. It runs once over --head_epochs, and again over the "
+        "epochs after them",
         or_python_file=True,
     )
     backbone_optimizer: str = settings.choice(
-        "adam", tuple(OPTIMIZERS), "optimizer of the unfrozen layers", or_python_file=True
+        "adam", tuple(OPTIMIZERS), "optimizer of the unfrozen backbone layers", or_python_file=True
     )
     backbone_learning_rate: float = settings.rate(
         3e-5, "learning rate of the unfrozen backbone layers"
     )
     backbone_schedule: str = settings.choice(
-        "cosine",
-        tuple(SCHEDULES),
-        "how the backbone's learning rate changes over time",
-        or_python_file=True,
+        "cosine", tuple(SCHEDULES), "schedule of the backbone's learning rate", or_python_file=True
     )
     stage_decay: float = settings.rate(
         1.0,
-        "multiply the learning rate by this for each stage further down from the last",
+        "layer-wise learning rate decay: each stage has the learning rate of the stage above it "
+        "times this factor; the last stage has --backbone_learning_rate",
         maximum=1.0,
     )
-    warmup: str = settings.text(
+    warmup: str = settings.declare(
         "1epoch",
-        "how long each group's learning rate rises from near zero to its value when it begins to "
-        "train, with its unit: 100steps, 0.5epochs; 0steps for not at all; one_cycle has its own",
+        "duration of the linear warm-up of each group's learning rate when the group begins to "
+        "train, with a unit: 100steps or 0.5epochs; 0steps for no warm-up. The schedule one_cycle "
+        "has its own warm-up",
     )
     clip_norm: float | None = settings.rate(
-        None, "scale an update's gradient down to this norm over all layers where it is greater"
+        None, "clip the global norm of the gradients of each update to this value"
     )
     weight_decay: float | None = settings.strength(
         None,
-        "take this times the learning rate off each weight in each step, biases and norms spared; "
-        "default: 0.004 for adamw, none for the others",
+        "decoupled weight decay: each step subtracts this times the learning rate times the weight "
+        "from each weight, except biases and normalization layers; default: 0.004 for adamw, 0 for "
+        "the others",
     )
     l2_penalty: float = settings.strength(
-        0.0, "add this times the squared weights of every trained kernel to the loss"
+        0.0, "add this times the sum of the squares of all trained kernels to the loss"
     )
     label_smoothing: float = settings.strength(
-        0.0, "train towards labels that give this share to all classes alike", maximum=0.99
+        0.0, "share of each label that is spread evenly over all classes", maximum=0.99
     )
     class_weights: str = settings.choice(
         "none",
         ("none", "balanced"),
-        "'balanced' weighs a photo's training loss by the inverse of how frequent its class is",
+        "'balanced' multiplies the training loss of each photo by a weight that is inversely "
+        "proportional to the frequency of its class",
     )
     weight_averaging: float = settings.strength(
         0.99,
-        "evaluate and save an exponential moving average of the trained weights, that keeps this "
-        "share of itself in each step, such as 0.99; 0 for the weights themselves",
+        "decay of the exponential moving average of the trained weights, which is evaluated and "
+        "saved in place of the weights; 0 for no averaging",
         maximum=0.999999,
     )
-    mirror_averaging: bool = settings.switch(
-        True, "evaluate the mean of the logits of each photo and of its mirror image"
+    mirror_averaging: bool = settings.declare(
+        True, "evaluate the mean of the logits of each photo and its mirror image"
     )
     evaluation_scale: float = settings.rate(
         1.2,
-        "run_eval.py evaluates at this times --image_size, rounded to a multiple of 32 pixels, as "
-        "networks see more in a larger photo than they were trained on (FixRes); 1 for what always "
-        "fills the picture alike, such as scans and digits",
+        "run_eval.py resizes photos to --image_size times this factor, rounded to a multiple of 32 "
+        "pixels. Networks are often more accurate at a larger size than in training (FixRes). Give "
+        "1 for images whose content always has the same scale, such as scans and digits",
         maximum=8.0,
     )
     bn_mode: str = settings.choice(
         "frozen",
         ("frozen", "train", "sync"),
-        "BatchNorm of the unfrozen layers: 'frozen' as pretrained, 'train' by each device's part "
-        "of the batch, 'sync' by the batch over all devices",
+        "statistics of BatchNorm in the unfrozen layers: 'frozen' keeps the pretrained ones, "
+        "'train' uses each device's part of the batch, 'sync' uses the batch over all devices",
     )
     precision: str = settings.choice(
         "auto",
         ("auto", "float32", "bfloat16", "float16"),
-        "number format of the backbone's computation, with a dynamic loss scale for 'float16'; "
-        "'auto' takes what the device is fast in",
+        "number format of the computation in the backbone; 'float16' uses a dynamic loss scale; "
+        "'auto' chooses a format that is fast on the device",
     )
     xla: str = settings.choice(
         "auto",
         ("auto", "on", "off"),
-        "compile each device's forward and backward pass with XLA; 'auto' does so on GPUs",
+        "compile the forward and backward pass of each device with XLA; 'auto' does so on GPUs",
         changes_result=False,
     )
     distribution: str = settings.choice(
         "auto",
         ("auto", "none", "mirrored", "multi_worker"),
-        "'mirrored' trains on all devices of this machine, 'multi_worker' on those of all machines "
-        "that the environment variable TF_CONFIG names; 'auto' takes what there is",
+        "'mirrored' trains on all devices of this machine; 'multi_worker' trains on the devices of "
+        "all machines that the environment variable TF_CONFIG names; 'auto' uses what is available",
         changes_result=False,
     )
     worker_timeout: int = settings.count(
         600,
-        "seconds to wait for the other workers before giving up",
+        "seconds to wait for the other workers before the run fails",
         minimum=1,
         changes_result=False,
         maximum=86400,
     )
     virtual_devices: int = settings.count(
         1,
-        "split the CPU in so many logical devices, to try --distribution=mirrored",
+        "split the CPU into this many logical devices, to try --distribution=mirrored",
         minimum=1,
         changes_result=False,
         maximum=64,
@@ -273,58 +272,57 @@ class TrainConfig(settings.Validated):
     trunk_cache: str = settings.choice(
         "auto",
         ("auto", "memory", "disk", "off"),
-        "keep what the frozen layers compute for each photo, instead of computing it every epoch; "
-        "'auto' does so where it pays, in memory or a temporary file, in at most half of what is "
-        "free; 'disk' keeps it for later runs too",
+        "cache the outputs of the frozen layers for each photo, so that they are not computed in "
+        "each epoch. 'auto' caches if that saves time, in memory or in a temporary file, and uses "
+        "at most half of the free space; 'disk' keeps the cache for later runs",
     )
     cache_dir: str | None = settings.path(
-        "where --trunk_cache=disk keeps files; default: ~/.cache/finetune-loop",
+        "folder of the files of --trunk_cache=disk; default: ~/.cache/finetune-loop",
         changes_result=False,
     )
     checkpoint_every: int | None = settings.count(
         None,
-        "also write a checkpoint every so many steps, not only after each epoch",
+        "write a checkpoint every N steps, in addition to the one after each epoch",
         minimum=1,
         changes_result=False,
     )
     keep_checkpoints: int = settings.count(
         2,
-        "keep so many of the last checkpoints, beside the best one; with 1 there is none to go "
-        "back to where the last is damaged",
+        "number of latest checkpoints to keep, in addition to the best one. With 1, no earlier "
+        "checkpoint is left if the latest is damaged",
         minimum=1,
         changes_result=False,
     )
     histogram_every: int | None = settings.count(
         None,
-        "write histograms of all trained weights and of their gradients for TensorBoard every so "
-        "many steps",
+        "write histograms of all trained weights and their gradients for TensorBoard every N steps",
         minimum=1,
         changes_result=False,
     )
-    profile_steps: str | None = settings.text(
+    profile_steps: str | None = settings.declare(
         None,
-        "A:B writes a trace of the steps from A to B for TensorBoard's profiler",
+        "A:B writes a trace of the steps A to B for TensorBoard's profiler",
         changes_result=False,
     )
     tracker: str | None = settings.python_file(
-        "send the run's records to a tracker of your own, as FILE.py:CLASS",
-        changes_result=False,
+        "send the run's records to your own tracker, as FILE.py:CLASS", changes_result=False
     )
     ckpt_dir: str | None = settings.path(
-        "folder of the run: checkpoints, config.json, metrics.jsonl, TensorBoard events and "
-        "pictures; run again with the same one to resume; default: a new folder under runs/",
+        "folder of the run, for checkpoints, config.json, metrics.jsonl, TensorBoard events and "
+        "pictures. Run again with the same folder to resume; default: a new folder in runs/",
         changes_result=False,
     )
-    find_learning_rate: bool = settings.switch(
+    find_learning_rate: bool = settings.declare(
         False,
-        "train nothing: draw the loss over learning rates, and suggest one for each group",
+        "do not train; plot the loss over the learning rate, and suggest a learning rate for each "
+        "group",
         changes_result=False,
     )
     seed: int = settings.count(
-        0, "seed of initial weights, of the order of photos and of how they are changed", minimum=0
+        0, "random seed of the initial weights, the order of the photos, and the augmentation"
     )
-    deterministic: bool = settings.switch(
-        False, "use only deterministic operations, so that two runs end bit-identical on a GPU"
+    deterministic: bool = settings.declare(
+        False, "use only deterministic operations, so that two runs on a GPU are bit-identical"
     )
 
     def __post_init__(self) -> None:
@@ -334,82 +332,79 @@ class TrainConfig(settings.Validated):
         smallest = find_backbone(self.backbone).minimum_size
         if self.image_size < smallest:
             raise UserError(
-                f"image_size is {self.image_size}; {self.backbone} takes at least {smallest}"
+                f"image_size is {self.image_size}; expected at least {smallest} for {self.backbone}"
             )
         if not smallest <= self.evaluation_size <= 4096:
             raise UserError(
-                f"evaluation_scale is {self.evaluation_scale}, by which photos would be evaluated "
-                f"at {self.evaluation_size} pixels; expected {smallest} to 4096"
+                f"evaluation_scale is {self.evaluation_scale}, which gives an evaluation size of "
+                f"{self.evaluation_size} pixels; expected {smallest} to 4096 pixels"
             )
         if self.epochs + self.head_epochs == 0:
             raise UserError("epochs is 0 and head_epochs is 0; expected at least one epoch")
         if self.source and (self.image_folder or self.dataset != TrainConfig.dataset):
             other = "image_folder" if self.image_folder else "dataset"
             raise UserError(
-                f"source is {self.source!r} and {other} is {getattr(self, other)!r}; expected one "
-                "of them"
+                f"source is {self.source!r} and {other} is {getattr(self, other)!r}; expected only "
+                "one of them"
             )
-        self._check_schedules()
-        parse_steps(self.profile_steps)
-
-    def _check_schedules(self) -> None:
         count_steps(self.warmup, 1)
+        parse_steps(self.profile_steps)
         if self.gradual_unfreezing and self.bn_mode != "frozen":
             raise UserError(
                 f"gradual_unfreezing is {self.gradual_unfreezing} and bn_mode is {self.bn_mode!r}, "
-                "with which stages that are still frozen would change their statistics; give "
+                "which would change the statistics of stages that are still frozen; give "
                 "--bn_mode=frozen"
             )
-        if self.hyperrule:
-            self._check_hyperrule()
-
-    def _check_hyperrule(self) -> None:
         given = [
             f"--{field.name}"
             for field in dataclasses.fields(self)
             if field.name in CHOSEN_BY_HYPERRULE
-            and getattr(self, field.name) not in (field.default, CHOSEN_BY_HYPERRULE[field.name])
+            and getattr(self, field.name) != field.default
+            and not (field.name == "head_epochs" and self.head_epochs == 0)
         ]
-        if given:
+        if self.hyperrule and given:
             raise UserError(
-                f"hyperrule chooses by the number of photos what {' and '.join(given)} would set; "
-                f"leave out {'it' if len(given) == 1 else 'them'}, or hyperrule"
+                f"hyperrule chooses {' and '.join(given)} by the number of photos; leave out "
+                f"{'this flag' if len(given) == 1 else 'these flags'}, or --hyperrule"
             )
-        if self.trunk_cache in ("memory", "disk"):
+        if self.hyperrule and self.trunk_cache in ("memory", "disk"):
             raise UserError(
                 f"trunk_cache is {self.trunk_cache!r}, but hyperrule may choose mixup, which shows "
-                "each photo otherwise every time; give --trunk_cache=auto"
+                "each photo differently in each epoch; give --trunk_cache=auto"
             )
 
     @property
     def evaluation_size(self) -> int:
-        """Height and width in pixels at which the trained model is used."""
+        """Height and width in pixels of the photos in evaluation and prediction."""
         if self.evaluation_scale == 1:
             return self.image_size
         return 32 * max(1, round(self.image_size * self.evaluation_scale / 32))
 
     def to_json(self) -> str:
-        """Returns the settings as a JSON object, one setting a line."""
+        """Returns the settings as a JSON object, one setting per line."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
-        """Builds the config that `to_json` wrote; raises `UserError` where that is not possible."""
+        """Builds a config from the text that `to_json` returned.
+
+        Raises:
+          UserError: the text is not such a JSON object, or a setting is unknown or not allowed.
+        """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"config.json is not JSON: {error}") from error
         if not isinstance(values, dict):
-            raise UserError("config.json holds no JSON object of settings")
+            raise UserError("config.json does not contain a JSON object of settings")
         values.pop(FILE_DIGESTS, None)
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise UserError(f"config.json has settings this version does not know: {unknown}")
+            raise UserError(f"config.json has settings that this version does not know: {unknown}")
         return cls(**values)
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
-        """Returns the settings that would make `other` another run, each with both values."""
+        """Returns the settings that change the result and differ from `other`, with both values."""
         return {
             field.name: (getattr(self, field.name), getattr(other, field.name))
             for field in dataclasses.fields(self)
@@ -419,11 +414,14 @@ class TrainConfig(settings.Validated):
 
 
 def python_files(config: TrainConfig) -> dict[str, Any]:
-    """Returns the SHA-256 of each Python file that a config names, by setting."""
+    """Returns the SHA-256 of each Python file that influences the result, by setting.
+
+    The value is a list for a setting that may be given several times.
+    """
     digests: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if settings.setting_of(field).changes_result and settings.setting_of(field).or_python_file:
+        setting, value = settings.setting_of(field), getattr(config, field.name)
+        if setting.changes_result and setting.or_python_file:
             references = value if isinstance(value, tuple) else (value,)
             found = [digest_of_file(one) for one in references if one and is_python_reference(one)]
             if found:

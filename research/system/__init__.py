@@ -1,1 +1,1 @@
-"""The machine that a program runs on: devices, hosts, signals, memory, terminal."""
+"""Services of the machine: devices, hosts, signals, memory and terminal."""

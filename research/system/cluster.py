@@ -1,4 +1,4 @@
-"""The hosts of a multi-worker run: who they are, from `TF_CONFIG`. No TensorFlow here."""
+"""The workers of a multi-worker run, from `TF_CONFIG`. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a run, and which of them this process is.
+    """The workers of a run, and this process's place among them.
 
     Attributes:
-      workers: their addresses, host:port; the first is the chief, which keeps the run's records.
-      index: of this process.
+      workers: addresses, host:port; the first is the chief, which keeps the run's records.
+      index: of this process in `workers`.
     """
 
     workers: tuple[str, ...]
@@ -28,7 +28,7 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process keeps the records."""
+        """Whether this process keeps the run's records."""
         return self.index == 0
 
     def __str__(self) -> str:
@@ -37,13 +37,13 @@ class Cluster:
 
 
 def find_cluster(distribution: str) -> Cluster | None:
-    """Returns the workers that `TF_CONFIG` names if they are to be used, else None.
+    """Returns the workers named in `TF_CONFIG`; None to train without other workers.
 
     Args:
-      distribution: the setting; `auto` uses `TF_CONFIG` where it is set.
+      distribution: the setting; `auto` uses `TF_CONFIG` if it is set.
 
     Raises:
-      UserError: `TF_CONFIG` is missing but asked for, or does not say what it should.
+      UserError: `TF_CONFIG` is required and not set, or is invalid.
     """
     text = os.environ.get("TF_CONFIG", "")
     if distribution not in ("auto", "multi_worker") or (distribution == "auto" and not text):
@@ -51,7 +51,7 @@ def find_cluster(distribution: str) -> Cluster | None:
     if not text:
         raise UserError(
             "distribution is 'multi_worker', and the environment variable TF_CONFIG is not set; "
-            f"expected such as {EXAMPLE}"
+            f"expected for example {EXAMPLE}"
         )
     try:
         return _parse(json.loads(text))
@@ -59,7 +59,7 @@ def find_cluster(distribution: str) -> Cluster | None:
         reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"TF_CONFIG is {text[:200]!r}, which does not name the workers ({reason}); expected "
-            f"such as {EXAMPLE}, or give --distribution=none"
+            f"for example {EXAMPLE}, or give --distribution=none"
         ) from error
 
 
@@ -67,7 +67,7 @@ def _parse(value: dict[str, Any]) -> Cluster:
     jobs, task = value["cluster"], value["task"]
     unknown = sorted(set(jobs) - {"chief", "worker"})
     if unknown:
-        raise ValueError(f"tasks of type {unknown[0]!r} have no part here")
+        raise ValueError(f"tasks of type {unknown[0]!r} are not supported")
     chiefs, workers = list(jobs.get("chief", [])), list(jobs.get("worker", []))
     addresses = chiefs + workers
     if len(chiefs) > 1 or not addresses or len(set(addresses)) < len(addresses):
@@ -75,7 +75,7 @@ def _parse(value: dict[str, Any]) -> Cluster:
     for address in addresses:
         host, _, port = str(address).rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ValueError(f"{address!r} is no host:port")
+            raise ValueError(f"{address!r} is not host:port")
     kind, index = task["type"], int(task["index"])
     own = {"chief": chiefs, "worker": workers}.get(kind, [])
     if not 0 <= index < len(own):

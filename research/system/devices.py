@@ -1,4 +1,4 @@
-"""Devices, number formats and seeds: set once, before anything is built."""
+"""Sets up devices, dtypes and random seeds, before any device is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def set_up(seed: int, deterministic: bool, virtual_devices: int) -> None:
-    """Seeds every generator, and splits the CPU if asked; before any device is used.
+    """Sets all random seeds, and splits the CPU into logical devices if requested.
 
     Raises:
       UserError: TensorFlow has already started with another number of CPU devices.
@@ -31,7 +31,7 @@ def set_up(seed: int, deterministic: bool, virtual_devices: int) -> None:
         except RuntimeError as error:
             raise UserError(
                 f"virtual_devices is {virtual_devices}, but TensorFlow has already started in this "
-                "process; set it in a new one"
+                "process; set it in a new process"
             ) from error
     keras.utils.set_random_seed(seed)
     if deterministic:
@@ -39,11 +39,11 @@ def set_up(seed: int, deterministic: bool, virtual_devices: int) -> None:
 
 
 def make_strategy(distribution: str) -> tf.distribute.Strategy:
-    """Returns the strategy under which everything is built and run on this machine.
+    """Returns the strategy that builds and trains the model on this machine.
 
     Args:
-      distribution: `none`, `mirrored` (all GPUs, or all logical CPU devices where there is no
-        GPU), or `auto`: mirrored where there are several.
+      distribution: `none`, `mirrored` (all GPUs, or all logical CPU devices if there is no GPU), or
+        `auto` (mirrored if there is more than one device).
     """
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
@@ -53,12 +53,12 @@ def make_strategy(distribution: str) -> tf.distribute.Strategy:
 
 
 def resolve_precision(precision: str) -> str:
-    """Returns `float32`, `bfloat16` or `float16`; `auto` takes what the slowest device is fast in.
+    """Returns `float32`, `bfloat16` or `float16`; `auto` chooses what the slowest device does fast.
 
-    On NVIDIA GPUs that is bfloat16 from compute capability 8.0 on, float16 from 7.0 on, float32
-    before. On CPUs it is float32, or bfloat16 where they have matrix units for it (AMX). With the
-    vector instructions of AVX-512 bfloat16 is left to be asked for: it made a step of ResNet101V2
-    1.4 to 1.8 times faster, one of MobileNetV2 no faster.
+    On NVIDIA GPUs `auto` gives bfloat16 from compute capability 8.0, float16 from 7.0, and float32
+    below. On CPUs it gives bfloat16 if they have AMX matrix units, else float32. With AVX-512
+    instructions alone, bfloat16 made a step of ResNet101V2 1.4 to 1.8 times faster and a step of
+    MobileNetV2 no faster, so that it must be requested.
     """
     if precision != "auto":
         return precision
@@ -70,7 +70,7 @@ def resolve_precision(precision: str) -> str:
 
 
 def fast_precision(capabilities: Sequence[tuple[int, int]], cpu_flags: frozenset[str]) -> str:
-    """Returns the format for GPUs of these compute capabilities; for the CPU if there is none."""
+    """Returns the dtype for GPUs of these compute capabilities; for the CPU if there are none."""
     if not capabilities:
         return "bfloat16" if "amx_bf16" in cpu_flags else "float32"
     slowest = min(capabilities)
@@ -80,43 +80,43 @@ def fast_precision(capabilities: Sequence[tuple[int, int]], cpu_flags: frozenset
 def _cpu_flags() -> frozenset[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:  # not on Linux
+    except OSError:  # not Linux
         return frozenset()
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
 
 
 def set_precision(precision: str) -> None:
-    """Sets Keras's policy: layers compute in `precision`, their variables stay float32."""
+    """Sets Keras's dtype policy: layers compute in `precision`, variables stay float32."""
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
 
 
 def resolve_xla(xla: str, communicates: str | None) -> bool:
-    """Tells whether to compile the training step with XLA; `auto` does so on GPUs.
+    """Returns whether to compile the training step with XLA; `auto` does so on GPUs.
 
-    On CPUs it made depthwise convolutions nine times slower.
+    On CPUs, XLA made depthwise convolutions nine times slower.
 
     Args:
       xla: `auto`, `on` or `off`.
-      communicates: what exchanges values between devices within the forward or backward pass, in a
-        few words; None if nothing does.
+      communicates: the reason why devices exchange values within the forward or backward pass;
+        None if they do not.
 
     Raises:
-      UserError: XLA is asked for, but cannot compile the exchange.
+      UserError: XLA is requested, but cannot compile the exchange.
     """
     if xla == "on" and communicates:
         raise UserError(
-            f"xla is 'on', but {communicates}, and XLA compiles only what one device computes by "
-            "itself; give --xla=off"
+            f"xla is 'on', but {communicates}, and XLA cannot compile an exchange between devices; "
+            "give --xla=off"
         )
     on_gpus = bool(tf.config.list_physical_devices("GPU"))
     return xla == "on" or (xla == "auto" and on_gpus and not communicates)
 
 
 def start(config: TrainConfig, cluster: Cluster | None = None) -> Team:
-    """Sets up the process as a run's config says, and joins the other workers if there are any.
+    """Sets up this process for a run, and connects to the other workers if there are any.
 
     Raises:
-      UserError: the devices cannot be had, or the workers do not come together.
+      UserError: the devices are not available, or the workers cannot connect.
     """
     if cluster is not None and config.virtual_devices > 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Errors of the user's making, which are told in one line and without a traceback."""
+"""User errors, which are printed in one line without a traceback."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in the input: the message names the value, what was expected and a way out."""
+    """An invalid input. The message names the value, the expected value and the way out."""
 
 
 def program_name() -> str:
-    """Returns the name of the running program, as messages begin with it."""
+    """Returns the name of the running program, which starts every message."""
     path = Path(sys.argv[0])
     return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of what an error says, or its name where it says nothing.
+    """Returns the first line of an error's message, or its type if the message is empty.
 
-    Without what TensorFlow puts around it: the names of a function and of an operation.
+    The function and operation names that TensorFlow adds are removed.
     """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", line)
 
 
 def one_line(error: Exception) -> str:
-    """Returns all that an error says, in one line, or its name where it says nothing."""
+    """Returns an error's message in one line, or its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Frees the memory of what refers to itself, which Python's collector would leave for long."""
+"""Frees reference cycles, which Python's garbage collector would keep for long."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collected() -> Iterator[None]:
-    """Frees at its end what was made within it and became garbage.
+    """Frees at its end the garbage of objects created in the block.
 
-    Each tf.data pipeline leaves a few hundred objects of Python that refer to each other, and hold
-    much more memory of TensorFlow's than their number shows. Python looks for such only when a
-    quarter of all objects are new, of the 400,000 of TensorFlow and Keras. What is older is spared
-    here, so that this takes milliseconds.
+    Each tf.data pipeline leaves a few hundred Python objects in reference cycles, which hold much
+    more TensorFlow memory. Python collects old objects only when new objects exceed a quarter of
+    them, and TensorFlow and Keras have 400,000. Older objects are skipped here, so that a
+    collection takes milliseconds.
     """
     gc.freeze()
     try:

@@ -1,13 +1,14 @@
-"""What a process does when it is asked to end, by SIGTERM or by Ctrl-C (SIGINT).
+"""Handles the signals that ask a process to stop: SIGTERM and Ctrl-C (SIGINT).
 
-A handler of Python's runs between two lines of Python: TensorFlow's own code is not cut short.
-Signals that the process was started to ignore stay ignored. A second signal ends the process at
-once, by the system's own doing.
+Python runs its signal handlers between two bytecode instructions, so that TensorFlow's C++ code is
+never interrupted. Signals that the process ignored at its start stay ignored. A second signal ends
+the process immediately, by the operating system's default action.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -19,16 +20,16 @@ from typing import Any, NoReturn
 from research.system.errors import program_name
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# As the module `signal` has them: a function, or a number such as SIG_DFL.
+# A handler of the module `signal`: a function, or a constant such as SIG_DFL.
 Handler = Callable[[int, FrameType | None], Any] | int
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was asked to end.
+    """A signal asked the process to stop.
 
     Args:
-      number: of the signal.
-      outcome: what became of the work, to be told after the signal's name.
+      number: the signal's number.
+      outcome: the state of the work; printed after the signal's name.
     """
 
     def __init__(self, number: int, outcome: str = "") -> None:
@@ -38,87 +39,87 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As a shell has it: 143 for SIGTERM, 130 for SIGINT."""
+        """The exit code that shells use: 143 for SIGTERM, 130 for SIGINT."""
         return 128 + self.number
 
     @property
     def line(self) -> str:
-        """What to tell the user."""
-        return _line(self.number, self.outcome)
+        """The line to print on standard error."""
+        is_ctrl_c = self.number == signal.SIGINT
+        name = "Ctrl-C (SIGINT)" if is_ctrl_c else signal.Signals(self.number).name
+        return f"{program_name()}: interrupted by {name}{self.outcome}"
 
 
+@dataclasses.dataclass
 class Request:
-    """Whether the process was asked to end, and by which signal."""
+    """A request to stop.
 
-    def __init__(self) -> None:
-        self.number: int | None = None
+    Attributes:
+      number: the signal that made the request; None if there was none.
+    """
 
-    @property
-    def is_made(self) -> bool:
-        """Whether it was."""
-        return self.number is not None
+    number: int | None = None
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Request]:
-    """Lets what is within go on after a first signal; it is to ask, and to end when it can."""
+    """Records the first signal in a request. The caller checks it and stops at a safe point."""
     request = Request()
 
     def note(number: int, _: FrameType | None) -> None:
         request.number = number
-        _leave_to_the_system()
+        _handle(signal.SIG_DFL)
 
     before = _handle(note)
     try:
         yield request
     finally:
-        if not request.is_made:
+        if request.number is None:
             _restore(before)
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Makes a first signal an `Interrupted` in the main thread."""
+    """Raises `Interrupted` in the main thread at the first signal."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        _leave_to_the_system()
+        _handle(signal.SIG_DFL)
         raise Interrupted(number)
 
-    def not_swallowed(unraisable: sys.UnraisableHookArgs) -> None:
-        # It came where Python drops exceptions: while something was cleared away.
+    def end_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
+        # Python drops exceptions that are raised in finalizers.
         if isinstance(unraisable.exc_value, Interrupted):
             _end(unraisable.exc_value.number, 2)
         hook(unraisable)
 
     hook, before = sys.unraisablehook, _handle(interrupt)
-    sys.unraisablehook = not_swallowed
+    sys.unraisablehook = end_if_interrupted
     try:
         yield
     finally:
         sys.unraisablehook = hook
-        # After a signal the process is about to end: a second one ends it at once.
+        # After a signal the process is about to end, and a second signal ends it immediately.
         if any(signal.getsignal(number) is interrupt for number in before):
             _restore(before)
 
 
-@contextlib.contextmanager
-def at_once(standard_error: int) -> Iterator[None]:
-    """Ends the process on a signal without unwinding; where an exception could get lost.
+def at_once(standard_error: int) -> contextlib.AbstractContextManager[None]:
+    """Ends the process at a signal without an exception, where one could be lost.
 
     Args:
-      standard_error: file descriptor to tell it on.
+      standard_error: file descriptor to print the line on.
     """
-    before = _handle(lambda number, _: _end(number, standard_error))
-    try:
-        yield
-    finally:
-        _restore(before)
+    return _handled_by(lambda number, _: _end(number, standard_error))
+
+
+def by_the_system() -> contextlib.AbstractContextManager[None]:
+    """Lets the operating system end the process at a signal, where no Python code can run."""
+    return _handled_by(signal.SIG_DFL)
 
 
 @contextlib.contextmanager
-def by_the_system() -> Iterator[None]:
-    """Lets the system end the process on a signal; where no line of Python gets to run."""
-    before = _handle(signal.SIG_DFL)
+def _handled_by(handler: Handler) -> Iterator[None]:
+    before = _handle(handler)
     try:
         yield
     finally:
@@ -126,9 +127,9 @@ def by_the_system() -> Iterator[None]:
 
 
 def _handle(handler: Handler) -> dict[signal.Signals, Handler]:
-    """Sets a handler for all signals that are not ignored, and returns those of before."""
+    """Sets a handler for all signals that are not ignored, and returns the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
-        return {}  # only the main thread may, and gets signals
+        return {}  # only the main thread receives signals and may set handlers
     before = {}
     for number in SIGNALS:
         found = signal.getsignal(number)
@@ -143,15 +144,7 @@ def _restore(handlers: dict[signal.Signals, Handler]) -> None:
         signal.signal(number, handler)
 
 
-def _leave_to_the_system() -> None:
-    _handle(signal.SIG_DFL)
-
-
-def _line(number: int, outcome: str = "") -> str:
-    name = "Ctrl-C (SIGINT)" if number == signal.SIGINT else signal.Signals(number).name
-    return f"{program_name()}: interrupted by {name}{outcome}"
-
-
 def _end(number: int, standard_error: int) -> NoReturn:
-    os.write(standard_error, f"{_line(number)}\n".encode())
-    os._exit(128 + number)
+    interrupted = Interrupted(number)
+    os.write(standard_error, f"{interrupted.line}\n".encode())
+    os._exit(interrupted.exit_code)

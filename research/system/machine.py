@@ -1,4 +1,4 @@
-"""What this process may use of the machine: processors, memory, disk. Containers count."""
+"""Processors, memory and disk that this process may use, including container limits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def processors(cgroup: Path = CGROUP) -> int:
-    """Returns how many processors the process may keep busy, at least 1.
+    """Returns the number of processors that the process may use, at least 1.
 
-    A container may be held to a share of all of them (`cpu.max` of cgroup v2), which TensorFlow
-    does not look at: it would start a thread for each processor of the host.
+    TensorFlow ignores the processor quota of a container (`cpu.max` of cgroup v2).
     """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -32,7 +31,7 @@ def processors(cgroup: Path = CGROUP) -> int:
 
 
 def free_memory(cgroup: Path = CGROUP) -> int:
-    """Returns the bytes that can still be taken, of the machine and of the container's limit."""
+    """Returns the free memory in bytes, of the machine and within the container's limit."""
     free = psutil.virtual_memory().available
     limit, used = _read(cgroup / "memory.max"), _read(cgroup / "memory.current")
     if limit.isdigit() and used.isdigit():
@@ -43,15 +42,15 @@ def free_memory(cgroup: Path = CGROUP) -> int:
 
 
 def fits_in_memory(size: int) -> bool:
-    """Tells whether so many bytes are at most half of what is free."""
+    """Returns whether `size` bytes are at most half of the free memory."""
     return size <= free_memory() // 2
 
 
 @contextlib.contextmanager
 def memory_limit(more: int) -> Iterator[None]:
-    """Lets the process take so many bytes more than it has and no others: MemoryError beyond.
+    """Limits the block to `more` additional bytes; beyond them it raises a `MemoryError`.
 
-    Address space is what is limited, on Linux alone.
+    Limits the address space. Has no effect on systems other than Linux.
     """
     if not sys.platform.startswith("linux"):
         yield
@@ -67,7 +66,7 @@ def memory_limit(more: int) -> Iterator[None]:
 
 
 def free_disk(folder: Path) -> int:
-    """Returns the free bytes of the disk that a folder lies on, or would lie on; 0 if unknown."""
+    """Returns the free bytes on the disk of a folder, which need not exist; 0 if unknown."""
     parents = (folder, *folder.absolute().parents)
     try:
         return shutil.disk_usage(next(parent for parent in parents if os.path.exists(parent))).free

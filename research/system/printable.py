@@ -1,4 +1,4 @@
-"""Text from elsewhere, such as a file's name, made fit to stand in a line of a terminal."""
+"""Escapes text from untrusted sources, such as file names, before it is printed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import unicodedata
 
 
 def printable(text: str) -> str:
-    """Returns a text with what is not meant to be seen written as escapes.
+    """Replaces unprintable characters by escape sequences.
 
-    That is control characters (which could move a terminal's cursor or begin a new line), marks
-    that turn the direction of writing, and bytes that are no UTF-8 as Python gives file names that
-    hold them. What is escaped already stays as it is.
+    They are control characters (which could move a terminal's cursor or start a new line), marks
+    that change the writing direction, and bytes of file names that are not valid UTF-8. Existing
+    escape sequences are kept.
     """
     return "".join(map(_escaped, text))
 
 
-def _escaped(letter: str) -> str:
-    if letter.isprintable() or unicodedata.category(letter) == "Zs":
-        return letter
-    byte = ord(letter) - 0xDC00  # as PEP 383 has it
+def _escaped(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    byte = ord(character) - 0xDC00  # an invalid byte, see PEP 383
     if 0x80 <= byte <= 0xFF:
         return f"\\x{byte:02x}"
-    return letter.encode("unicode_escape").decode("ascii")
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,4 +1,4 @@
-"""How a program ends: with one line on standard error, whatever ended it."""
+"""Ends a program with one line on standard error and an exit code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_MESSAGE = 2000  # characters
 def fail(message: str) -> NoReturn:
     """Ends the process with one line on standard error and exit code 2."""
     line = printable(" ".join(message.split()))
-    if len(line) > LONGEST_MESSAGE:  # the value is at its beginning, the way out at its end
+    if len(line) > LONGEST_MESSAGE:  # keep the value at the start and the way out at the end
         half = LONGEST_MESSAGE // 2
         line = f"{line[:half]} ... {line[-half:]}"
     print(f"{program_name()}: {line}", file=sys.stderr)
@@ -28,10 +28,10 @@ def fail(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def ended_by_a_line() -> Iterator[None]:
-    """Runs a program; ends the process where it cannot go on.
+    """Runs a program, and ends the process if the program cannot continue.
 
-    A `UserError` gives its line and exit code 2; SIGTERM and SIGINT a line, and the code that
-    shells have for them; a reader of standard output that went away no line, and its code.
+    A `UserError` prints its line and gives exit code 2. SIGTERM and SIGINT print a line and give
+    143 and 130. A closed standard output prints nothing and gives 141.
     """
     try:
         with interruption.raised():
@@ -42,6 +42,6 @@ def ended_by_a_line() -> Iterator[None]:
     except interruption.Interrupted as interrupted:
         print(interrupted.line, file=sys.stderr)
         sys.exit(interrupted.exit_code)
-    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` does
+    except BrokenPipeError:  # the reader has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

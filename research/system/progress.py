@@ -8,11 +8,11 @@ import tqdm
 
 
 def photo_bar(description: str, total: int | None = None) -> tqdm.tqdm:
-    """Returns a bar that counts photos; it shows nothing where standard error is no terminal.
+    """Returns a bar that counts photos; hidden if standard error is not a terminal.
 
     Args:
-      description: what is done to them.
-      total: how many there are; None where that shows later.
+      description: the text before the bar.
+      total: number of photos; None if unknown.
     """
     return tqdm.tqdm(
         desc=description,

@@ -1,4 +1,4 @@
-"""Loads a class or function from a researcher's own file, given as FILE.py:NAME."""
+"""Loads a class or function from a user's Python file, given as FILE.py:NAME."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def is_python_reference(text: str) -> bool:
 
 
 def load_from_file(setting: str, reference: str, base: type | None = None) -> Any:
-    """Imports a file and returns what it defines under a name.
+    """Imports a Python file and returns a class or function that it defines.
 
     Args:
-      setting: the name of the setting that gave the reference, for messages.
+      setting: the setting that contains the reference, for error messages.
       reference: FILE.py:NAME.
-      base: a class that the result must be a subclass of; None for any callable.
+      base: the required base class; None accepts any callable.
 
     Raises:
-      UserError: there is no such file or name, the import fails, or the result is of another kind.
+      UserError: there is no such file or name, the import fails, or the object has another type.
     """
     path, _, name = reference.rpartition(":")
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{setting} is {reference!r}, and there is no file {str(file)!r}")
-    # By a name of its own, and one module for each file: several settings may name it.
+    # One module per file, with a unique name: several settings may name the same file.
     module_name = f"user_file_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
     module = sys.modules.get(module_name)
     if module is None:
@@ -44,11 +44,10 @@ def load_from_file(setting: str, reference: str, base: type | None = None) -> An
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # whatever somebody's file raises
+        except Exception as error:  # user code may raise anything
             del sys.modules[module_name]
-            line = traceback.extract_tb(error.__traceback__)[-1].lineno
-            if isinstance(error, SyntaxError):
-                line = error.lineno
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            line = error.lineno if isinstance(error, SyntaxError) else last.lineno
             raise UserError(
                 f"{setting} is {reference!r}, whose file cannot be imported "
                 f"({type(error).__name__}: {one_line(error)[:200]}, line {line})"
@@ -67,7 +66,7 @@ def load_from_file(setting: str, reference: str, base: type | None = None) -> An
 
 
 def reference_of(kind: type) -> str:
-    """Returns FILE.py:NAME of a class, `interactive.py` where it was not defined in a file."""
+    """Returns FILE.py:NAME of a class; the file is `interactive.py` if there is no source file."""
     try:
         file = inspect.getsourcefile(kind) or ""
     except (TypeError, OSError):
@@ -76,7 +75,7 @@ def reference_of(kind: type) -> str:
 
 
 def digest_of_file(reference: str) -> str:
-    """Returns the SHA-256 of the file of a reference, or `missing`."""
+    """Returns the SHA-256 of the file in a reference; `missing` if it cannot be read."""
     try:
         return hashlib.sha256(Path(reference.rpartition(":")[0]).read_bytes()).hexdigest()
     except OSError:

@@ -1,4 +1,4 @@
-"""`StopRequest`: whether to stop training early, because of a signal to this or another worker."""
+"""`StopRequest`: whether to stop training, because this or another worker received a signal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 class StopRequest:
-    """Whether this process, or another of its team, received a signal that asks it to stop.
+    """Whether this process, or another worker, received a signal that asks it to stop.
 
-    A process that trains alone stops after the current step, or within a validation. The workers of
-    a team wait for each other in every step: they stop together, at a step where all of them check.
+    A process that trains alone stops after the current step, or within a validation. Workers wait
+    for each other in every step: they stop together, at a step where all of them check.
 
     Args:
-      team: this process and those that train with it.
-      request: the signal that this process received, if any.
+      team: this process and the other workers.
+      request: the request made by a signal to this process.
     """
 
     def __init__(self, team: Team, request: Request) -> None:
@@ -27,14 +27,14 @@ class StopRequest:
         self._request = request
 
     def is_asked(self) -> bool:
-        """Tells whether to stop without asking others; never in a team."""
-        return self._team.cluster is None and self._request.is_made
+        """Returns whether a process that trains alone must stop; False for several workers."""
+        return self._team.cluster is None and self._request.number is not None
 
     def signal(self, all_ask: bool) -> int | None:
-        """Returns the signal to stop for, None to go on.
+        """Returns the signal to stop for; None to continue.
 
         Args:
-          all_ask: whether all workers of a team check at this step; they go on if not.
+          all_ask: whether all workers check at this step; if not, several workers continue.
         """
         if self._team.cluster is None:
             return self._request.number
@@ -44,7 +44,7 @@ class StopRequest:
         return next((number for number, by in zip(SIGNALS, asked, strict=True) if by), None)
 
     def until_asked(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yields batches; raises `Interrupted` instead of the next one once asked to stop."""
+        """Yields batches. After a stop request it raises `Interrupted` instead of the next one."""
         for batch in batches:
             if self.is_asked():
                 raise Interrupted(self._request.number or 0)

@@ -1,4 +1,4 @@
-"""What all workers of a run must have in common: settings and photos."""
+"""Checks that all workers of a run have the same settings and photos."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
 
 
 def check_data(data: Mapping[str, Any], chief: Mapping[str, Any]) -> None:
-    """Raises `UserError` unless this worker has the same photos as the chief."""
+    """Raises `UserError` if this worker has other photos than the chief."""
     differences = {
         name: (chief[name], value) for name, value in data.items() if chief[name] != value
     }
@@ -58,7 +58,7 @@ def _refuse_others(what: str, differences: Mapping[str, tuple[Any, Any]], remedy
 
 
 def describe_data(photos: DataLoader) -> dict[str, Any]:
-    """Returns what tells a run's photos from others: their number, names and stored contents."""
+    """Returns what identifies a run's photos: their number, and hashes of names and contents."""
     described: dict[str, Any] = {}
     for split in SPLITS_OF_A_RUN:
         examples = photos.examples(split)
@@ -76,7 +76,7 @@ def describe_data(photos: DataLoader) -> dict[str, Any]:
 
 
 def list_photos(photos: DataLoader) -> list[PhotoEntry]:
-    """Returns what `describe_data` is about photo by photo, to name one that changed."""
+    """Returns an entry for each photo of `describe_data`, to name one that changed."""
     listed = []
     for split in SPLITS_OF_A_RUN:
         examples = photos.examples(split)

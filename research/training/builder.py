@@ -24,10 +24,9 @@ from research.data.loader import DataLoader
 from research.data.source import Source
 from research.models.backbone_table import find_backbone
 from research.models.build import Backbone, build_backbone, first_trainable_layer, stage_starts
-from research.models.network import Network
 from research.models.split import split_backbone
 from research.models.weights import load_weights
-from research.models.wrapper import Wrapper, freeze_below, penalize, trained_backbone
+from research.models.wrapper import Wrapper, freeze_below, penalize
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group, check_partition, make_group
 from research.optimization.optimizers import OPTIMIZERS
@@ -36,8 +35,10 @@ from research.settings.train_config import WEIGHTS_BY_NAME, TrainConfig
 from research.system.errors import UserError
 from research.system.python_file import is_python_reference, load_from_file
 from research.tasks.checks import find_task
-from research.tasks.task import Task, balanced_weights
+from research.tasks.losses import balanced_weights
+from research.tasks.task import Task
 from research.training.plan import Plan
+from research.training.steps import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class BuiltNetwork:
       network: the model and its two parts.
       backbone: the table's entry.
       first_trainable: index of the first backbone layer that is trained.
-      origin: where the backbone's weights came from, in a few words.
+      origin: the source of the backbone's weights, in a few words.
     """
 
     network: Network
@@ -69,12 +70,12 @@ def build_network(
       config: of the run.
       class_names: by label.
       task: makes the head; the built-in one if None.
-      with_weights: False leaves the backbone as initialised, for a checkpoint to fill.
+      with_weights: False leaves the backbone as initialised; a checkpoint is restored later.
 
     Raises:
-      UserError: the weights cannot be had or do not fit, or `unfreeze_from` names no layer.
+      UserError: the weights are missing or do not fit, or `unfreeze_from` names no layer.
     """
-    # Again, as reading data may have drawn from the generators that initial weights come from.
+    # Again: reading data may have used the generators that initialise weights.
     keras.utils.set_random_seed(config.seed)
     backbone = find_backbone(config.backbone)
     named = with_weights and config.weights == "imagenet"
@@ -93,10 +94,10 @@ def build_network(
 def make_groups(
     config: TrainConfig, model: Wrapper, step: tf.Variable, plan: Plan
 ) -> tuple[Group, ...]:
-    """Puts each trainable variable in the group `head` or `backbone`; frozen ones in neither.
+    """Puts each trainable variable in the group `head` or `backbone`.
 
-    The backbone's schedule begins after the epochs that train the head alone. With a learning rate
-    or a beginning for each stage, the backbone's group is one for each of them, from the last.
+    The backbone's schedule begins after the epochs that train the head alone. If stages have
+    different learning rates or begin at different times, each stage is a group, the last one first.
 
     Raises:
       UserError: there are too few epochs for the last stage to begin.
@@ -145,20 +146,20 @@ def shape_of(setting: str, schedule: str) -> str | Shape:
 
 
 def _check_beginnings(plan: Plan, parts: int) -> None:
-    """Raises `UserError` where a part of the backbone would never begin to train."""
+    """Raises `UserError` if a part of the backbone would never be trained."""
     epochs = plan.epochs - plan.head_epochs
     between = plan.unfreezing_steps // plan.steps_per_epoch
     needed = (parts - 1) * between + 1
     if between and 0 < epochs < needed:
         raise UserError(
             f"gradual_unfreezing is {between} and epochs is {epochs}, but there are {parts} "
-            f"stages to unfreeze, of which the last would begin with epoch {needed}; give at least "
+            f"stages to unfreeze, and the last one would begin with epoch {needed}; give at least "
             f"--epochs={needed}, a smaller --gradual_unfreezing, or a later --unfreeze_from"
         )
 
 
 def _of_head(config: TrainConfig, plan: Plan, is_alone: bool) -> LearningRate:
-    """Returns the head's schedule: one for the epochs in which it is alone, one for the others."""
+    """Returns the head's schedule: one while it is trained alone, and one after that."""
     peak, warmup = config.head_learning_rate, plan.warmup_steps
     shape = shape_of("head_schedule", config.head_schedule)
     if is_alone or plan.head_steps in (0, plan.steps):
@@ -171,9 +172,9 @@ def _of_head(config: TrainConfig, plan: Plan, is_alone: bool) -> LearningRate:
 
 
 def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list[keras.Variable]]]:
-    """Returns the variables of each group of the backbone, with its name."""
+    """Returns the name and the variables of each group of the backbone."""
     if config.stage_decay == 1 and not config.gradual_unfreezing:
-        unfrozen = trained_backbone(model)
+        unfrozen = list(model.backbone.trainable_variables)
         return [("backbone", unfrozen)] if unfrozen else []
     layers = model.backbone.layers
     starts = stage_starts(model.backbone, find_backbone(config.backbone))
@@ -189,18 +190,21 @@ def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list
 
 
 def feature_epochs(loader: DataLoader, plan: Plan, groups: Sequence[Group]) -> int:
-    """Returns how many epochs at the beginning need only what goes into the head.
+    """Returns the number of epochs at the beginning that can be trained from cached features.
 
-    They train the head alone, and show photos in a few views.
+    They train the head alone, and a photo has a countable number of views in them.
     """
     head_alone = len(groups) == 1 and loader.augmentation.views is not None
     return plan.epochs if head_alone else plan.head_epochs
 
 
 def follow_weights(config: TrainConfig, model: Wrapper) -> WeightAverages | None:
-    """Returns averages of all that is trained, under the caller's strategy scope, if asked for.
+    """Returns averages of all trained weights, built under the caller's strategy scope.
 
-    The statistics of a BatchNorm that is trained are averages already; they stay as they are.
+    The statistics of a trained BatchNorm are averages already, so they are not averaged again.
+
+    Returns:
+      None if the config does not ask for averages.
     """
     if not config.weight_averaging:
         return None
@@ -208,7 +212,7 @@ def follow_weights(config: TrainConfig, model: Wrapper) -> WeightAverages | None
 
 
 def make_loader(config: TrainConfig, source: Source) -> DataLoader:
-    """Returns a run's photos, as its backbone takes them.
+    """Returns a run's photos, with the preprocessing of its backbone.
 
     Raises:
       UserError: an augmentation's file cannot be imported.
@@ -227,7 +231,7 @@ def make_loader(config: TrainConfig, source: Source) -> DataLoader:
 
 
 def make_augmentation(config: TrainConfig) -> AugmentationPipeline:
-    """Returns how training photos are changed, in this order."""
+    """Returns the augmentations of training photos, in the order in which they are applied."""
     built_in = (
         (config.rand_augment, RandAugment(config.rand_augment)),
         (config.random_crop_area < 1, RandomCrop(config.random_crop_area)),
@@ -240,7 +244,7 @@ def make_augmentation(config: TrainConfig) -> AugmentationPipeline:
 
 
 def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:
-    """Returns what a run learns; its class weights follow from the photos, see `weigh_classes`.
+    """Returns a run's task. Its class weights follow from the photos, see `weigh_classes`.
 
     Args:
       config: of the run.
@@ -256,7 +260,7 @@ def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:
 
 
 def check_supported(config: TrainConfig, kind: type[Task]) -> None:
-    """Raises `UserError` where a setting asks for what a task's losses do not take into account."""
+    """Raises `UserError` if a setting asks for what a task's losses do not take into account."""
     asked = {
         "label_smoothing": config.label_smoothing,
         "class_weights": config.class_weights != "none",
@@ -272,7 +276,7 @@ def check_supported(config: TrainConfig, kind: type[Task]) -> None:
 
 
 def weigh_classes(task: Task, loader: DataLoader) -> None:
-    """Gives a task weights by which all classes of the training photos count the same.
+    """Gives a task class weights by which all classes of the training photos count the same.
 
     Raises:
       UserError: the labels are not classes.

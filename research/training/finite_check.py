@@ -1,4 +1,4 @@
-"""What is fetched from the device after some steps, and whether training can go on with it."""
+"""Fetches scalars of training steps, and stops a run whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from research.training.learner import Learner
 
 
 class TrainingDivergedError(UserError):
-    """The loss or a gradient is no finite number any more."""
+    """The loss or a gradient became infinite or NaN."""
 
 
 def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) -> dict[str, float]:
-    """Fetches a step's scalars from the device, with the learning rates they came about by."""
+    """Fetches a step's scalars from the device, and adds the learning rates of the step."""
     figures = {tag: float(value) for tag, value in scalars.items()}
     for group in learner.groups:
         if f"gradient_norm/{group.name}" in figures:
             figures[f"learning_rate/{group.name}"] = float(group.schedule(step - 1))
     loss_scale = learner.state.loss_scale
     if loss_scale.active:
-        # Gradients that overflow once in a while are what the scale is for.
+        # Gradients may overflow now and then: that is what the loss scale is for.
         figures = {tag: value for tag, value in figures.items() if math.isfinite(value)}
         scale, skipped_steps = loss_scale.read()
         figures["loss_scale"] = scale
@@ -33,9 +33,9 @@ def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) 
 
 
 def check_finite(step: int, logbook: Records, values: Mapping[str, float]) -> None:
-    """Raises `TrainingDivergedError` where a value is infinite or NaN, or float16 no longer helps.
+    """Raises `TrainingDivergedError` if a value is infinite or NaN, or the loss scale is below 1.
 
-    A loss scale below 1 would only shrink what is small already: the loss itself is the trouble.
+    A loss scale is lowered because gradients overflow. Below 1, the loss itself is the reason.
     """
     for name, value in values.items():
         if not math.isfinite(value) or (name == "loss_scale" and value < 1):

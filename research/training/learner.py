@@ -11,15 +11,15 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from research.data.batches import Batch
-from research.models.network import Network
 from research.models.wrapper import trained_statistics
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group
 from research.runs.histograms import Histograms
-from research.tasks.metrics import Metrics, SumsRead, mean_metrics
+from research.tasks.metrics import Metrics, Sums, SumsRead, mean_metrics
 from research.tasks.task import Gradients, Task
 from research.training.run_state import RunState
 from research.training.steps import (
+    Network,
     Update,
     add_gradients,
     apply_gradients,
@@ -27,7 +27,9 @@ from research.training.steps import (
     reduce_gradients,
 )
 
-# Steps between two looks at what they did: few enough to see, too many to be slowed down by it.
+Scalars = dict[str, tf.Tensor]
+
+# Steps between two fetches of figures: few enough to follow training, many enough to cost nothing.
 STEPS_IN_A_LOOP, STEPS_ONE_BY_ONE = 100, 10
 
 
@@ -47,15 +49,15 @@ class StepOptions:
 
 
 class StepsDone(NamedTuple):
-    """What some training steps leave behind.
+    """The result of some training steps.
 
     Attributes:
       scalars: of the last step, by tag; see `Learner.train_step`.
-      waiting_seconds: how long they waited for input.
-      number: how many they were.
+      waiting_seconds: how long the steps waited for input.
+      number: the number of steps.
     """
 
-    scalars: dict[str, tf.Tensor]
+    scalars: Scalars
     waiting_seconds: float
     number: int
 
@@ -63,19 +65,16 @@ class StepsDone(NamedTuple):
 class Learner:
     """A network, its parameter groups and a run's state, on all devices of a strategy.
 
-    The steps themselves are in `steps.py`; here they are compiled, run on every device, and what
-    they return is added up without waiting for the devices.
-
     Args:
-      strategy: that everything was built under.
+      strategy: under which everything was built.
       task: what is learned.
       network: what the steps compute with.
-      groups: the parameter groups to train; where `head` is alone, the backbone runs in inference
-        mode.
+      groups: the parameter groups to train. If `head` is the only one, the backbone runs in
+        inference mode.
       state: the run's clock and sums.
       options: how training steps are computed.
-      averages: of the weights, to follow in training and to evaluate; None to evaluate the weights.
-      histograms: to write of weights and gradients; None for none.
+      averages: of the weights, to update in training and to evaluate; None to evaluate the weights.
+      histograms: writes histograms of weights and gradients; None for none.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Learner:
     ) -> None:
         self.strategy = strategy
         self.task = task
-        # While the head is trained alone, the backbone's BatchNorm and Dropout rest too.
+        # While the head is trained alone, BatchNorm and Dropout of the backbone do not change.
         trains_backbone = any(group.name != "head" for group in groups)
         self.network = dataclasses.replace(network, trains_backbone=trains_backbone)
         self.groups = groups
@@ -106,62 +105,69 @@ class Learner:
         self._eval_step = self._compile_eval_step()
         self._average_statistics = self._compile_average_statistics()
 
+    def train_step(self, batch: Batch) -> Scalars:
+        """Makes one update; returns the step's scalars by tag.
+
+        They are the gradient norm of each updated group, and the penalty if weights have one. In
+        float16, a step whose gradients overflowed changes only the clock and the loss scale.
+        """
+        return self._train_step(batch)
+
     def _compile_train_step(self) -> tf.types.experimental.GenericFunction:
         """Returns the step that updates the groups, for all devices together."""
         strategy, network, state, options = self.strategy, self.network, self.state, self.options
-        averages = self.averages
-        loss_scale, trained = state.loss_scale, self.groups
-        variables = [variable for group in trained for variable in group.variables]
+        loss_scale, groups = state.loss_scale, self.groups
+        variables = [variable for group in groups for variable in group.variables]
 
         def compute(batch: Batch, scale: tf.Tensor) -> Gradients:
             return self.task.gradients(network, batch, variables, scale)
 
-        # Only this is compiled: XLA takes no step that spans several devices.
+        # XLA cannot compile a step that spans several devices, so it compiles only this part.
         compiled = (
             tf.function(compute, jit_compile=True, autograph=False) if options.xla else compute
         )
 
         @tf.function(autograph=False)
-        def step(batch: Batch) -> dict[str, tf.Tensor]:
-            # Of the mean loss, whatever the batch's size: its gradients are what must not overflow.
+        def step(batch: Batch) -> Scalars:
+            # The gradients of the mean loss must not overflow, whatever the size of the batch.
             scale = loss_scale.scale / float(self._photos_a_step(batch))
             gradients = self._accumulated(lambda part: compiled(part, scale), batch)
             update: Update = strategy.run(
-                lambda part: reduce_gradients(trained, part, options.clip_norm, scale), (gradients,)
+                lambda part: reduce_gradients(groups, part, options.clip_norm, scale), (gradients,)
             )
-
-            def apply() -> tf.Tensor:
-                strategy.run(lambda values: apply_gradients(trained, values), (update.gradients,))
-                if averages:
-                    for group in trained:
-                        averages.update(group.variables, state.step - group.schedule.first_step)
-                return tf.constant(True)
-
-            sums = {name: self._first(value) for name, value in update.sums.items()}
+            sums = self._first_of_each(update.sums)
             if loss_scale.active:
                 finite = self._first(update.finite)
-                tf.cond(finite, apply, lambda: tf.constant(False))
+                tf.cond(finite, lambda: self._apply(update), lambda: tf.constant(False))
                 loss_scale.update(finite)
-                # A batch that was not learned from is in no figure of the training.
+                # A batch that was skipped counts in no figure of the training.
                 sums = {name: tf.where(finite, value, 0.0) for name, value in sums.items()}
             else:
-                apply()
+                self._apply(update)
             state.tally.add(sums)
             state.step.assign_add(1)
             if self.histograms:
-                gradient_means = [self._first(gradient) for gradient in update.gradients]
-                self.histograms.write(self._first(state.step), variables, gradient_means)
-            scalars = {
-                f"gradient_norm/{name}": self._first(norm) for name, norm in update.norms.items()
-            }
+                means = [self._first(gradient) for gradient in update.gradients]
+                self.histograms.write(self._first(state.step), variables, means)
+            norms = self._first_of_each(update.norms)
+            scalars = {f"gradient_norm/{name}": norm for name, norm in norms.items()}
             if any(variable.regularizer is not None for variable in variables):
                 scalars["penalty"] = self._first(update.penalty)
             return scalars
 
         return step
 
+    def _apply(self, update: Update) -> tf.Tensor:
+        """Changes the weights, and their averages."""
+        self.strategy.run(lambda values: apply_gradients(self.groups, values), (update.gradients,))
+        if self.averages:
+            for group in self.groups:
+                made = self.state.step - group.schedule.first_step
+                self.averages.update(group.variables, made)
+        return tf.constant(True)
+
     def _accumulated(self, compute: Callable[[Batch], Gradients], batch: Batch) -> Gradients:
-        """Runs `compute` over a step's batches, one after another, and adds up what it returns."""
+        """Runs `compute` on the batches of a step, one after another, and adds up the results."""
         strategy, steps = self.strategy, self.options.accumulate_steps
 
         def of_part(index: tf.Tensor | int) -> Gradients:
@@ -178,7 +184,7 @@ class Learner:
 
         if steps == 1:
             return of_part(0)
-        # One at a time, or they would take the memory of the batch that they stand for.
+        # One at a time: in parallel they would take the memory of one large batch.
         _, total = tf.while_loop(
             lambda index, _: index < steps, add, (1, of_part(0)), parallel_iterations=1
         )
@@ -186,23 +192,24 @@ class Learner:
 
     @property
     def steps_an_interval(self) -> int:
-        """Steps after which to fetch figures, for which the host waits for the device."""
+        """Steps between two fetches of figures, for which the host waits for the device."""
         return STEPS_IN_A_LOOP if self._loops_on_device else STEPS_ONE_BY_ONE
 
     @property
     def _loops_on_device(self) -> bool:
-        # A step of the head alone is shorter than the time that Python takes to start it.
-        return self.network.given == "features"
+        # Starting a step from Python takes longer than a step of the head alone.
+        return self.network.input_kind == "features"
 
     def train_steps(
         self, batches: Iterator[Batch], count: int, is_enough: Callable[[], bool] = lambda: False
     ) -> StepsDone:
-        """Makes some updates, at least one, with as many batches.
+        """Makes at least one update, with one batch for each.
 
         Args:
-          batches: one a step.
-          count: how many.
-          is_enough: asked before each step but the first, where steps are started one by one.
+          batches: one per step.
+          count: the number of updates.
+          is_enough: tells whether to stop early. It is called before each step but the first,
+            except where the steps run in a loop on the device.
         """
         if self._loops_on_device:
             scalars, waited = self._train_loop(batches, tf.constant(count))
@@ -217,24 +224,22 @@ class Learner:
         return StepsDone(scalars, waiting, number)
 
     def _compile_train_loop(self) -> tf.types.experimental.GenericFunction:
-        """Returns a function that makes several steps without coming back to Python."""
+        """Returns a function that makes several steps without returning to Python."""
 
-        def step(batches: Iterator[Batch]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        def step(batches: Iterator[Batch]) -> tuple[Scalars, tf.Tensor]:
             begin = tf.timestamp()
             with tf.control_dependencies([begin]):
                 batch = next(batches)
-            arrived = self.strategy.experimental_local_results(batch["label"])
+            arrived = self.strategy.experimental_local_results(batch["weight"])
             with tf.control_dependencies(arrived):
                 waited = tf.timestamp() - begin
             return self._train_step(batch), waited
 
         @tf.function(autograph=False)
-        def loop(
-            batches: Iterator[Batch], count: tf.Tensor
-        ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        def loop(batches: Iterator[Batch], count: tf.Tensor) -> tuple[Scalars, tf.Tensor]:
             def another(
-                number: tf.Tensor, _: dict[str, tf.Tensor], waited: tf.Tensor
-            ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
+                number: tf.Tensor, _: Scalars, waited: tf.Tensor
+            ) -> tuple[tf.Tensor, Scalars, tf.Tensor]:
                 scalars, more = step(batches)
                 return number + 1, scalars, waited + more
 
@@ -251,20 +256,31 @@ class Learner:
 
     def _compile_eval_step(self) -> tf.types.experimental.GenericFunction:
         """Returns the step that adds a batch's sums to those of the evaluation."""
-
         task = self.task.for_validation()
 
         @tf.function(autograph=False)
         def step(batch: Batch) -> None:
             sums = self.strategy.run(lambda part: eval_step(task, self.network, part), (batch,))
-            self._eval_tally.add({name: self._first(value) for name, value in sums.items()})
+            self._eval_tally.add(self._first_of_each(sums))
 
         return step
 
+    def evaluate(self, batches: Iterable[Batch]) -> Metrics:
+        """Returns the metrics over batches, in inference mode; each photo counts once."""
+        self._eval_tally.reset()
+        with self.averages.swapped() if self.averages else contextlib.nullcontext():
+            for batch in batches:
+                self._eval_step(batch)
+        return self.metrics(self._eval_tally.read())
+
+    def metrics(self, sums: SumsRead) -> Metrics:
+        """Returns the metrics that follow from sums."""
+        return mean_metrics(sums, self.task.figures)
+
     def _compile_average_statistics(self) -> tf.types.experimental.GenericFunction | None:
-        """Returns what averages BatchNorm's statistics over the devices; None where none learns."""
+        """Returns a function that averages BatchNorm statistics; None if none are trained."""
         statistics = trained_statistics(self.network.model)
-        if not statistics:
+        if not statistics or self.strategy.num_replicas_in_sync == 1:
             return None
 
         def on_replica() -> None:
@@ -280,39 +296,21 @@ class Learner:
 
         return average
 
-    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """Makes one update; returns the step's scalars by tag.
-
-        They are each updated group's gradient norm, and the penalty where weights have one.
-
-        In float16, a step whose gradients overflowed only moves the clock and the loss scale.
-        """
-        return self._train_step(batch)
-
     def average_statistics(self) -> None:
-        """Gives all devices the mean of the statistics that BatchNorm learned on each.
+        """Gives all devices the mean of the statistics that BatchNorm learned on each device.
 
-        Without this, what is evaluated would not be what is saved.
+        Without this, the evaluated model would differ from the saved one.
         """
-        if self._average_statistics and self.strategy.num_replicas_in_sync > 1:
+        if self._average_statistics:
             self._average_statistics()
-
-    def evaluate(self, batches: Iterable[Batch]) -> Metrics:
-        """Returns the metrics over batches, in inference mode; each photo counts once."""
-        self._eval_tally.reset()
-        with self.averages.in_place() if self.averages else contextlib.nullcontext():
-            for batch in batches:
-                self._eval_step(batch)
-        return self.metrics(self._eval_tally.read())
-
-    def metrics(self, sums: SumsRead) -> Metrics:
-        """Makes metrics of sums, as the task says."""
-        return mean_metrics(sums, self.task.figures)
 
     def _photos_a_step(self, batch: Batch) -> int:
         part = self._first(batch["weight"])
         return part.shape[0] * self.strategy.num_replicas_in_sync
 
     def _first(self, value: tf.Tensor) -> tf.Tensor:
-        """Returns the first device's value, of one that is the same on all."""
+        """Returns the first device's value, of one that is the same on all devices."""
         return self.strategy.experimental_local_results(value)[0]
+
+    def _first_of_each(self, values: Sums) -> Sums:
+        return {name: self._first(value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Measures training: the means over some steps, their time, and how long they waited for input."""
+"""`Meter`: metrics of some training steps, their time, and the time they waited for input."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Interval:
 
     Attributes:
       metrics: means over the photos of these steps.
-      photos: how many photos this process trained on in them.
-      seconds: how long that took.
-      waiting_seconds: how long of that it waited for input.
+      photos: the number of photos that this process trained on.
+      seconds: their duration.
+      waiting_seconds: the part of it spent waiting for input.
     """
 
     metrics: Metrics
@@ -29,7 +29,7 @@ class Interval:
 
     @property
     def photos_per_second(self) -> float:
-        """The speed of training."""
+        """The speed of training, for this process."""
         return self.photos / self.seconds if self.seconds else 0.0
 
     @property
@@ -39,11 +39,11 @@ class Interval:
 
 
 class Meter:
-    """Measures an epoch, from the sums that it began with.
+    """Measures an epoch.
 
     Args:
-      sums: those of the epoch so far; not zero where a run resumes within an epoch.
-      metrics: makes metrics of sums.
+      sums: those of the epoch so far; not zero if the run was resumed within the epoch.
+      metrics: computes metrics from sums.
     """
 
     def __init__(self, sums: SumsRead, metrics: MakeMetrics) -> None:
@@ -71,7 +71,7 @@ class Meter:
 
 
 class Stopwatch:
-    """Tells the seconds since it was last asked."""
+    """Measures the time between calls."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()

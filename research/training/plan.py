@@ -1,4 +1,4 @@
-"""How many steps a run has, and where in it a step lies."""
+"""`Plan`: the number of steps of a run, and the position of a step in it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from research.settings.train_config import TrainConfig
 
 
 class Position(NamedTuple):
-    """Where in its epochs a run stands.
+    """A position in a run.
 
     Attributes:
-      epoch: from 0.
-      steps_done: updates made in it: all, where only its validation is to come.
+      epoch: counted from 0.
+      steps_done: updates made in the epoch; all of them if only the validation is left.
     """
 
     epoch: int
@@ -27,12 +27,12 @@ class Plan:
     """The steps of a run, all derived from the settings and the number of photos.
 
     Attributes:
-      steps_per_epoch: updates an epoch.
+      steps_per_epoch: updates per epoch.
       head_epochs: epochs at the beginning that train the head alone.
-      epochs: all epochs, those included.
-      visits: how often a photo is trained on, on average.
+      epochs: all epochs, including `head_epochs`.
+      visits: how often a photo is trained on, on average over all photos.
       warmup_steps: steps in which a learning rate rises to its value.
-      unfreezing_steps: steps after which one more stage is trained; 0 if all are at once.
+      unfreezing_steps: steps between the beginnings of two stages; 0 if all begin together.
     """
 
     steps_per_epoch: int
@@ -53,21 +53,21 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     def next_due(self, step: int, *every: int | None) -> int:
-        """Returns the next step after which something is due that is due every so many steps.
+        """Returns the first step after `step` that is a multiple of one of some numbers.
 
         Args:
           step: updates made so far.
-          every: after how many steps each thing is due; never if None.
+          every: the numbers; None for never.
 
         Returns:
-          The first multiple of one of them after `step`, at the latest the end of the epoch.
+          The end of the epoch at the latest.
         """
         return min(
             (step // number + 1) * number for number in (*every, self.steps_per_epoch) if number
         )
 
     def position(self, step: int, awaits_validation: bool = False) -> Position:
-        """Returns where a run goes on after `step` updates.
+        """Returns the position from which a run continues after `step` updates.
 
         Args:
           step: updates made so far.
@@ -80,7 +80,12 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, photos: int) -> Plan:
-    """Plans a run over so many training photos."""
+    """Plans a run.
+
+    Args:
+      config: of the run.
+      photos: the number of training photos.
+    """
     all_steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
     steps = min(all_steps, config.steps_per_epoch or all_steps)
     epochs = config.head_epochs + config.epochs

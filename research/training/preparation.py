@@ -1,4 +1,4 @@
-"""All that is built, restored and agreed on before a run's first step."""
+"""Builds and restores a run, and compares workers, before the first step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from research.data.loader import DataLoader
+from research.data.open_source import open_source
 from research.data.source import Source
 from research.models.cost import largest_output
 from research.optimization.averages import WeightAverages
@@ -42,12 +43,12 @@ from research.training.builder import (
 from research.training.learner import StepOptions
 from research.training.plan import Plan, Position, make_plan
 from research.training.run_state import RunState, make_checkpoint, variables_of
-from research.training.trunk.frozen_layers import Feeds, FrozenLayers
+from research.training.trunk.frozen_layers import FrozenLayers, RunInputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is trained, on what and for how long: all that is built before the first step.
+    """All that is built before a run's first step.
 
     Attributes:
       config: the settings, with those that the HyperRule chooses filled in.
@@ -83,20 +84,25 @@ class Run:
 
     @property
     def position(self) -> Position:
-        """Where to go on."""
+        """The position from which to continue."""
         return self.plan.position(self.state.current_step, self.state.within_epoch)
 
     @property
     def is_finished(self) -> bool:
-        """Whether all epochs are trained, or the validation loss no longer falls."""
+        """Whether all epochs are trained, or early stopping applies."""
         patience = self.config.early_stopping
         stalled = patience is not None and int(self.state.epochs_without_gain.numpy()) >= patience
         return stalled or self.position.epoch >= self.plan.epochs
 
     def counts_for_early_stopping(self, epoch: int) -> bool:
-        """Tells whether all that is to be trained was trained in an epoch."""
+        """Tells whether all groups were trained in an epoch."""
         last_beginning = max(group.schedule.first_step for group in self.groups)
         return epoch * self.plan.steps_per_epoch >= last_beginning
+
+
+def open_photos(config: TrainConfig) -> Source:
+    """Opens the photos that a config names."""
+    return open_source(config.dataset, config.image_folder, config.data_dir, config.source)
 
 
 def set_up(
@@ -149,7 +155,7 @@ def set_up(
 
 
 def exchange_within_step(config: TrainConfig, task: Task) -> str | None:
-    """Says what exchanges values between devices within the forward or backward pass, if any."""
+    """Returns what exchanges values between devices within a pass, in words; None if nothing."""
     if config.bn_mode == "sync":
         return "bn_mode is 'sync'"
     return f"the task {type(task).__name__} exchanges values" if task.communicates else None
@@ -157,17 +163,17 @@ def exchange_within_step(config: TrainConfig, task: Task) -> str | None:
 
 def begin_or_resume(
     run: Run, requested: TrainConfig, directory: RunDirectory | None, resuming: bool
-) -> tuple[Records, Feeds, bool]:
-    """Brings all workers to where the chief stands, and runs the frozen layers.
+) -> tuple[Records, RunInputs, bool]:
+    """Gives all workers the chief's state, and runs the frozen layers.
 
     Args:
       run: as it was set up.
       requested: its settings as they were given.
       directory: its folder; None in a worker that is not the chief.
-      resuming: whether there is a run in the folder to go on with.
+      resuming: whether the folder holds a run to continue.
 
     Returns:
-      Where to write records; what the epochs take; and whether training goes on from a checkpoint.
+      The records; what the epochs are trained from; and whether a checkpoint was restored.
     """
     model, team = run.built.network.model, run.team
     data, listed = describe_data(run.loader), list_photos(run.loader)
@@ -178,22 +184,22 @@ def begin_or_resume(
         if resuming:
             directory.check_data(data, listed)
             cached = directory.read_data().get("cached")
-            # Restored first: what the trunk computes is to come from the weights that go on.
+            # Restored first: the frozen layers must run with these weights.
             resumed = checkpoints.restore_latest()
     choices = (
         run.frozen.choose(run.state.current_step, cached)
         if directory and not run.is_finished
         else []
     )
-    cached_now = {choice.phase.given: choice.decision.place is not None for choice in choices}
+    cached_now = {choice.phase.input_kind: choice.decision.place is not None for choice in choices}
     chief = team.chiefs_word({"data": data, "resumed": resumed, "cached": cached_now})
     check_data(data, chief["data"])
     team.copy_from_chief(variables_of(model, run.groups, run.state, run.averages))
     if not directory and not run.is_finished:
         choices = run.frozen.choose(run.state.current_step, chief["cached"])
-    feeds = run.frozen.run(choices)
+    inputs = run.frozen.run(choices)
     if directory is None or checkpoints is None:
-        return SilentLogbook(run.plan), feeds, chief["resumed"]
+        return SilentLogbook(run.plan), inputs, chief["resumed"]
     tracker = open_tracker(run.config.tracker)
     if not resuming:
         chosen = {
@@ -203,14 +209,14 @@ def begin_or_resume(
         }
         data = {**data, "cached": cached_now, "chosen_by_hyperrule": chosen}
         directory.create(requested, run.loader.class_names, data, listed)
-    return Logbook(directory, run.plan, checkpoints, tracker), feeds, resumed
+    return Logbook(directory, run.plan, checkpoints, tracker), inputs, resumed
 
 
 def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> None:
-    """Raises `UserError` where a batch alone is more than the memory that is free.
+    """Raises `UserError` if one layer's output for a batch exceeds the free memory.
 
-    What training takes beyond that is not foreseen. On GPUs it is theirs that counts, of which
-    TensorFlow tells when it is not enough.
+    Training needs more than that, which is not estimated here. On GPUs, TensorFlow itself reports
+    that their memory is not enough.
     """
     if tf.config.list_logical_devices("GPU"):
         return
@@ -219,14 +225,14 @@ def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> No
     batch = min(config.batch_size, source.count("train"))
     if batch * bytes_a_photo > free_memory():
         raise UserError(
-            f"a layer of {config.backbone} puts out {batch * bytes_a_photo / 1e9:,.1f} GB for "
+            f"a layer of {config.backbone} returns {batch * bytes_a_photo / 1e9:,.1f} GB for "
             f"{batch:,} photos of {config.image_size} pixels, and {free_memory() / 1e9:,.1f} GB "
             "are free; give a smaller --batch_size or --image_size"
         )
 
 
 def check_views(config: TrainConfig, loader: DataLoader) -> None:
-    """Raises `UserError` where a cache is asked for, and the views of photos are endless."""
+    """Raises `UserError` if a cache is asked for, but the views of photos cannot be counted."""
     endless = loader.augmentation.endless
     if endless and config.epochs and config.trunk_cache in ("memory", "disk"):
         raise UserError(
@@ -237,7 +243,7 @@ def check_views(config: TrainConfig, loader: DataLoader) -> None:
 
 
 def check_traced_steps(config: TrainConfig, plan: Plan) -> None:
-    """Raises `UserError` unless the run has the steps that are to be traced."""
+    """Raises `UserError` if the run has fewer steps than the profiler is asked to trace."""
     traced = parse_steps(config.profile_steps)
     if traced and traced[-1] > plan.steps:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a run resumes from: its clock and sums, and all variables by name."""
+"""`RunState`: a run's clock and sums; and all variables that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from research.training.meter import Stopwatch
 
 
 class RunState:
-    """What a run must remember besides its model and optimizers. Built under a strategy scope.
+    """What a checkpoint holds besides model and optimizers. Built under a strategy scope.
 
     Args:
       shapes: of the training sums, by name.
 
     Attributes:
-      step: int64, the run's one clock: steps made so far, those skipped by float16 included.
+      step: int64, the run's only clock: steps made so far, including those that float16 skipped.
       loss_scale: for float16.
       tally: the training sums of the epoch under way.
       best_loss: the least validation loss so far, infinite before the first.
-      epochs_without_gain: int64, how many epochs ago that was, of those that early stopping
-        counts.
-      seconds: time spent so far, over all resumptions, from when the network is built: running
-        the frozen layers beforehand, validation and checkpoints are in it. What was lost with a
-        kill is not: it goes back with the other values.
+      epochs_without_gain: int64, the number of epochs since then that count for early stopping.
+      seconds: time spent so far, over all resumptions, from when the network is built. It includes
+        running the frozen layers, validation and checkpoints. It excludes work that was lost when
+        the process was killed.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -59,11 +58,11 @@ class RunState:
         return bool(self.tally.read()["weight"] > 0)
 
     def note_validation(self, loss: float, counts: bool) -> bool:
-        """Remembers a validation loss, and tells whether it is the least so far.
+        """Records a validation loss, and returns whether it is the least so far.
 
         Args:
           loss: in nats.
-          counts: whether early stopping counts an epoch without a lower one.
+          counts: whether the epoch counts for early stopping.
         """
         is_best = loss < float(self.best_loss.numpy())
         if is_best:
@@ -75,7 +74,7 @@ class RunState:
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """All that is remembered, by its name in a checkpoint."""
+        """All variables by their names in a checkpoint."""
         return {
             "step": self.step,
             "tally": self.tally.variable,
@@ -99,10 +98,10 @@ def make_checkpoint(
     state: RunState,
     averages: WeightAverages | None = None,
 ) -> tf.train.Checkpoint:
-    """Names all that a run resumes from.
+    """Returns a checkpoint of everything that a run resumes from.
 
-    Random layers, such as Dropout, count their draws in variables that Keras keeps apart from a
-    layer's weights, and that a checkpoint of the model alone leaves out.
+    Random layers, such as Dropout, count their draws in variables. Keras does not list these among
+    a layer's weights, so a checkpoint of the model alone leaves them out.
     """
     weights = {id(variable) for variable in model.weights}
     counters = [variable.value for variable in model.variables if id(variable) not in weights]

@@ -2,34 +2,81 @@
 
 Each function runs in a replica context: on its device's part of the batch. A training step has
 three parts. `Task.gradients` computes without communication, so that XLA can compile it;
-`reduce_gradients` adds up over the devices; `apply_gradients` is left out where float16 overflowed.
+`reduce_gradients` adds up over the devices; `apply_gradients` is skipped if float16 overflowed.
 `learner.py` puts them together in a `tf.function`, around `strategy.run`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from research.data.batches import Batch
-from research.models.network import Network
+from research.models.split import SplitBackbone
+from research.models.wrapper import Wrapper
 from research.optimization.groups import Group
 from research.tasks.metrics import Sums
 from research.tasks.task import Gradients, Task
 
+InputKind = Literal["photos", "activations", "features"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What a step computes with.
+
+    Attributes:
+      model: the whole model.
+      parts: its backbone, cut below the first trainable layer.
+      input_kind: what `batch["image"]` holds: `photos`; the `activations` that the frozen trunk
+        computes from them; or the `features` that go into the head, if only the head is trained.
+      trains_backbone: False while the head alone is trained. The backbone then runs in inference
+        mode also in training steps.
+    """
+
+    model: Wrapper
+    parts: SplitBackbone
+    input_kind: InputKind = "photos"
+    trains_backbone: bool = True
+
+    def logits(self, batch: Batch, training: bool) -> tf.Tensor:
+        """Maps a batch to float32 logits (batch, 1 or classes).
+
+        Args:
+          batch: photos, activations or features, as `given` says.
+          training: the mode of the head, and of the backbone if it is trained.
+        """
+        return self.model.head(self.features(batch, training), training=training)
+
+    def features(self, batch: Batch, training: bool) -> tf.Tensor:
+        """Maps a batch to what the head takes: float32 (batch, channels) for the built-in head."""
+        if self.input_kind == "features":
+            return batch["image"]
+        mode = training and self.trains_backbone
+        activations = self.activations(batch)
+        return self.model.pooling(self.parts.features(activations, batch["weight"], mode))
+
+    def activations(self, batch: Batch) -> tuple[tf.Tensor, ...]:
+        """Returns what crosses the cut: read from the batch, or computed from its photos."""
+        image = batch["image"]
+        if self.input_kind == "activations":
+            return image if isinstance(image, tuple) else (image,)
+        return self.parts.activations(image)
+
 
 class Update(NamedTuple):
-    """What all devices agree on before the weights change.
+    """An update of the weights, the same on all devices.
 
     Attributes:
       gradients: of the mean loss and the penalties, clipped; one for each variable.
       sums: over the whole batch.
       norms: the norm of each group's gradient before clipping, by name, float32 scalars.
-      penalty: float32 scalar, what regularizers add to the loss.
-      finite: bool scalar, whether all gradients are finite numbers.
+      penalty: float32 scalar, the sum of the regularizers.
+      finite: bool scalar, whether all gradients are finite.
     """
 
     gradients: list[tf.Tensor]
@@ -40,7 +87,7 @@ class Update(NamedTuple):
 
 
 def add_gradients(first: Gradients, second: Gradients) -> Gradients:
-    """Adds up what two batches gave."""
+    """Adds up the results of two batches."""
     return tf.nest.map_structure(tf.add, first, second)
 
 
@@ -50,14 +97,14 @@ def reduce_gradients(
     clip_norm: float | None = None,
     loss_scale: tf.Tensor | float = 1.0,
 ) -> Update:
-    """Adds up over the devices, and divides once: all of them get the same update.
+    """Adds up over the devices, and divides by the weights once.
 
     Args:
       groups: whose variables the gradients belong to, in their order.
       gradients: of this device.
-      clip_norm: the greatest norm of the gradient over all groups together; a greater one is
-        scaled down to it (Pascanu et al. 2013, arXiv 1211.5063). None to leave it.
-      loss_scale: the factor that `Task.gradients` was given, taken out again here.
+      clip_norm: the greatest norm of the gradient over all groups together. A longer gradient is
+        scaled down to it (Pascanu et al. 2013, arXiv 1211.5063). None for no limit.
+      loss_scale: the factor that `Task.gradients` was given; it is divided out here.
     """
     variables = [variable for group in groups for variable in group.variables]
     totals, sums = _sum_over_devices(gradients)
@@ -93,7 +140,7 @@ def eval_step(task: Task, network: Network, batch: Batch) -> Sums:
 def predict_step(network: Network, batch: Batch) -> tf.Tensor:
     """Returns the batch's logits, float32 (batch, 1 or classes), in inference mode.
 
-    Where a batch has mirror images too, they are the mean of both.
+    If the batch has mirror images too, the logits are the mean of both.
     """
     logits = network.logits(batch, training=False)
     if "mirrored" in batch:
@@ -112,21 +159,17 @@ def _sum_over_devices(values: Any) -> Any:
 def _penalties(
     variables: Sequence[keras.Variable],
 ) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
-    """Returns the sum of the variables' regularizers and its gradient, None where there is none.
+    """Returns the sum of the variables' regularizers and its gradients; None where there is none.
 
-    A penalty is no mean over photos: it is added once, not for each device or part of a batch.
+    A penalty does not depend on photos: it is added once, not for each device or part of a batch.
     """
     values = [variable.value for variable in variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
-        penalty = tf.add_n(
-            [
-                tf.zeros([]),
-                *(
-                    tf.cast(variable.regularizer(variable.value), tf.float32)
-                    for variable in variables
-                    if variable.regularizer is not None
-                ),
-            ]
-        )
+        penalties = [
+            tf.cast(variable.regularizer(variable.value), tf.float32)
+            for variable in variables
+            if variable.regularizer is not None
+        ]
+        penalty = tf.add_n([tf.zeros([]), *penalties])
     return penalty, tape.gradient(penalty, values)

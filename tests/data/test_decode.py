@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from research.data.decode import DamagedImageError, decode_image, oddities_ignored
+from research.data.decode import DamagedImageError, decode_image, pillow_warnings_hidden
 from tests.helpers import ROOT
 
 
@@ -27,7 +27,7 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG"])
-def test_every_format_gives_rgb_of_its_own_size(kind):
+def test_every_format_becomes_rgb_of_the_same_size(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     pixels = decode_image(encode(halves(), kind, **options))
     assert pixels.shape == (20, 40, 3)
@@ -43,7 +43,7 @@ def test_every_format_gives_rgb_of_its_own_size(kind):
         ("1", "PNG", None, None),
         ("P", "PNG", (255, 0, 0), (0, 0, 255)),
         ("RGBA", "PNG", (255, 0, 0), (0, 0, 255)),
-        ("CMYK", "JPEG", (255, 0, 0), (0, 0, 255)),  # inverted, as Adobe's and Pillow's are
+        ("CMYK", "JPEG", (255, 0, 0), (0, 0, 255)),  # inverted, as Adobe and Pillow write it
         ("CMYK", "TIFF", (255, 0, 0), (0, 0, 255)),
         ("LAB", "TIFF", None, None),
     ],
@@ -65,7 +65,7 @@ def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(kind, size):
     np.testing.assert_array_equal(pixels, np.stack([shades // 257] * 3, axis=-1))
 
 
-def test_sixteen_bits_a_colour_are_scaled_to_eight():
+def test_sixteen_bits_per_channel_are_scaled_to_eight():
     red_to_black = b"P6 2 1 65535\n" + np.array([65535, 0, 0, 0, 0, 0], ">u2").tobytes()
     np.testing.assert_array_equal(decode_image(red_to_black), [[(255, 0, 0), (0, 0, 0)]])
 
@@ -81,8 +81,8 @@ def test_pixels_of_unknown_range_are_refused(numbers):
     ("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGBA", "GIF")]
 )
 @pytest.mark.parametrize("size", [None, 8])
-def test_what_is_transparent_becomes_white(mode, kind, size):
-    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))  # black that nobody sees
+def test_transparent_parts_become_white(mode, kind, size):
+    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))  # transparent black
     image.paste((0, 0, 0, 255), (20, 0, 40, 20))
     image = image.quantize(4) if mode == "P" else image.convert(mode)
     pixels = decode_image(encode(image, kind), size)
@@ -91,7 +91,7 @@ def test_what_is_transparent_becomes_white(mode, kind, size):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
-def test_of_several_frames_the_first_is_taken(kind):
+def test_the_first_of_several_frames_is_used(kind):
     frames = [Image.new("RGB", (24, 16), colour) for colour in ("red", "lime", "blue")]
     content = encode(frames[0], kind, save_all=True, append_images=frames[1:])
     for size in (None, 16):
@@ -105,18 +105,18 @@ def test_a_photo_of_one_pixel_and_one_of_20_000_are_used():
 
 
 @pytest.mark.parametrize("cut", [2, 6, 12])
-def test_a_photo_with_damaged_exif_is_used_as_it_lies(cut):
+def test_a_photo_with_damaged_exif_is_used_without_rotation(cut):
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010F] = "a maker whose name is written behind the entries"
     content = encode(halves(), "JPEG", exif=exif.tobytes()[:-cut])
     whole = encode(halves(), "JPEG")
-    with oddities_ignored():
+    with pillow_warnings_hidden():
         pixels = decode_image(content)
-    assert pixels.shape in ((20, 40, 3), (40, 20, 3))  # the entry that turns it may be whole
+    assert pixels.shape in ((20, 40, 3), (40, 20, 3))  # the orientation may still be readable
     assert pixels.sum() == decode_image(whole).sum()
     nonsense = encode(halves(), "JPEG", exif=b"Exif\0\0" + bytes(range(40)))
-    with oddities_ignored():
+    with pillow_warnings_hidden():
         np.testing.assert_array_equal(decode_image(nonsense), decode_image(whole))
 
 
@@ -129,7 +129,7 @@ def test_a_jpeg_without_a_jfif_header_is_used():
     np.testing.assert_array_equal(decode_image(without), decode_image(content))
 
 
-def test_content_decides_and_not_the_name():
+def test_the_content_decides_the_format():
     for kind in ("BMP", "GIF", "WEBP", "AVIF", "TIFF"):
         assert decode_image(encode(halves(), kind), 8).shape == (8, 8, 3)
 
@@ -139,17 +139,17 @@ def to_lab() -> tuple[Image.Image, object, object, int, str]:
     return halves(), *profiles, 0, "LAB"
 
 
-def test_a_photo_is_turned_upright_by_its_exif_orientation():
+def test_a_photo_is_rotated_by_its_exif_orientation():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     pixels = decode_image(encode(halves(), "PNG", exif=exif))
     assert pixels.shape == (40, 20, 3)
     np.testing.assert_array_equal(pixels[2, 10], (255, 0, 0))
 
 
-def test_resizing_averages_instead_of_picking_pixels():
+def test_resizing_averages_pixels():
     pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[::2] = 255  # stripes one pixel wide: picking would give black or white
+    pixels[::2] = 255  # stripes one pixel wide: subsampling would give black or white
     small = decode_image(encode(Image.fromarray(pixels), "PNG"), 8)
     assert small.shape == (8, 8, 3)
     np.testing.assert_allclose(small, 127, atol=16)
@@ -167,7 +167,7 @@ def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same():
     ("stored", "size", "decoded"),
     [(479, 160, 479), (480, 160, 240), (960, 160, 240), (800, 50, 100)],
 )
-def test_no_more_of_a_jpeg_is_decoded_than_needed(monkeypatch, stored, size, decoded):
+def test_a_jpeg_is_decoded_at_the_smallest_sufficient_size(monkeypatch, stored, size, decoded):
     seen = []
     resize = Image.Image.resize
 
@@ -195,16 +195,16 @@ def test_no_more_of_a_jpeg_is_decoded_than_needed(monkeypatch, stored, size, dec
         (encode(halves(size=(400, 300)), "PNG")[:60], "."),
     ],
 )
-def test_damaged_content_is_named_not_decoded(content, reason):
+def test_damaged_content_is_refused_with_a_reason(content, reason):
     with pytest.raises(DamagedImageError, match=reason) as error:
         decode_image(content, 32)
     assert "\n" not in str(error.value)
 
 
-# Without TensorFlow, which would need far more memory than the pictures.
+# A program without TensorFlow, which would take far more memory than the images.
 PEAK_OF_BOMBS = """
 import pathlib, struct, sys, zlib
-from research.data.decode import DamagedImageError, decode_image, oddities_ignored
+from research.data.decode import DamagedImageError, decode_image, pillow_warnings_hidden
 
 def png(side):
     packer = zlib.compressobj(1)
@@ -222,19 +222,19 @@ bmp = b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 30000, 30000, 1, 24,
 tiny = pathlib.Path(sys.argv[1]).read_bytes()
 frame = tiny.index(b"\\xff\\xc0") + 5
 jpeg = tiny[:frame] + struct.pack(">HH", 65000, 65000) + tiny[frame + 4 :]
-with oddities_ignored():
+with pillow_warnings_hidden():
     for bomb in (png(20000), png(13000), gif, bmp, jpeg):
         try:
             decode_image(bomb, 64)
             print("decoded")
         except DamagedImageError as damage:
             print(damage)
-status = pathlib.Path("/proc/self/status").read_text()  # getrusage would count the parent's too
+status = pathlib.Path("/proc/self/status").read_text()  # getrusage would include the parent process
 print(status.partition("VmHWM:")[2].split()[0])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the peak")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_a_decompression_bomb_is_refused_before_it_takes_memory(tmp_path):
     (tmp_path / "tiny.jpg").write_bytes(encode(halves(), "JPEG"))
     command = [sys.executable, "-W", "error", "-c", PEAK_OF_BOMBS, str(tmp_path / "tiny.jpg")]

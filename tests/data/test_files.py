@@ -1,4 +1,4 @@
-"""Folders with what no photographer put there: links, pipes, odd names."""
+"""Folders that contain links, pipes and unusual names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from research.data.files import BYTES_AT_MOST
 from research.data.folder_source import FolderSource
-from research.data.source import SPLITS
+from research.data.source import MAX_FILE_BYTES, SPLITS
 from research.data.split_arrays import load_split
 from research.system.errors import UserError
 from research.system.printable import printable
@@ -26,7 +25,7 @@ def damaged_in(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def odd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn photos, and beside them what is named like one."""
+    """Drawn photos, and other files with an image suffix."""
     folder = draw_photos(tmp_path_factory.mktemp("odd"), 8)
     cat = folder / "cat"
     (cat / "folder.jpg").mkdir()
@@ -40,11 +39,11 @@ def odd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (Path(os.fsdecode(os.fsencode(cat) + b"/caf\xe9.jpg"))).write_bytes(b"<html>")
     os.mkfifo(cat / "pipe.jpg")
     with (cat / "huge.jpg").open("wb") as file:
-        file.truncate(BYTES_AT_MOST + 1)  # sparse: it takes no disk
+        file.truncate(MAX_FILE_BYTES + 1)  # sparse: it takes no disk space
     return folder
 
 
-def test_each_odd_file_is_skipped_by_name_with_a_reason(odd_folder):
+def test_each_unusable_file_is_reported_with_a_reason(odd_folder):
     assert damaged_in(odd_folder) == {
         "cat/folder.jpg": "a folder, not a file",
         "cat/dangling.jpg": "cannot be read: No such file or directory",
@@ -57,7 +56,7 @@ def test_each_odd_file_is_skipped_by_name_with_a_reason(odd_folder):
     }
 
 
-def test_what_lies_in_a_folder_or_behind_a_link_is_used(odd_folder):
+def test_photos_in_subfolders_and_linked_photos_are_used(odd_folder):
     source = FolderSource(str(odd_folder))
     names = {name for split in SPLITS for name in load_split(source, split, 16).names}
     assert {"cat/folder.jpg/within.jpg", "cat/good link.jpg"} <= names
@@ -65,15 +64,15 @@ def test_what_lies_in_a_folder_or_behind_a_link_is_used(odd_folder):
     assert not any("round" in name for name in names)
 
 
-def test_a_socket_is_no_photo(tmp_path, monkeypatch):
+def test_a_socket_is_skipped(tmp_path, monkeypatch):
     folder = draw_photos(tmp_path, 8)
-    monkeypatch.chdir(folder / "cat")  # a socket's path may not be long
+    monkeypatch.chdir(folder / "cat")  # the path of a socket has a short limit
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.jpg")
         assert damaged_in(folder) == {"cat/socket.jpg": "a pipe, socket or device, not a file"}
 
 
-def test_a_folder_of_a_class_may_be_a_link(tmp_path):
+def test_a_class_folder_can_be_a_link(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "photos").mkdir()
     elsewhere = draw_photos(tmp_path / "elsewhere", 4)
@@ -83,15 +82,15 @@ def test_a_folder_of_a_class_may_be_a_link(tmp_path):
     assert sum(source.count(split) for split in SPLITS) == 8
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_skipped_by_name(tmp_path):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_a_file_without_permission_is_skipped(tmp_path):
     folder = draw_photos(tmp_path, 8)
     (folder / "cat" / "cat000.jpg").chmod(0)
     assert damaged_in(folder) == {"cat/cat000.jpg": "cannot be read: Permission denied"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_without_permission_is_refused_by_name(tmp_path):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_a_folder_without_permission_is_refused(tmp_path):
     folder = draw_photos(tmp_path, 8)
     (folder / "cat" / "mine").mkdir(mode=0)
     try:

@@ -4,14 +4,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from research.data import rows as rows_module
-from research.data.rows import Rows, rows_of_size
+from research.data.rows import Rows, rows_in_a_file
 from research.system.errors import UserError
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_rows_are_what_was_added(tmp_path, dtype, on_disk):
+def test_finished_rows_equal_the_added_rows(tmp_path, dtype, on_disk):
     values = np.random.default_rng(0).uniform(0, 200, (7, 2, 3)).astype(dtype)
     with (tmp_path / "rows").open("wb+") as file:
         rows = Rows((10, 2, 3), dtype, file if on_disk else None)
@@ -22,11 +21,9 @@ def test_rows_are_what_was_added(tmp_path, dtype, on_disk):
         np.testing.assert_array_equal(found, values)
 
 
-def test_what_does_not_fit_in_memory_goes_to_a_file_without_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows_module, "fits_in_memory", lambda size: size < 24)
-    assert not isinstance(rows_of_size((2, 3), np.float32).finish(), np.memmap)
+def test_rows_in_a_file_leave_no_name_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    rows = rows_of_size((2, 4), np.float32)
+    rows = rows_in_a_file((2, 4), np.float32)
     rows.append(np.ones((2, 4), np.float32))
     found = rows.finish()
     del rows
@@ -35,13 +32,13 @@ def test_what_does_not_fit_in_memory_goes_to_a_file_without_a_name(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told_with_a_way_out():
+def test_a_full_disk_is_an_error_with_a_way_out():
     with open("/dev/full", "wb+", buffering=0) as full:
         rows = Rows((2, 3), np.float32, full, "give another folder")
         with pytest.raises(UserError, match=r"No space left on device.*; give another folder"):
             rows.append(np.zeros((2, 3), np.float32))
 
 
-def test_no_rows_are_an_empty_array(tmp_path):
+def test_without_rows_the_array_is_empty(tmp_path):
     with (tmp_path / "rows").open("wb+") as file:
         assert Rows((3, 2), np.float32, file).finish().shape == (0, 2)

@@ -1,4 +1,4 @@
-"""Tests of the built-in drawings: deterministic, balanced, and told apart by shape alone."""
+"""The built-in drawings: deterministic, balanced, and distinguished only by shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from research.data.built_in import drawing, sketches
 
-DRAWINGS = 400  # half of them to fit a classifier, half to judge it
+DRAWINGS = 400  # half of them to fit a classifier, half to test it
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def _decode(jpeg: bytes) -> np.ndarray:
 
 
 def _held_out_accuracy(features: np.ndarray, labels: np.ndarray, ridge: float) -> float:
-    """Accuracy of a linear discriminant fitted on the first half, measured on the second half."""
+    """Fits a linear discriminant on the first half; returns its accuracy on the second half."""
     half = len(labels) // 2
     features = (features - features[:half].mean(axis=0)) / features[:half].std(axis=0)
     features = np.concatenate([features, np.ones((len(labels), 1))], axis=1)
@@ -61,7 +61,7 @@ def _ink_above_head(label: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_ears_of_cats_stand_up_and_ears_of_dogs_hang(seed: int) -> None:
+def test_only_ears_of_cats_are_above_the_head(seed: int) -> None:
     assert _ink_above_head(0, seed) > 20
     assert _ink_above_head(1, seed) == 0
 
@@ -74,7 +74,7 @@ def test_the_label_does_not_change_the_size() -> None:
         assert cat.tobytes() != dog.tobytes()
 
 
-def test_sizes_vary_within_the_promised_ranges(drawings: tuple[np.ndarray, list[bytes]]) -> None:
+def test_sizes_vary_within_the_documented_ranges(drawings: tuple[np.ndarray, list[bytes]]) -> None:
     sizes = np.asarray([Image.open(io.BytesIO(jpeg)).size for jpeg in drawings[1]])
     shorter, longer = sizes.min(axis=1), sizes.max(axis=1)
     assert shorter.min() >= 96
@@ -85,7 +85,7 @@ def test_sizes_vary_within_the_promised_ranges(drawings: tuple[np.ndarray, list[
     assert 0.4 < portrait < 0.6
 
 
-def test_classes_cannot_be_told_apart_without_looking_at_shapes(
+def test_colours_and_sizes_do_not_distinguish_the_classes(
     drawings: tuple[np.ndarray, list[bytes]],
 ) -> None:
     labels, jpegs = drawings
@@ -95,13 +95,13 @@ def test_classes_cannot_be_told_apart_without_looking_at_shapes(
         height, width, _ = pixels.shape
         rows.append([*pixels.mean(axis=(0, 1)), *pixels.std(axis=(0, 1)), width, height, len(jpeg)])
     features = np.asarray(rows)
-    # Bytes a pixel is what would give away a class drawn with more detail, so offer it as well.
+    # A class drawn with more detail would have more bytes per pixel.
     density = features[:, 8] / (features[:, 6] * features[:, 7])
     features = np.concatenate([features, np.log(density)[:, None]], axis=1)
     assert _held_out_accuracy(features, labels, ridge=1.0) < 0.65
 
     label_as_feature = np.concatenate([features, labels[:, None] + 0.0], axis=1)
-    assert _held_out_accuracy(label_as_feature, labels, ridge=1.0) == 1.0  # the judge is not blind
+    assert _held_out_accuracy(label_as_feature, labels, ridge=1.0) == 1.0  # the classifier works
 
 
 def test_builder_writes_a_balanced_mixed_train_split(
@@ -119,16 +119,16 @@ def test_builder_writes_a_balanced_mixed_train_split(
     examples = list(tfds.as_numpy(builder.as_dataset(split="train")))
     labels = [int(example["label"]) for example in examples]
     assert labels.count(0) == labels.count(1) == 20
-    assert len(set(labels[:12])) == 2  # not one class after the other
+    assert len(set(labels[:12])) == 2  # the classes are mixed
     for example in examples:
         class_name, index, _ = example["image/filename"].decode().split(".")
         assert class_name == ["cat", "dog"][example["label"]]
         jpeg = sketches.sketch_jpeg(int(example["label"]), int(index))
         assert example["image"].dtype == np.uint8
-        # Decoders may round differently, so allow a level or two.
+        # Decoders may round differently.
         assert np.abs(example["image"] - _decode(jpeg)).mean() < 2
 
 
-def test_builder_promises_two_thousand_drawings() -> None:
+def test_there_are_two_thousand_drawings() -> None:
     assert sketches.DRAWINGS_PER_CLASS == 1_000
     assert sketches.CLASS_NAMES == ("cat", "dog")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import collections
 import itertools
 import os
 import shutil
@@ -43,7 +42,7 @@ def draw_splits(root: Path, *parts: str) -> Path:
 
 
 @pytest.mark.parametrize("names_of_parts", [("train", "val", "test"), ("Train", "valid", "test")])
-def test_a_folder_that_is_split_stays_split(tmp_path, names_of_parts):
+def test_existing_split_folders_are_kept(tmp_path, names_of_parts):
     source = FolderSource(str(draw_splits(tmp_path, *names_of_parts)))
     assert source.class_names == ("cat", "dog")
     for split, part in zip(SPLITS, names_of_parts, strict=True):
@@ -54,7 +53,7 @@ def test_a_folder_that_is_split_stays_split(tmp_path, names_of_parts):
 
 
 @pytest.mark.parametrize("other", ["validation", "test"])
-def test_with_one_split_held_out_validation_is_a_tenth_of_the_rest(tmp_path, other):
+def test_with_one_held_out_split_validation_is_a_tenth_of_train(tmp_path, other):
     source = FolderSource(str(draw_splits(tmp_path, "train", other)))
     assert {name.split("/")[0] for name in names(source, "test")} == {other}
     assert source.count("test") == 60
@@ -63,20 +62,20 @@ def test_with_one_split_held_out_validation_is_a_tenth_of_the_rest(tmp_path, oth
     assert {name.split("/")[0] for name in names(source, "validation")} == {"train"}
 
 
-def test_a_folder_of_training_photos_alone_is_cut_as_one_without_it(tmp_path):
+def test_a_train_folder_alone_is_split_as_a_folder_without_splits(tmp_path):
     whole = FolderSource(str(draw_splits(tmp_path, "train")))
     inner = FolderSource(str(tmp_path / "train"))
     for split in SPLITS:
         assert names(whole, split) == [f"train/{name}" for name in names(inner, split)]
 
 
-def test_classes_that_are_called_like_splits_are_classes(tmp_path):
+def test_a_class_can_have_the_name_of_a_split(tmp_path):
     photos = draw_photos(tmp_path, 5)
-    (photos / "cat").rename(photos / "train")  # on rails, beside a dog
+    (photos / "cat").rename(photos / "train")
     assert FolderSource(str(photos)).class_names == ("dog", "train")
 
 
-def test_a_class_that_training_does_not_know_is_refused(tmp_path):
+def test_a_class_that_train_does_not_have_is_refused(tmp_path):
     draw_splits(tmp_path, "train", "test")
     (tmp_path / "test" / "dog").rename(tmp_path / "test" / "bird")
     with pytest.raises(UserError, match="has the class 'bird' in 'test', but not in 'train'"):
@@ -89,7 +88,7 @@ def test_split_sizes_are_80_10_10():
     np.testing.assert_allclose(shares, [0.8, 0.1], atol=0.01)
 
 
-def test_a_photo_keeps_its_split_when_others_come_and_go(tmp_path):
+def test_a_photo_keeps_its_split_when_others_are_added_or_removed(tmp_path):
     folder = draw_photos(tmp_path, 12)
     before = {name: split for split in SPLITS for name in names(FolderSource(str(folder)), split)}
     for index in range(30):
@@ -125,7 +124,7 @@ def test_a_file_that_cannot_be_read_is_yielded_without_content(tmp_path):
     [
         (lambda folder: None, "no image in its subfolders"),
         (lambda folder: (folder / "cat").mkdir(), "no image in its subfolders"),
-        (lambda folder: draw_one_class(folder), "images of 1 class in its subfolders"),
+        (lambda folder: shutil.rmtree(draw_photos(folder, 1) / "dog"), "images of 1 class in its"),
     ],
 )
 def test_a_folder_without_two_classes_is_refused(tmp_path, make, expected):
@@ -134,16 +133,9 @@ def test_a_folder_without_two_classes_is_refused(tmp_path, make, expected):
         FolderSource(str(tmp_path))
 
 
-def draw_one_class(folder: Path) -> None:
-    draw_photos(folder, 1)
-    shutil.rmtree(folder / "dog")
-
-
-def test_names_that_are_no_utf8_can_be_printed(tmp_path):
+def test_names_that_are_not_utf8_can_be_printed(tmp_path):
     folder = draw_photos(tmp_path, 8)
-    name = os.fsencode(folder / "cat") + b"/caf\xe9.jpg"
-    with open(name, "wb") as file:
-        file.write(b"content")
+    Path(os.fsdecode(os.fsencode(folder / "cat") + b"/caf\xe9.jpg")).write_bytes(b"content")
     examples = {x.name: x for s in SPLITS for x in FolderSource(str(folder)).examples(s)}
     assert examples["cat/caf\\xe9.jpg"].image == b"content"
 
@@ -153,7 +145,7 @@ def test_a_missing_folder_is_refused(tmp_path):
         FolderSource(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every folder")
 def test_an_unreadable_folder_is_refused(tmp_path):
     tmp_path.chmod(0)
     try:
@@ -177,17 +169,14 @@ def test_tfds_splits_are_disjoint_and_complete(few_sketches, tmp_path):
     assert source.class_names == ("cat", "dog")
 
 
-def test_the_built_in_digits_are_scikit_learns(tmp_path):
+def test_the_built_in_digits_equal_those_of_scikit_learn(tmp_path):
     source = TfdsSource("digits", str(tmp_path))
     assert source.class_names == tuple("0123456789")
     photos = [photo for split in SPLITS for photo in source.examples(split)]
     assert len(photos) == 1797
     digits = load_digits()
-    assert collections.Counter(photo.label for photo in photos) == collections.Counter(
-        digits.target.tolist()
-    )
-    names = {photo.name: photo for photo in photos}
-    assert len(names) == 1797
+    assert sorted(photo.label for photo in photos) == sorted(digits.target.tolist())
+    assert len({photo.name for photo in photos}) == 1797
     small = {decode_image(photo.image)[::8, ::8, 0].tobytes(): photo.label for photo in photos}
     shades = np.round(digits.images * (255 / 16)).astype(np.uint8)
     for picture, label in zip(shades[:50], digits.target[:50], strict=True):
@@ -199,7 +188,7 @@ def test_tfds_order_is_the_same_each_time(few_sketches, tmp_path):
     assert names(source, "train") == names(source, "train")
 
 
-def test_tfds_takes_split_expressions_and_refuses_nonsense(few_sketches, tmp_path):
+def test_tfds_split_expressions_are_accepted_and_unknown_splits_refused(few_sketches, tmp_path):
     source = TfdsSource("sketches", str(tmp_path))
     assert source.count("train[:10%]") == 4
     with pytest.raises(UserError, match="split is 'tests'; expected train, validation, test"):
@@ -210,26 +199,17 @@ def test_tfds_takes_split_expressions_and_refuses_nonsense(few_sketches, tmp_pat
 @pytest.mark.parametrize(
     ("own", "expected"),
     [
-        (
-            ("train",),
-            {"train": "train[:80%]", "validation": "train[80%:90%]", "test": "train[90%:]"},
-        ),
-        (("test", "train"), {"train": "train[:90%]", "validation": "train[90%:]", "test": "test"}),
-        (
-            ("train", "validation"),
-            {"train": "train[:90%]", "validation": "train[90%:]", "test": "validation"},
-        ),
-        (
-            ("test", "train", "validation"),
-            {"train": "train", "validation": "validation", "test": "test"},
-        ),
+        (("train",), ("train[:80%]", "train[80%:90%]", "train[90%:]")),
+        (("test", "train"), ("train[:90%]", "train[90%:]", "test")),
+        (("train", "validation"), ("train[:90%]", "train[90%:]", "validation")),
+        (("test", "train", "validation"), ("train", "validation", "test")),
     ],
 )
-def test_a_data_sets_own_splits_are_kept(own, expected):
-    assert standard_splits(own) == expected
+def test_the_splits_of_a_data_set_are_kept(own, expected):
+    assert standard_splits(own) == dict(zip(SPLITS, expected, strict=True))
 
 
-def test_an_unknown_data_set_names_the_nearest(tmp_path):
+def test_the_error_for_an_unknown_data_set_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match="nearest: cats_vs_dogs") as error:
         TfdsSource("cats_vs_dog", str(tmp_path))
     assert "\n" not in str(error.value)

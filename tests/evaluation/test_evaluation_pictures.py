@@ -1,4 +1,4 @@
-"""What evaluation draws: which photos, which curves, and names as they are."""
+"""The plots of an evaluation: selected photos and curves, and unusual names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def predictions(classes: int, photos: int = 60) -> Predictions:
 
 
 @pytest.mark.parametrize("classes", [2, 5, 60])
-def test_each_picture_is_drawn_whatever_the_names(classes, recwarn):
+def test_each_plot_is_drawn_with_unusual_names(classes, recwarn):
     said = predictions(classes, 5 * classes)
     names = [f"{ODD_NAMES[k % 5]}{k}" for k in range(classes)]
-    rows = drawn.most_confident_mistakes(said, most=6)
+    rows = drawn.most_confident_mistakes(said, limit=6)
     photos = np.random.default_rng(0).integers(255, size=(len(rows), 32, 32, 3)).astype(np.uint8)
     for figure in (
         drawn.confusion_matrix(said, names),
@@ -38,11 +38,11 @@ def test_each_picture_is_drawn_whatever_the_names(classes, recwarn):
     ):
         image = Image.open(io.BytesIO(pictures.png(figure)))
         assert max(image.size) <= 2500
-        assert len(np.unique(np.asarray(image.convert("L")))) > 10  # something is on it
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10  # not empty
     assert not recwarn.list
 
 
-def test_curves_have_a_name_each_and_are_of_the_worst_classes():
+def test_curves_are_named_and_show_the_worst_classes():
     said = predictions(12, 120)
     names = [f"class {k}" for k in range(12)]
     curves = drawn.one_against_rest(said, names)
@@ -53,7 +53,7 @@ def test_curves_have_a_name_each_and_are_of_the_worst_classes():
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
     shown = [label.partition(" (")[0] for label in labels]
     assert shown == [*(curve.name for curve in curves), "chance"]
-    assert axis.get_title() == "the 10 of 12 classes that are recognised worst"
+    assert axis.get_title() == "the 10 worst of 12 classes"
 
 
 def test_a_class_without_photos_has_no_curve():
@@ -61,29 +61,29 @@ def test_a_class_without_photos_has_no_curve():
     assert drawn.one_against_rest(said, ("cat", "dog")) == []
 
 
-def test_mistakes_come_the_most_confident_first_with_names():
+def test_mistakes_are_named_and_sorted_by_confidence():
     logits = np.array([[3.0], [-1.0], [2.0], [5.0], [-4.0]])
     said = Predictions(("a", "b", "c", "d", "e"), np.array([0, 1, 1, 0, 0]), logits)
     rows = drawn.most_confident_mistakes(said)
     assert list(rows) == [3, 0, 1]
-    assert list(drawn.most_confident_mistakes(said, most=1)) == [3]
+    assert list(drawn.most_confident_mistakes(said, limit=1)) == [3]
     photos = np.zeros((3, 8, 8, 3), np.uint8)
     (axis,) = drawn.mistakes(photos, rows, said, ("cat", "dog")).axes
     assert [text.get_text() for text in axis.texts] == [
-        "d\ncat, taken for\ndog 0.993",
-        "a\ncat, taken for\ndog 0.953",
-        "b\ndog, taken for\ncat 0.731",
+        "d\ncat, predicted\ndog 0.993",
+        "a\ncat, predicted\ndog 0.953",
+        "b\ndog, predicted\ncat 0.731",
     ]
 
 
-def test_the_confusion_matrix_says_shares_and_their_intervals():
+def test_the_confusion_matrix_shows_shares_and_intervals():
     said = Predictions(tuple("abcd"), np.array([0, 0, 1, 1]), np.array([[-1.0], [1], [1], [1]]))
     texts = [text.get_text() for text in drawn.confusion_matrix(said, ("cat", "dog")).axes[0].texts]
     assert texts[0] == "1\n50.0%\n9.5% to 90.5%"
     assert texts[3].startswith("2\n100.0%")
 
 
-def test_an_overlay_is_coloured_where_the_map_is_high_and_grey_elsewhere():
+def test_an_overlay_is_grey_where_the_heat_map_is_0():
     photo = np.full((1, 16, 16, 3), (10, 200, 90), np.uint8)
     heat = np.zeros((1, 4, 4))
     heat[0, 0, 0] = 1

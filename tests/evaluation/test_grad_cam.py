@@ -1,4 +1,4 @@
-"""Grad-CAM finds the evidence where it was put, through the cut backbone too."""
+"""Grad-CAM finds evidence at known places, also in a backbone split at the frozen layers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.helpers import SMALL_CONFIG
 
 
 def bright_spots(classes: int) -> Network:
-    """A network whose first channel lights up where an image is red, the second where green.
+    """Returns a network whose first feature channel shows red, and the second one green.
 
-    Each is the evidence for its class; of two classes, red speaks for the first.
+    Each channel is the evidence for its class. With two classes, red is evidence for the first.
     """
     image = keras.Input((32, 32, 3))
     features = keras.layers.AveragePooling2D(4)(image)
@@ -34,7 +34,7 @@ def bright_spots(classes: int) -> Network:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_evidence_lies_where_it_was_put(classes):
+def test_evidence_is_found_at_its_place(classes):
     image = np.zeros((1, 32, 32, 3), np.float32)
     image[0, 8:12, 20:24, 0] = 1  # red: place (2, 5) of the map of 8 x 8
     image[0, 24:28, 4:8, 1] = 0.5  # green: place (6, 1)
@@ -42,10 +42,10 @@ def test_evidence_lies_where_it_was_put(classes):
     red, green = grad_cam(bright_spots(classes), images, tf.constant([0, 1])).numpy()
     assert np.argwhere(red == 1).tolist() == [[2, 5]]
     assert np.argwhere(green == 1).tolist() == [[6, 1]]
-    assert red.sum() == green.sum() == 1  # each is the most in its image; nothing else speaks
+    assert red.sum() == green.sum() == 1  # the maximum of each map is 1; all else is 0
 
 
-def test_nothing_speaks_for_a_class_without_evidence():
+def test_the_map_is_0_without_evidence():
     images = tf.zeros((1, 32, 32, 3))
     assert not grad_cam(bright_spots(2), images, tf.constant([1])).numpy().any()
 
@@ -61,8 +61,7 @@ def test_nothing_speaks_for_a_class_without_evidence():
         ("ConvNeXtTiny", "stage3"),
     ],
 )
-def test_each_kind_of_backbone_gives_the_map_of_the_whole_model(backbone, unfreeze_from):
-    """Through trunk and rest, as through the backbone in one piece."""
+def test_a_split_backbone_gives_the_map_of_the_whole_backbone(backbone, unfreeze_from):
     config = dataclasses.replace(
         SMALL_CONFIG, backbone=backbone, unfreeze_from=unfreeze_from, image_size=64
     )
@@ -72,7 +71,7 @@ def test_each_kind_of_backbone_gives_the_map_of_the_whole_model(backbone, unfree
     found = grad_cam(built.network, images, tf.constant([0, 2])).numpy()
     model = built.network.model
     features = model.backbone(images, training=False).numpy()
-    # Of a mean over places and one dense layer, the gradient is the layer's kernel.
+    # The gradient of a mean over places and a dense layer is the kernel of the layer.
     kernel = model.head.get_weights()[0][:, [0, 2]]
     wanted = np.maximum(np.einsum("bhwc,cb->bhw", features, kernel), 0)
     wanted /= np.maximum(wanted.max(axis=(1, 2), keepdims=True), 1e-30)

@@ -1,4 +1,4 @@
-"""Figures of predictions against scikit-learn, Keras and cases worked out by hand."""
+"""Metrics of predictions, compared with scikit-learn, Keras and values computed by hand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from sklearn import metrics
 
 from research.evaluation.calibration import decide, fit_temperature, fit_threshold, smoothed_targets
-from research.evaluation.intervals import percentiles, resampled_rows, wilson_interval
-from research.evaluation.ranking import areas, resampled_areas
+from research.evaluation.ranking import areas
 from research.evaluation.scores import (
     Decisions,
     Predictions,
@@ -19,11 +18,14 @@ from research.evaluation.scores import (
     confusion,
     of_classes,
     overall,
+    percentiles,
+    resampled_rows,
+    wilson_interval,
 )
 
 
 def drawn(classes: int, photos: int = 120, decimals: int = 1) -> Predictions:
-    """Predictions of random labels that are right more often than not, with ties among them."""
+    """Returns random predictions that are mostly correct, some with equal logits."""
     generator, separation = np.random.default_rng(0), 1.5
     labels = generator.integers(classes, size=photos)
     labels[:classes] = np.arange(classes)
@@ -41,7 +43,7 @@ def of_logits(labels, logits) -> Predictions:
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_figures_are_those_of_scikit_learn(classes):
+def test_metrics_match_scikit_learn(classes):
     predictions = drawn(classes)
     labels, shares = predictions.labels, predictions.probabilities
     figures = {name: one.value for name, one in overall(predictions, resamples=5).items()}
@@ -53,11 +55,11 @@ def test_figures_are_those_of_scikit_learn(classes):
     assert figures["roc_auc"] == pytest.approx(roc)
     average = metrics.average_precision_score(labels, scores)
     assert figures["average_precision"] == pytest.approx(average)
-    counts = confusion(predictions, classes)
+    counts = confusion(labels, predictions.predicted, classes)
     assert (counts == metrics.confusion_matrix(labels, shares.argmax(axis=1))).all()
 
 
-def test_figures_of_two_classes_are_those_of_keras():
+def test_metrics_of_two_classes_match_keras():
     predictions = drawn(2)
     labels, second = predictions.labels, predictions.probabilities[:, 1]
     figures = {name: one.value for name, one in overall(predictions, resamples=0).items()}
@@ -77,8 +79,8 @@ def test_figures_of_two_classes_are_those_of_keras():
     assert figures["roc_auc"] == pytest.approx(float(roc.result()), abs=2e-3)
 
 
-def test_figures_of_many_classes_are_those_of_keras():
-    predictions = drawn(4, decimals=6)  # of two equal ones Keras would take both
+def test_metrics_of_many_classes_match_keras():
+    predictions = drawn(4, decimals=6)  # Keras counts both of two equal logits
     names = ("a", "b", "c", "d")
     loss = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
     loss.update_state(predictions.labels, predictions.logits)
@@ -92,11 +94,11 @@ def test_figures_of_many_classes_are_those_of_keras():
 
 
 def test_calibration_error_by_hand():
-    """Two bins: confidence 0.62 of which 1 in 2 is right, 0.9 of which 2 in 2 are."""
+    """Two bins: mean confidence 0.62 with 1 of 2 correct, and 0.9 with 2 of 2 correct."""
     confidence = np.array([0.61, 0.63, 0.89, 0.91])
     correct = np.array([True, False, True, True])
     assert calibration_error(confidence, correct) == pytest.approx(0.5 * 0.12 + 0.5 * 0.1)
-    # Bins count by their photos: three, and one.
+    # Bins are weighted by their numbers of photos, three and one.
     confidence, correct = np.array([0.9, 0.9, 0.9, 0.6]), np.array([True, True, False, True])
     expected = (3 * abs(2 / 3 - 0.9) + abs(1 - 0.6)) / 4
     assert calibration_error(confidence, correct) == pytest.approx(expected)
@@ -105,22 +107,27 @@ def test_calibration_error_by_hand():
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_areas_of_resamples_are_scikit_learns_of_the_rows_drawn(classes):
+def test_areas_of_resamples_match_scikit_learn(classes):
     predictions = drawn(classes, photos=30)
     labels = predictions.labels
     scores = predictions.logits if classes == 2 else predictions.probabilities
-    resamples = resampled_rows(30, 60)  # more than are computed at a time
-    found = resampled_areas(labels, scores, resamples)
+    resamples = resampled_rows(30, 60)  # more than one block
+    found = areas(labels, scores, resamples)
     for index, rows in enumerate(resamples):
-        assert found[:, index] == pytest.approx(areas(labels[rows], scores[rows]))
+        own = [labels[rows] == k for k in ([1] if classes == 2 else range(classes))]
+        columns = scores[rows].T
+        pairs = [(of_k, s) for of_k, s in zip(own, columns, strict=True) if 0 < of_k.sum() < 30]
+        roc = np.mean([metrics.roc_auc_score(*pair) for pair in pairs])
+        average = np.mean([metrics.average_precision_score(*pair) for pair in pairs])
+        assert found[:, index] == pytest.approx([roc, average])
 
 
 def test_areas_where_a_class_is_missing():
     labels, scores = np.array([0, 1, 1, 0]), np.array([[0.2], [0.8], [0.4], [0.4]])
-    found = resampled_areas(labels, scores, [np.array([0, 3, 3, 0]), np.array([0, 1, 2, 3])])
+    found = areas(labels, scores, [np.array([0, 3, 3, 0]), np.array([0, 1, 2, 3])])
     assert np.isnan(found[:, 0]).all()
     assert found[:, 1] == pytest.approx([0.875, 1 / 2 + 1 / 2 * 2 / 3])
-    assert all(map(math.isnan, areas(np.array([1, 1]), scores[:2])))
+    assert np.isnan(areas(np.array([1, 1]), scores[:2], [np.array([0, 1])])).all()
 
 
 def test_wilson_interval_matches_published_values():
@@ -135,7 +142,7 @@ def test_wilson_interval_matches_published_values():
 
 
 def test_intervals_by_resampling():
-    """That of a mean is about 1.96 standard errors to each side; no resample, no interval."""
+    """The interval of a mean is about 1.96 standard errors to each side."""
     predictions = drawn(2, photos=400)
     losses = predictions.losses()
     low, high = overall(predictions, resamples=1000)["loss"].interval
@@ -163,7 +170,7 @@ def test_intervals_of_classes():
 def test_a_class_without_photos():
     predictions = of_logits([0, 1, 0], [[3, 0, 1], [0, 2, 0], [0, 0, 4]])
     figures = overall(predictions, resamples=20)
-    # The mean is over the classes that have photos.
+    # The mean is over the classes with photos.
     labels, shares = predictions.labels, predictions.probabilities
     roc = np.mean([metrics.roc_auc_score(labels == k, shares[:, k]) for k in (0, 1)])
     assert figures["roc_auc"].value == pytest.approx(roc)
@@ -179,7 +186,7 @@ def test_one_photo():
     assert figures["accuracy"].interval == wilson_interval(1, 1)
     assert figures["loss"].value == pytest.approx(math.log1p(math.exp(-2)))
     assert "roc_auc" not in figures
-    assert of_classes(predictions, ("cat", "dog"))[0].precision.interval is None
+    assert of_classes(predictions, ("cat", "dog"), resamples=0)[0].precision.interval is None
 
 
 def test_extreme_logits_give_finite_losses():
@@ -188,8 +195,8 @@ def test_extreme_logits_give_finite_losses():
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_temperature_undoes_a_factor_of_the_logits(classes):
-    """Labels drawn from the model's own probabilities are calibrated; three times them are not."""
+def test_temperature_recovers_a_factor_of_the_logits(classes):
+    """Labels are drawn from the probabilities of the logits, which are then multiplied by 3."""
     generator = np.random.default_rng(1)
     logits = 2 * generator.normal(size=(4000, 1 if classes == 2 else classes))
     shares = of_logits(np.zeros(4000, int), logits).probabilities
@@ -205,8 +212,8 @@ def test_temperature_undoes_a_factor_of_the_logits(classes):
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_temperature_stays_sane_where_validation_has_no_mistake(classes):
-    """Of 100 photos without a mistake, confidence becomes 101 in 102, and no more."""
+def test_temperature_is_bounded_without_mistakes_in_validation(classes):
+    """With 100 photos and no mistake, the confidence becomes 101 / 102."""
     labels = np.arange(100) % classes
     logits = 8.0 * (2 * labels[:, np.newaxis] - 1) if classes == 2 else 9.0 * np.eye(10)[labels]
     predictions = of_logits(labels, logits)
@@ -214,7 +221,7 @@ def test_temperature_stays_sane_where_validation_has_no_mistake(classes):
     assert 0.5 < temperature < 3
     scaled = np.exp(predictions.log_probabilities(temperature)).max(axis=1)
     assert scaled == pytest.approx(101 / 102, abs=1e-4)
-    # A mistake among other photos then costs little more than what such a model deserves.
+    # So one mistake among other photos adds little to the loss.
     mistaken = of_logits([*labels, 1 - labels[0]], [*logits, logits[0]])
     assert mistaken.losses(temperature).mean() < 0.1
 
@@ -224,8 +231,8 @@ def test_smoothed_targets():
     assert targets == pytest.approx(np.array([[6, 1, 1], [1, 1, 6]]) / 8)
 
 
-def test_threshold_is_where_most_are_right():
-    # Above 0.3 lie all dogs and one cat; at 0.5 two dogs would be missed.
+def test_threshold_maximizes_accuracy():
+    # Above 0.3 are all dogs and one cat. A threshold of 0.5 would miss two dogs.
     shares = np.array([0.1, 0.2, 0.25, 0.35, 0.4, 0.45, 0.9, 0.95])
     labels = np.array([0, 0, 0, 1, 0, 1, 1, 1])
     predictions = of_logits(labels, np.log(shares / (1 - shares))[:, np.newaxis])

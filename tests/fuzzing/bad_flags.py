@@ -1,11 +1,11 @@
-"""Gives every flag of every program what a person, or a slip of the hand, could give it.
+"""Tests every flag of every program with valid and invalid values.
 
 python -m tests.fuzzing.bad_flags --cases=2000     # about 4 minutes on two cores
 
-Each case is a command line that a program refuses, with one line on standard error, a non-zero
-exit code and nothing on disk; or one that it takes, with settings that config.json can hold. The
-cases are drawn by Hypothesis from the config classes, so that a new flag is among them; a share of
-those refused, and mistakes that are only seen once TensorFlow runs, are made as processes.
+A program must either refuse a command line, with one line on standard error, a non-zero exit code
+and no file written; or accept it, with settings that config.json can store. Hypothesis draws the
+command lines from the config classes, so that new flags are included. Some of the refused command
+lines are repeated as processes.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ from absl import app, flags
 from absl.testing import flagsaver
 from hypothesis import HealthCheck, Phase, given, settings
 
-from benchmarks.record import write_result
-from flags.command_line import run_with_paths
+from benchmarks.harness import ROOT, write_result
+from flags.command_line import run
 from research.settings.train_config import TrainConfig
 from research.system.printable import printable
 from tests.fuzzing.flag_cases import PROGRAMS, Program, command_lines, write_flagfiles
 
-ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 40
 
 
 class ViolationError(AssertionError):
-    """A program met a command line neither with a line nor with settings."""
+    """A program neither refused a command line in one line nor accepted it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a command line was met: `refused` with a line, `taken` with settings, or `help`."""
+    """The reaction to a command line: `refused` with a line, `accepted` or `help`."""
 
     kind: str
     line: str = ""
@@ -51,7 +50,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def working_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder the one that relative paths are looked for in."""
+    """Changes the working directory for the duration of a `with` block."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -60,13 +59,14 @@ def working_folder(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def meet(program: Program, arguments: Sequence[str]) -> Outcome:
-    """Gives arguments to a program in this process, all but what it does with its settings.
+def outcome_of(program: Program, arguments: Sequence[str]) -> Outcome:
+    """Runs a program in this process up to the point where it has its settings.
 
     Raises:
-      ViolationError: it ended in another way than with a line or with settings, or wrote a file.
+      ViolationError: the program raised an error, refused the arguments in more than one line, or
+        wrote a file.
     """
-    taken: list[tuple[object, list[str]]] = []
+    accepted: list[object] = []
     out, errors = io.StringIO(), io.StringIO()
     code: object = None
     try:
@@ -77,30 +77,30 @@ def meet(program: Program, arguments: Sequence[str]) -> Outcome:
             contextlib.redirect_stderr(errors),
             _own_flags(program),
         ):
-            run_with_paths(
+            run(
                 program.config_class,
-                lambda config, paths: taken.append((config, paths)),
+                lambda config, *_: accepted.append(config),
                 program.takes_paths,
             )
     except SystemExit as end:
         code = end.code
     except BaseException as error:
         raise ViolationError(f"{program.script} {arguments!r}: {error!r:.500}") from None
-    said = errors.getvalue()
+    message = errors.getvalue()
     if any(Path.cwd().iterdir()):
-        raise ViolationError(f"{program.script} {arguments!r} left something on disk")
-    if taken:
-        check_settings(program, arguments, taken[0][0])
-        return Outcome("taken")
-    if code in (None, 0) and out.getvalue() and not said:
+        raise ViolationError(f"{program.script} {arguments!r} wrote a file")
+    if accepted:
+        check_settings(program, arguments, accepted[0])
+        return Outcome("accepted")
+    if code in (None, 0) and out.getvalue() and not message:
         return Outcome("help")
-    check_refusal(program, arguments, code, said)
-    return Outcome("refused", said)
+    check_refusal(program, arguments, code, message)
+    return Outcome("refused", message)
 
 
 @contextlib.contextmanager
 def _own_flags(program: Program) -> Iterator[None]:
-    """Takes the flags that a program declares back out of absl's, and all values with them."""
+    """Removes the flags that a program declares from absl's flags, and restores all values."""
     with flagsaver.flagsaver():
         try:
             yield
@@ -111,24 +111,26 @@ def _own_flags(program: Program) -> Iterator[None]:
             flags.FLAGS.unparse_flags()
 
 
-def check_refusal(program: Program, arguments: Sequence[str], code: object, said: str) -> None:
-    """Raises `ViolationError` unless a program ended with one line that a terminal can show."""
-    (line, *others) = said.splitlines() or [""]
-    right = line.startswith(f"{program.script}: ") and not others and said.endswith("\n")
-    if code in (None, 0) or not right or printable(line) != line:
+def check_refusal(program: Program, arguments: Sequence[str], code: object, message: str) -> None:
+    """Raises `ViolationError` unless a program ended with one printable line and an error code."""
+    (line, *others) = message.splitlines() or [""]
+    is_line = line.startswith(f"{program.script}: ") and not others and message.endswith("\n")
+    if code in (None, 0) or not is_line or printable(line) != line:
         raise ViolationError(
-            f"{program.script} {arguments!r} ended with {code!r} and said {said!r}"
+            f"{program.script} {arguments!r} ended with {code!r} and printed {message!r}"
         )
 
 
 def check_settings(program: Program, arguments: Sequence[str], config: object) -> None:
-    """Raises `ViolationError` unless settings are the same once written down and read again."""
+    """Raises `ViolationError` if settings change when written to config.json and read again."""
     if isinstance(config, TrainConfig) and TrainConfig.from_json(config.to_json()) != config:
-        raise ViolationError(f"{program.script} {arguments!r}: config.json would say otherwise")
+        raise ViolationError(
+            f"{program.script} {arguments!r}: config.json does not preserve the settings"
+        )
 
 
 def run_process(program: str, arguments: Sequence[str], folder: Path) -> tuple[int, str]:
-    """Runs a program in a folder, without a network; returns its exit code and standard error."""
+    """Runs a program in a folder without network; returns its exit code and standard error."""
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "http_proxy": nowhere}
     done = subprocess.run(
@@ -143,11 +145,11 @@ def run_process(program: str, arguments: Sequence[str], folder: Path) -> tuple[i
 
 
 class Trial:
-    """Meets programs with drawn command lines, and counts how that went.
+    """Runs programs with drawn command lines and counts the outcomes.
 
     Args:
-      folder: an empty one, for flagfiles and as the working folder.
-      derandomize: draw the same command lines every time.
+      folder: an empty folder, for flagfiles and as the working directory.
+      derandomize: whether to draw the same command lines every time.
     """
 
     def __init__(self, folder: Path, derandomize: bool = True) -> None:
@@ -160,17 +162,11 @@ class Trial:
         }
         self.refused: list[tuple[Program, list[str]]] = []
 
-    def every_flag(self, cases_a_flag: int) -> None:
-        """Meets every flag of every program with so many command lines that have it."""
-        for program in PROGRAMS:
-            for name in program.flags:
-                self.draw(program, name, cases_a_flag)
-
     def draw(self, program: Program, name: str | None, cases: int) -> None:
-        """Meets a program with command lines that have a flag, or any.
+        """Runs a program with command lines that contain a flag, or any flags if `name` is None.
 
         Raises:
-          ViolationError: with the shortest command line found to which a program is not up.
+          ViolationError: with the shortest command line found that the program does not handle.
         """
 
         @settings(
@@ -183,53 +179,53 @@ class Trial:
             phases=[Phase.generate, Phase.shrink],
         )
         @given(command_lines(program, name, self._flagfiles))
-        def meets(arguments: list[str]) -> None:
-            outcome = meet(program, arguments)
+        def check(arguments: list[str]) -> None:
+            outcome = outcome_of(program, arguments)
             self.counts[program.script][outcome.kind] += 1
             if outcome.kind == "refused":
                 self.refused.append((program, arguments))
 
         with working_folder(self._empty):
-            meets()
+            check()
 
     @property
     def cases(self) -> int:
-        """How many command lines were met."""
+        """The number of command lines drawn."""
         return sum(sum(counts.values()) for counts in self.counts.values())
 
     def as_processes(self, count: int) -> None:
-        """Runs some of what was refused as processes, evenly drawn from all of it.
+        """Runs `count` of the refused command lines as processes, at regular intervals.
 
         Raises:
-          ViolationError: as `meet`.
+          ViolationError: see `check_refusal`.
         """
         step = max(1, len(self.refused) // count)
         for program, arguments in self.refused[::step][:count]:
-            code, said = run_process(program.script, arguments, self._empty)
-            check_refusal(program, arguments, code, said)
+            code, message = run_process(program.script, arguments, self._empty)
+            check_refusal(program, arguments, code, message)
             if any(self._empty.iterdir()):
-                raise ViolationError(f"{program.script} {arguments!r} left something on disk")
+                raise ViolationError(f"{program.script} {arguments!r} wrote a file")
 
 
 def main() -> None:
-    """Draws, counts and writes the figures; ends with 1 where a program was not up to a case."""
+    """Draws, counts and writes the figures; exit code 1 for a violation."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--cases", type=int, default=2000, help="number of command lines")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         trial = Trial(Path(name), derandomize=False)
         number_of_flags = sum(len(program.flags) for program in PROGRAMS)
         try:
-            trial.every_flag(-(-arguments.cases // number_of_flags))
             for program in PROGRAMS:
+                for flag in program.flags:
+                    trial.draw(program, flag, -(-arguments.cases // number_of_flags))
                 trial.draw(program, None, 50)
             trial.as_processes(PROCESSES)
         except ViolationError as error:
-            print(error, file=sys.stderr)
-            sys.exit(1)
+            sys.exit(str(error))
     for script, counts in trial.counts.items():
         print(f"{script:<16}", dict(counts))
-    print(f"{trial.cases} command lines, {PROCESSES} of them as processes too; 0 violations")
+    print(f"{trial.cases} command lines, {PROCESSES} of them also as processes; 0 violations")
     result = {
         "command_lines": trial.cases,
         "flags": number_of_flags,
@@ -237,7 +233,7 @@ def main() -> None:
         "violations": 0,
         "outcomes": {script: dict(counts) for script, counts in trial.counts.items()},
     }
-    print(f"written to {write_result('bad_flags', result)}")
+    write_result("bad_flags", result)
 
 
 if __name__ == "__main__":

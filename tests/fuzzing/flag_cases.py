@@ -1,4 +1,4 @@
-"""Command lines drawn by Hypothesis from the config classes, right ones and wrong ones."""
+"""Valid and invalid command lines, drawn by Hypothesis from the config classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from research.settings.train_config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A script, the class of its settings, and whether paths may follow its flags."""
+    """A script, its config class, and whether paths may follow its flags."""
 
     script: str
     config_class: type
@@ -23,7 +23,7 @@ class Program:
 
     @property
     def flags(self) -> list[str]:
-        """The names of its flags."""
+        """Names of its flags."""
         return [field.name for field in dataclasses.fields(self.config_class)]
 
 
@@ -35,151 +35,53 @@ PROGRAMS = (
 )
 
 NUMBERS = (
-    *[
-        "nan",
-        "-nan",
-        "inf",
-        "-inf",
-        "infinity",
-        "1e999",
-        "-1e999",
-        "1e308",
-        "1e-320",
-        "-0",
-        "-0.0",
-        "0",
-        "-1",
-        "1",
-        "1.5",
-        "1e3",
-        "1e",
-        "0.1.2",
-    ],
-    *[
-        "2147483647",
-        "2147483648",
-        "4294967296",
-        "0x10",
-        "0b1",
-        "0o7",
-        "1_000",
-        "1,000",
-        "+5",
-        "--5",
-        "5;",
-        "5px",
-        ".",
-        "-",
-        "½",
-    ],
-    *[
-        "\u0663",
-        "\uff11\uff12",
-        "²",
-        "true",
-        "None",
-        "null",
-        "[]",
-        "{}",
-    ],  # digits of other scripts among them
+    *("nan", "-nan", "inf", "-inf", "infinity", "1e999", "-1e999", "1e308", "1e-320"),
+    *("-0", "-0.0", "0", "-1", "1", "1.5", "1e3", "1e", "0.1.2"),
+    *("2147483647", "2147483648", "4294967296", "0x10", "0b1", "0o7", "1_000", "1,000"),
+    *("+5", "--5", "5;", "5px", ".", "-", "½", "²", "true", "None", "null", "[]", "{}"),
+    *("\u0663", "\uff11\uff12"),  # digits of other scripts
     *(" 5", "5 ", "9" * 400, "9" * 5000, "0x" + "f" * 5000),
 )
 TEXTS = (
     *("", " ", "\t", "\n", "a\nb", "\r", "\x1b[31mred", "\x07", "\x7f", "\u202eabc", "\u2028"),
     *("\ud83d", "\udcff", "\udc80\udc81", "x" * 5000, "/" * 300, "../" * 50, "a b", "a\u0300"),
-    *[
-        "~",
-        "~nobody/x",
-        "$HOME",
-        "*",
-        "%s",
-        "{0}",
-        "猫",
-        "🐈",
-        "'",
-        '"',
-        "\\",
-        "`id`",
-        "-",
-        "--",
-        "---",
-        "=",
-        "a=b",
-        ",",
-        "none",
-        "None",
-    ],
-    *[
-        "imagenet",
-        "latest",
-        "best",
-        "train",
-        "test",
-        "train[:10%]",
-        "3:5",
-        "5:3",
-        "1epoch",
-        "-1epoch",
-        "1e9epochs",
-    ],
-    *["100steps", "0.5steps", "block5", "gs://a/b", "ns:name/x=1"],
+    *("~", "~nobody/x", "$HOME", "*", "%s", "{0}", "猫", "🐈", "'", '"', "\\", "`id`"),
+    *("-", "--", "---", "=", "a=b", ",", "none", "None", "imagenet", "latest", "best"),
+    *("train", "test", "train[:10%]", "3:5", "5:3", "1epoch", "-1epoch", "1e9epochs"),
+    *("100steps", "0.5steps", "block5", "gs://a/b", "ns:name/x=1"),
 )
 SWITCHES = (
-    "true",
-    "false",
-    "1",
-    "0",
-    "yes",
-    "no",
-    "TRUE",
-    "2",
-    "maybe",
-    "",
-    "t",
+    *("true", "false", "1", "0", "yes", "no", "TRUE", "2", "maybe", "", "t"),
     "\uff54\uff52\uff55\uff45",
 )
-OF_ABSL = (
-    *[
-        "verbosity",
-        "stderrthreshold",
-        "logger_levels",
-        "log_dir",
-        "undefok",
-        "flagfile",
-        "alsologtostderr",
-    ],
-    *["logtostderr", "showprefixforinfo", "pdb_post_mortem", "fromenv"],
+ABSL_FLAGS = (
+    *("verbosity", "stderrthreshold", "logger_levels", "log_dir", "undefok", "flagfile"),
+    *("alsologtostderr", "logtostderr", "showprefixforinfo", "pdb_post_mortem", "fromenv"),
 )
 
 
 def odd_text() -> st.SearchStrategy[str]:
-    """Texts that can be an argument of a process: no NUL, bytes that are no UTF-8 among them."""
+    """Texts that can be a process argument: without NUL, some of them not valid UTF-8."""
     letters = st.characters(min_codepoint=1, exclude_categories=["Cs"])
-    bytes_of_no_text = st.binary(max_size=20).map(
+    any_bytes = st.binary(max_size=20).map(
         lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape")
     )
-    return st.one_of(
-        st.sampled_from(TEXTS).filter(_can_be_argument), st.text(letters), bytes_of_no_text
-    )
+    return st.one_of(st.sampled_from(TEXTS).filter(_can_be_argument), st.text(letters), any_bytes)
 
 
 def _can_be_argument(text: str) -> bool:
     try:
         return "\0" not in text and bool(os.fsencode(text) or True)
-    except UnicodeEncodeError:  # half of a pair of surrogates
+    except UnicodeEncodeError:  # half of a surrogate pair
         return False
 
 
 def values_of(config_class: type, name: str) -> st.SearchStrategy[str]:
-    """Values for one flag: its own kind at the edges of its range, and all other kinds."""
+    """Values for a flag: values of its type at the limits of its range, and all other types."""
     field = next(one for one in dataclasses.fields(config_class) if one.name == name)
     setting = setting_of(field)
     kind, _ = value_type(config_class, name)
-    numbers = st.one_of(
-        st.sampled_from(NUMBERS),
-        st.integers().map(str),
-        st.floats().map(repr),
-    )
+    numbers = st.one_of(st.sampled_from(NUMBERS), st.integers().map(str), st.floats().map(repr))
     switches = st.sampled_from(SWITCHES)
     if setting.choices:
         own = st.sampled_from(setting.choices)
@@ -196,7 +98,7 @@ def values_of(config_class: type, name: str) -> st.SearchStrategy[str]:
 
 @st.composite
 def given_flag(draw: st.DrawFn, program: Program, name: str) -> list[str]:
-    """One flag in one of the ways of writing it, right or wrong."""
+    """A flag in one of the valid or invalid notations."""
     value = draw(values_of(program.config_class, name))
     form = draw(st.integers(0, 9))
     forms = {
@@ -211,9 +113,9 @@ def given_flag(draw: st.DrawFn, program: Program, name: str) -> list[str]:
 
 @st.composite
 def other_argument(draw: st.DrawFn, folder: Path) -> list[str]:
-    """What is no flag of a program: a wrong name, one of absl's own flags, a flagfile, a word."""
+    """An argument other than a program's flags: an unknown flag, absl's, a flagfile, a word."""
     text = draw(odd_text())
-    name = draw(st.sampled_from(OF_ABSL))
+    name = draw(st.sampled_from(ABSL_FLAGS))
     flagfiles = sorted(file.name for file in folder.iterdir())
     flagfile = folder / draw(st.sampled_from([*flagfiles, "missing.flags"]))
     form = draw(st.integers(0, 4))
@@ -228,7 +130,7 @@ def other_argument(draw: st.DrawFn, folder: Path) -> list[str]:
 
 @st.composite
 def command_lines(draw: st.DrawFn, program: Program, name: str | None, folder: Path) -> list[str]:
-    """Arguments that have the flag named, alone or among others; without a name any."""
+    """Arguments with the named flag, alone or among others; any arguments if `name` is None."""
     arguments = draw(given_flag(program, name)) if name else []
     if "ckpt_dir" in program.flags and program.config_class is not TrainConfig:
         arguments = draw(st.sampled_from([["--ckpt_dir=run"], ["--ckpt_dir=run"], []])) + arguments
@@ -240,7 +142,7 @@ def command_lines(draw: st.DrawFn, program: Program, name: str | None, folder: P
 
 
 def write_flagfiles(folder: Path) -> None:
-    """Writes flagfiles into a folder: right ones, and all kinds of wrong ones."""
+    """Writes valid flagfiles, and invalid flagfiles of many kinds, into a new folder."""
     folder.mkdir(parents=True)
     (folder / "good.flags").write_text("--image_size=64\n# a comment\n\n--ckpt_dir=run\n")
     (folder / "unknown.flags").write_text("--no_such_flag=1\n")

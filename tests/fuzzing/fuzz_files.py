@@ -1,11 +1,11 @@
-"""Damages every kind of file that a stranger could hand over, and looks what becomes of it.
+"""Damages every kind of file that could come from someone else, and reads it.
 
 python -m tests.fuzzing.fuzz_files --mutations=500     # about 2 minutes on two cores
 
-Each mutation is met in one of these ways: what is read is as it was; or other numbers, as in
-weights without a checksum, where nothing tells a flipped bit from a trained one; or it is refused
-in one line, or not used. Never a traceback, a crash, a hang, or memory without a bound. Files are
-read in a process of its own, so that a crash is counted and the next file is read by another.
+These outcomes are allowed: the content is unchanged; it has other numbers, as in weights without a
+checksum, where a flipped bit cannot be detected; the file is refused in one line; or it is not
+used. A traceback, a crash, a hang or unbounded memory is a violation. A separate process reads the
+files, so that a crash is counted and a new process reads the next file.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import write_result
+from benchmarks.harness import write_result
 from tests.fuzzing.mutations import MUTATIONS, Mutate, reseal
-from tests.fuzzing.right_files import Reader
+from tests.fuzzing.valid_files import Reader
 
-SECONDS_A_FILE = 60.0
-MOST_MEMORY = 2**31
-HARMLESS = ("as it was", "other numbers", "refused", "not used")
+SECONDS_PER_FILE = 60.0
+MAX_MEMORY = 2**31  # bytes
+HARMLESS = ("unchanged", "other numbers", "refused", "not used")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Subject:
     """A kind of file.
 
     Attributes:
-      name: what it is.
-      file: its path below the folder of the right files.
-      reader: what reads it: `weights`, `run` or `cache`.
-      mutations: how it is damaged, by name.
+      name: a short description.
+      file: its path, or a pattern, below the folder of the valid files.
+      reader: `weights`, `run` or `cache`; see `Reader.read`.
+      mutations: functions that damage it, by name.
     """
 
     name: str
@@ -73,15 +73,15 @@ SUBJECTS = (
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Tells whether two readings are the same, bit for bit."""
+    """Returns whether two results of `Reader.read` are equal, bit for bit."""
     return len(one) == len(other) and all(
         left.tobytes() == right.tobytes() if isinstance(left, np.ndarray) else left == right
         for left, right in zip(one, other, strict=True)
     )
 
 
-def outcome_of(reader: Reader, kind: str, folder: Path, file: Path, right: Any) -> str:
-    """Reads a damaged file and says, in a few words, how it was met."""
+def outcome_of(reader: Reader, kind: str, folder: Path, file: Path, valid: Any) -> str:
+    """Reads a damaged file and returns the outcome: one of HARMLESS, or the violation."""
     from research.system.errors import UserError
 
     try:
@@ -92,44 +92,44 @@ def outcome_of(reader: Reader, kind: str, folder: Path, file: Path, right: Any) 
         return f"traceback: {error!r:.300}"
     if found is None:
         return "not used"
-    return "as it was" if equal(found, right) else "other numbers"
+    return "unchanged" if equal(found, valid) else "other numbers"
 
 
 def serve(connection: Connection, folder: Path) -> None:
-    """Reads the files that a connection names, until it names none."""
+    """Reads the files that a connection sends and returns the outcomes, until it sends None."""
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # TensorFlow tells of each damaged checkpoint
+        os.dup2(nowhere.fileno(), 2)  # TensorFlow logs each damaged checkpoint
     reader = Reader()
-    right = {kind: reader.read(kind, folder, folder / file) for kind, file in RIGHT_FILES.items()}
+    valid = {kind: reader.read(kind, folder, folder / file) for kind, file in VALID_FILES.items()}
     with open("/proc/self/statm") as pages:
         taken = int(pages.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + 2 * MOST_MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2 * MAX_MEMORY, resource.RLIM_INFINITY))
     connection.send("ready")
     while task := connection.recv():
         kind, damaged, file = task
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        said = outcome_of(reader, kind, damaged, file, right[kind])
+        outcome = outcome_of(reader, kind, damaged, file, valid[kind])
         grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-        connection.send((said if grown < MOST_MEMORY else f"memory: {grown:,} bytes", grown))
+        connection.send((outcome if grown < MAX_MEMORY else f"memory: {grown:,} bytes", grown))
 
 
-RIGHT_FILES = {"weights": "weights/small.weights.h5", "run": "run", "cache": "cache"}
+VALID_FILES = {"weights": "weights/small.weights.h5", "run": "run", "cache": "cache"}
 
 
 class Server:
-    """A process that reads files, replaced by another when it dies or hangs."""
+    """A process that reads files and is replaced by a new one when it crashes or hangs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: Any = None
 
     def ask(self, kind: str, damaged: Path, file: Path) -> tuple[str, int]:
-        """Returns how a file is met, and by how many bytes the process's peak memory grew."""
+        """Returns the outcome for a file and the growth of the process's peak memory in bytes."""
         if self._process is None:
             self._start()
         self._connection.send((kind, damaged, file))
         try:
-            if self._connection.poll(SECONDS_A_FILE):
+            if self._connection.poll(SECONDS_PER_FILE):
                 return self._connection.recv()
             self.stop()
             return "hang", 0
@@ -148,7 +148,7 @@ class Server:
         self._connection.recv()
 
     def stop(self) -> None:
-        """Ends the process."""
+        """Kills the process."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -156,63 +156,63 @@ class Server:
 
 
 def damaged_copies(
-    subject: Subject, right: Path, folder: Path, count: int, seed: int
+    subject: Subject, valid: Path, folder: Path, count: int, seed: int
 ) -> Iterator[tuple[str, Path]]:
-    """Yields the name of a mutation and the path of a file damaged by it, so many times.
+    """Yields `count` times the name of a mutation and the path of a file damaged by it.
 
-    The file lies in a copy of the run or cache that it is of, which the next one replaces.
+    The file is in a copy of its run or cache, which the next copy replaces.
     """
-    (source,) = right.glob(subject.file)
-    top = source.relative_to(right).parts[0]
+    (source,) = valid.glob(subject.file)
+    top = source.relative_to(valid).parts[0]
     content = source.read_bytes()
     names = list(subject.mutations)
     for index in range(count):
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(right / top, folder / top)
+        shutil.copytree(valid / top, folder / top)
         name = names[index % len(names)]
-        target = folder / source.relative_to(right)
+        target = folder / source.relative_to(valid)
         random = np.random.default_rng([seed, index, *subject.name.encode()])
         target.write_bytes(subject.mutations[name](content, random))
         yield name, target
 
 
 def fuzz(
-    subject: Subject, right: Path, count: int, seed: int, read: Callable[..., tuple[str, int]]
+    subject: Subject, valid: Path, count: int, seed: int, read: Callable[..., tuple[str, int]]
 ) -> tuple[collections.Counter[str], list[str], int]:
-    """Damages a kind of file so many times; returns outcomes, violations and the most memory."""
+    """Damages a file `count` times; returns outcomes, violations and the largest memory growth."""
     counts: collections.Counter[str] = collections.Counter()
     violations, most = [], 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "damaged"
         for index, (mutation, file) in enumerate(
-            damaged_copies(subject, right, folder, count, seed)
+            damaged_copies(subject, valid, folder, count, seed)
         ):
-            said, grown = read(subject.reader, folder, file)
-            counts[said.partition(":")[0]] += 1
+            outcome, grown = read(subject.reader, folder, file)
+            counts[outcome.partition(":")[0]] += 1
             most = max(most, grown)
-            if said not in HARMLESS:
-                violations.append(f"{subject.name}, {mutation}, number {index}: {said}")
+            if outcome not in HARMLESS:
+                violations.append(f"{subject.name}, {mutation}, number {index}: {outcome}")
     return counts, violations, most
 
 
 def main() -> None:
-    """Damages, counts and writes the figures; ends with 1 where a file was not met as it must."""
+    """Damages files, counts and writes the outcomes; exit code 1 for a violation."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mutations", type=int, default=500)
+    parser.add_argument("--mutations", type=int, default=500, help="number of damaged files")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     each = -(-arguments.mutations // len(SUBJECTS))
     figures: dict[str, Any] = {}
     violations: list[str] = []
     with tempfile.TemporaryDirectory() as name:
-        right = Path(name) / "right"
-        right.mkdir()
-        writing = multiprocessing.get_context("spawn").Process(target=write_all, args=(right,))
+        valid = Path(name) / "valid"
+        valid.mkdir()
+        writing = multiprocessing.get_context("spawn").Process(target=write_all, args=(valid,))
         writing.start()
         writing.join()
-        server = Server(right)
+        server = Server(valid)
         for subject in SUBJECTS:
-            counts, wrong, most = fuzz(subject, right, each, arguments.seed, server.ask)
+            counts, wrong, most = fuzz(subject, valid, each, arguments.seed, server.ask)
             violations += wrong
             figures[subject.name] = {**dict(counts), "memory_grew_by_megabytes": most // 2**20}
             print(f"{subject.name:<24}{dict(counts)}, memory grew by {most:,} bytes", flush=True)
@@ -222,12 +222,12 @@ def main() -> None:
     total = each * len(SUBJECTS)
     print(f"{total} mutations, {len(violations)} violations")
     result = {"mutations": total, "violations": violations, "outcomes": figures}
-    print(f"written to {write_result('fuzz_files', result)}")
+    write_result("fuzz_files", result)
     sys.exit(bool(violations))
 
 
 def write_all(folder: Path) -> None:
-    """Writes a right file of each kind, in a process of its own, as TensorFlow stays loaded."""
+    """Writes the valid files; called in a separate process, which loads TensorFlow."""
     Reader().write(folder)
 
 

@@ -1,4 +1,4 @@
-"""Ways to damage a file: by chance, as disks and networks do, and on purpose, as people do."""
+"""Mutations of files: random damage, as by disks and networks, and deliberate manipulation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 Mutate = Callable[[bytes, np.random.Generator], bytes]
 
-# Lengths and offsets that a header may claim.
+# Extreme lengths and offsets for a header.
 CLAIMS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1)
 FOOTER = 48
 
 
 def flip_bits(data: bytes, random: np.random.Generator) -> bytes:
-    """Flips 1 to 8 bits anywhere."""
+    """Flips 1 to 8 bits at random positions."""
     changed = bytearray(data)
     for place in random.integers(0, len(data), random.integers(1, 9)):
         changed[place] ^= 1 << int(random.integers(8))
@@ -24,29 +24,29 @@ def flip_bits(data: bytes, random: np.random.Generator) -> bytes:
 
 
 def flip_early_bits(data: bytes, random: np.random.Generator) -> bytes:
-    """Flips 1 to 8 bits in the first 2,000 bytes, where headers are."""
+    """Flips 1 to 8 bits in the first 2,000 bytes, where the headers are."""
     return flip_bits(data[:2000], random) + data[2000:]
 
 
 def cut_off(data: bytes, random: np.random.Generator) -> bytes:
-    """Keeps a part from the beginning, as a full disk or a broken download does."""
+    """Truncates the file, as a full disk or an interrupted download does."""
     return data[: random.integers(0, len(data))]
 
 
 def take_out(data: bytes, random: np.random.Generator) -> bytes:
-    """Takes a block out of the middle."""
+    """Removes a block of 1 to 4,096 bytes."""
     start, length = random.integers(0, len(data)), random.integers(1, 4097)
     return data[:start] + data[start + length :]
 
 
 def put_in(data: bytes, random: np.random.Generator) -> bytes:
-    """Puts random bytes in."""
+    """Inserts 1 to 4,096 random bytes."""
     start = random.integers(0, len(data))
     return data[:start] + random.bytes(int(random.integers(1, 4097))) + data[start:]
 
 
 def overwrite(data: bytes, random: np.random.Generator) -> bytes:
-    """Overwrites a block with zeros, or with another block of the file."""
+    """Overwrites a block with zeros or with another block of the file."""
     start, other = random.integers(0, len(data), 2)
     block = data[other : other + 512]
     block = bytes(len(block)) if random.integers(2) else block
@@ -62,10 +62,10 @@ def claim(data: bytes, random: np.random.Generator) -> bytes:
 
 
 def reseal(data: bytes, random: np.random.Generator) -> bytes:
-    """Changes a block of a checkpoint's index and makes its checksum right again.
+    """Changes a block of a checkpoint's index and corrects its checksum.
 
     The format is LevelDB's table: blocks, each followed by its compression (one byte) and the
-    masked CRC-32C of both; a footer tells where the index of the blocks lies.
+    masked CRC-32C of both. A footer gives the position of the index of the blocks.
     """
     # The footer: offset and size of the metaindex, then of the index.
     index_offset, index_size = _varints(data[-FOOTER:])[2:4]
@@ -81,7 +81,7 @@ def reseal(data: bytes, random: np.random.Generator) -> bytes:
 
 
 def _varints(data: bytes) -> list[int]:
-    """Returns the numbers that bytes hold, 7 bits a byte, the lowest first."""
+    """Decodes variable-length integers: 7 bits per byte, lowest bits first."""
     numbers, number, shift = [], 0, 0
     for byte in data:
         number |= (byte & 0x7F) << shift

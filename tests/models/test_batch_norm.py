@@ -11,7 +11,7 @@ VALUES = np.random.default_rng(0).normal(3, 2, (6, 4, 4, 5)).astype("f4")
 ALL = np.ones(6, "f4")
 
 
-def a_norm(**settings) -> keras.layers.BatchNormalization:
+def make_norm(**settings) -> keras.layers.BatchNormalization:
     norm = keras.layers.BatchNormalization(**settings)
     norm.build((None, 4, 4, 5))
     generator = np.random.default_rng(1)
@@ -22,9 +22,9 @@ def a_norm(**settings) -> keras.layers.BatchNormalization:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"scale": False}, {"center": False}])
-def test_it_is_the_layer_that_it_stands_for(training, settings):
-    """Output, gradient and moving statistics, where every example counts."""
-    plain, norm = a_norm(**settings), a_norm(**settings)
+def test_with_equal_weights_it_computes_as_the_original_layer(training, settings):
+    """Compares output, gradient and moving statistics."""
+    plain, norm = make_norm(**settings), make_norm(**settings)
     weighted = WeightedBatchNorm(norm)
     values = tf.constant(VALUES)
     results = []
@@ -40,12 +40,12 @@ def test_it_is_the_layer_that_it_stands_for(training, settings):
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5)
 
 
-def test_examples_that_weigh_nothing_change_nothing():
-    norm, other = a_norm(), a_norm()
-    filled = VALUES.copy()
-    filled[4:] = 1e6
+def test_padding_does_not_change_output_or_statistics():
+    norm, other = make_norm(), make_norm()
+    padded = VALUES.copy()
+    padded[4:] = 1e6
     weight = np.array([1, 1, 1, 1, 0, 0], "f4")
-    outputs = WeightedBatchNorm(norm)(filled, weight, training=True)
+    outputs = WeightedBatchNorm(norm)(padded, weight, training=True)
     expected = WeightedBatchNorm(other)(VALUES[:4], ALL[:4], training=True)
     np.testing.assert_allclose(outputs[:4], expected, rtol=1e-4, atol=1e-5)
     for one, two in zip(norm.variables, other.variables, strict=True):
@@ -53,30 +53,30 @@ def test_examples_that_weigh_nothing_change_nothing():
 
 
 @pytest.mark.parametrize("overflowed", [False, True])
-def test_statistics_of_nothing_or_of_an_overflow_are_not_learned(overflowed):
-    norm, other = a_norm(), a_norm()
+def test_moving_statistics_ignore_padding_and_overflows(overflowed):
+    norm, other = make_norm(), make_norm()
     values = VALUES.copy()
     values[0, 0, 0, :] = np.inf if overflowed else 0
     weight = ALL if overflowed else 0 * ALL
     outputs = WeightedBatchNorm(norm)(values, weight, training=True)
     for one, two in zip(norm.variables, other.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), two.numpy())
-    if not overflowed:  # then the moving statistics normalize
+    if not overflowed:  # the moving statistics are used
         np.testing.assert_allclose(outputs, other(values, training=False), rtol=1e-4, atol=1e-5)
 
 
 def test_float16_is_normalized_in_float32():
-    """Squares of these values would overflow float16, and its digits would not do."""
-    norm = a_norm(dtype=keras.dtype_policies.DTypePolicy("mixed_float16"))
+    """The squares of these values overflow float16, and its precision is too low for them."""
+    norm = make_norm(dtype=keras.dtype_policies.DTypePolicy("mixed_float16"))
     outputs = WeightedBatchNorm(norm)(tf.cast(VALUES + 500, tf.float16), ALL, training=True)
     assert outputs.dtype == tf.float16
-    plain = a_norm()
+    plain = make_norm()
     expected = plain((VALUES + 500).astype("f2").astype("f4"), training=True)
     np.testing.assert_allclose(outputs, expected, rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(norm.moving_mean.numpy(), plain.moving_mean.numpy(), rtol=1e-5)
 
 
-def test_a_model_is_weighted_only_where_a_batch_norm_is_trained():
+def test_only_trained_batch_norm_layers_take_weights():
     image = keras.Input((4, 4, 5))
     first, second = keras.layers.BatchNormalization(), keras.layers.BatchNormalization()
     model = keras.Model(image, second(keras.layers.ReLU()(first(image))))

@@ -17,7 +17,7 @@ WEIGHT = tf.ones(len(IMAGES))
 
 
 def with_random_statistics(model: keras.Model) -> keras.Model:
-    """Gives each BatchNorm statistics, scale and offset that are not those of a new one."""
+    """Gives each BatchNorm random statistics, scale and offset."""
     generator = np.random.default_rng(1)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -27,21 +27,20 @@ def with_random_statistics(model: keras.Model) -> keras.Model:
     return model
 
 
-def kinds(model: keras.Model, kind: type) -> int:
+def count(model: keras.Model, kind: type) -> int:
     return sum(isinstance(layer, kind) for layer in model.layers)
 
 
-# With a bias (ResNet), depthwise (MobileNetV2), without scale (InceptionV3), before (DenseNet).
+# Convolutions with bias (ResNet50), depthwise (MobileNetV2), and BatchNorm first (the others).
 @pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "DenseNet121", "ResNet50V2"])
 def test_folded_backbones_compute_the_same(name):
     model = with_random_statistics(build_backbone(find_backbone(name), 48, None))
     freeze_below(model, 0, "frozen")
     folded = fold_frozen_batch_norm(model)
-    assert kinds(folded, FoldedConvolution) > 10
-    norms = kinds(model, keras.layers.BatchNormalization)
-    assert kinds(folded, keras.layers.BatchNormalization) == norms - kinds(
-        folded, FoldedConvolution
-    )
+    folds = count(folded, FoldedConvolution)
+    assert folds > 10
+    norms = count(model, keras.layers.BatchNormalization)
+    assert count(folded, keras.layers.BatchNormalization) == norms - folds
     expected = model(IMAGES, training=False).numpy()
     scale = np.abs(expected).max()
     np.testing.assert_allclose(folded(IMAGES) / scale, expected / scale, atol=1e-5)
@@ -54,12 +53,12 @@ def test_batch_norm_without_a_scale_is_folded():
     model = with_random_statistics(keras.Model(images, outputs))
     freeze_below(model, 0, "frozen")
     folded = fold_frozen_batch_norm(model)
-    assert kinds(folded, FoldedConvolution) == 1
+    assert count(folded, FoldedConvolution) == 1
     expected = model(IMAGES[:, :8, :8], training=False)
     np.testing.assert_allclose(folded(IMAGES[:, :8, :8]), expected, atol=1e-5)
 
 
-def test_gradients_are_those_of_the_original():
+def test_gradients_equal_those_of_the_original():
     model = with_random_statistics(build_small_resnet((48, 48, 3), None))
     freeze_below(model, 0, "frozen")
     folded = fold_frozen_batch_norm(model)
@@ -76,17 +75,17 @@ def test_gradients_are_those_of_the_original():
     assert {id(v) for v in folded.variables} == {id(v) for v in model.variables}
 
 
-def test_what_is_trained_is_not_folded():
+def test_trained_batch_norm_is_not_folded():
     model = build_small_resnet((48, 48, 3), None)
     freeze_below(model, 0, "train")
     assert fold_frozen_batch_norm(model) is model
 
 
-def test_an_output_that_others_use_too_is_not_folded():
+def test_an_output_with_a_second_use_is_not_folded():
     images = keras.Input((8, 8, 3))
     convolved = keras.layers.Conv2D(3, 3, padding="same")(images)
-    normalised = keras.layers.BatchNormalization()(convolved)
-    model = keras.Model(images, keras.layers.Add()([convolved, normalised]))
+    normalized = keras.layers.BatchNormalization()(convolved)
+    model = keras.Model(images, keras.layers.Add()([convolved, normalized]))
     freeze_below(model, 0, "frozen")
     assert fold_frozen_batch_norm(model) is model
 
@@ -95,8 +94,8 @@ def test_both_parts_of_a_split_are_folded():
     model = with_random_statistics(build_backbone(find_backbone("MobileNetV2"), 48, None))
     freeze_below(model, 100, "frozen")
     parts = split_backbone(model, 100)
-    assert kinds(parts.trunk, FoldedConvolution) > 10
-    assert kinds(parts.rest, FoldedConvolution) > 10
+    assert count(parts.trunk, FoldedConvolution) > 10
+    assert count(parts.rest, FoldedConvolution) > 10
     features = parts.features(parts.activations(IMAGES), WEIGHT, training=True)
     expected = model(IMAGES, training=False).numpy()
     scale = np.abs(expected).max()

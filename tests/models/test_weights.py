@@ -1,4 +1,4 @@
-"""Loading weights: every kind of file, every misfit, and nothing changed where one does not fit."""
+"""Tests of loading weights from all supported files, and of refusing all others unchanged."""
 
 from __future__ import annotations
 
@@ -24,25 +24,30 @@ REAL_WEIGHTS = (
 
 
 def small_network(width: int = 4, third: str = "third_conv") -> keras.Model:
-    """A network with what is awkward: layers that Keras names, a shortcut, a model inside."""
+    """A network with the difficult cases: generated layer names, a shortcut, a nested model."""
     images = keras.Input((8, 8, 3))
     features = layers.Normalization(name="scaling")(images)
     first = layers.Conv2D(4, 3, padding="same")(features)
     second = layers.SeparableConv2D(width, 3, padding="same", name="second_conv")(first)
-    normalised = layers.BatchNormalization()(second)
+    normalized = layers.BatchNormalization()(second)
     inner = keras.Sequential([layers.Conv2D(width, 1), layers.BatchNormalization()], name="inner")
-    summed = layers.Add()([inner(first), normalised])
+    summed = layers.Add()([inner(first), normalized])
     outputs = layers.Conv2D(width, 1, name=third)(layers.Dropout(0.5)(summed))
     return keras.Model(images, outputs, name="small_network")
 
 
 def fill(model: keras.Model, seed: int) -> keras.Model:
-    """Gives each variable other values, in the state in which a trained model has them."""
+    """Sets all variables to random values, as in a trained model."""
     random = np.random.default_rng(seed)
     for variable in model.weights:
         variable.assign(random.uniform(0.5, 1.5, variable.shape).astype(variable.dtype))
     model.get_layer("scaling").finalize_state()
     return model
+
+
+def save(model: keras.Model, path: Path | str) -> None:
+    """Saves the weights as *.weights.h5, or the model in another format."""
+    (model.save_weights if str(path).endswith(".weights.h5") else model.save)(path)
 
 
 def values(model: keras.Model) -> list[np.ndarray]:
@@ -55,7 +60,7 @@ def assert_equal(first: keras.Model, second: keras.Model) -> None:
 
 
 def nested_classifier(backbone: keras.Model) -> keras.Model:
-    """A saved classifier as users write it: the backbone is one layer of it."""
+    """A typical classifier of a user, in which the backbone is one layer."""
     images = keras.Input((8, 8, 3))
     pooled = layers.GlobalAveragePooling2D()(backbone(layers.RandomFlip()(images)))
     return keras.Model(images, layers.Dense(2)(layers.BatchNormalization()(pooled)))
@@ -67,14 +72,14 @@ def sequential_classifier(backbone: keras.Model) -> keras.Model:
 
 
 def flat_classifier(backbone: keras.Model) -> keras.Model:
-    """A saved classifier whose layers are the backbone's own, and some more."""
+    """A classifier that contains the layers of the backbone and some more."""
     features = layers.Conv2D(4, 1)(backbone.output)
     pooled = layers.GlobalAveragePooling2D()(features)
     return keras.Model(backbone.input, layers.Dense(2)(pooled))
 
 
 def frozen_below_the_last_layers(backbone: keras.Model) -> keras.Model:
-    """Keras 2's layout sorts a nested model's weights by whether they were trained."""
+    """The layout of Keras 2 sorts the weights of a nested model by whether they are trainable."""
     for layer in backbone.layers[:-4]:
         layer.trainable = False
     return nested_classifier(backbone)
@@ -91,16 +96,13 @@ def frozen_below_the_last_layers(backbone: keras.Model) -> keras.Model:
         (frozen_below_the_last_layers, 6),
     ],
 )
-def test_every_kind_of_file_is_loaded_whole(
+def test_every_kind_of_file_is_loaded_completely(
     saved: Callable[[keras.Model], keras.Model], left_out: int, ending: str, tmp_path: Path
 ) -> None:
     source = fill(small_network(), seed=1)
     path = str(tmp_path / f"file.{ending}")
     model = saved(source)
-    if ending == "weights.h5":
-        model.save_weights(path)
-    else:
-        model.save(path)
+    save(model, path)
     loaded = fill(small_network(), seed=2)
     report = load_weights(loaded, path)
     assert_equal(loaded, source)
@@ -140,7 +142,7 @@ def test_subclassed_model_that_has_the_backbone_as_an_attribute(tmp_path: Path) 
 
 
 def write_keras2_notop(model: keras.Model, path: Path, split: bool) -> None:
-    """Writes by hand what keras.applications offers for download: ordered, names of its own."""
+    """Writes the layout of keras.applications downloads: in order, with other layer names."""
     with h5py.File(path, "w") as file:
         stored = [layer for layer in model.layers if layer.weights]
         names = [f"old_{n}" for n in range(len(stored))]
@@ -159,7 +161,7 @@ def write_keras2_notop(model: keras.Model, path: Path, split: bool) -> None:
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_keras2_file_with_names_of_its_own_is_read_in_order(split: bool, tmp_path: Path) -> None:
+def test_keras2_file_with_other_names_is_read_in_order(split: bool, tmp_path: Path) -> None:
     source = fill(small_network(), seed=1)
     path = tmp_path / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
     write_keras2_notop(source, path, split)
@@ -174,9 +176,7 @@ def test_keras2_file_with_names_of_its_own_is_read_in_order(split: bool, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["InceptionV3", "ConvNeXtTiny"])
-def test_networks_with_layers_named_by_keras_or_with_models_inside(
-    name: str, tmp_path: Path
-) -> None:
+def test_networks_with_generated_names_or_nested_models(name: str, tmp_path: Path) -> None:
     size = BACKBONES[name].minimum_size
     source = build_backbone(BACKBONES[name], size, None)
     random = np.random.default_rng(0)
@@ -210,7 +210,7 @@ def test_bfloat16_and_float16_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not REAL_WEIGHTS.exists(), reason=f"no real weights at {REAL_WEIGHTS}")
-def test_real_weights_load_as_keras_loads_them() -> None:
+def test_real_weights_load_as_in_keras() -> None:
     model = build_backbone(BACKBONES["MobileNetV2"], 160, None)
     report = load_weights(model, str(REAL_WEIGHTS))
     assert str(report) == (
@@ -223,11 +223,19 @@ def test_real_weights_load_as_keras_loads_them() -> None:
 
 def test_report_in_one_line() -> None:
     report = LoadReport("/some/folder/cats.keras", loaded=260, total=260, left_out=2)
-    assert str(report) == "loaded 260 of 260 variables from cats.keras, 2 others in it left out"
+    assert str(report) == "loaded 260 of 260 variables from cats.keras, ignored 2 others in it"
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    """A file with the weights of `small_network`."""
+    path = tmp_path / "file.weights.h5"
+    fill(small_network(), seed=1).save_weights(path)
+    return path
 
 
 def refused(path: Path, model: keras.Model | None = None) -> str:
-    """Returns the one line with which a file is refused, once no variable was changed by it."""
+    """Returns the error message for a file, after checking that no variable has changed."""
     model = fill(model or small_network(), seed=2)
     before = values(model)
     with pytest.raises(UserError) as caught:
@@ -241,59 +249,51 @@ def refused(path: Path, model: keras.Model | None = None) -> str:
 
 @pytest.mark.parametrize("ending", ["weights.h5", "keras", "h5"])
 @pytest.mark.parametrize("saved", [lambda backbone: backbone, nested_classifier])
-def test_other_shapes_are_told_with_the_layer_and_both_shapes(
+def test_a_wrong_shape_is_reported_with_the_layer_and_both_shapes(
     saved: Callable[[keras.Model], keras.Model], ending: str, tmp_path: Path
 ) -> None:
     path = tmp_path / f"wide.{ending}"
     model = saved(fill(small_network(width=6), seed=1))
-    if ending == "weights.h5":
-        model.save_weights(path)
-    else:
-        model.save(path)
+    save(model, path)
     assert refused(path) == (
-        f"weights file {path} does not fit: layer 'second_conv' wants pointwise_kernel "
+        f"weights file {path} does not fit: layer 'second_conv' needs pointwise_kernel "
         "(1, 1, 4, 4), the file has (1, 1, 4, 6); give a file of the same backbone, or "
         "--weights=none"
     )
 
 
-def test_last_layer_of_another_shape_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "file.weights.h5"
-    fill(small_network(), seed=1).save_weights(path)
-    with h5py.File(path, "a") as file:
+def test_last_layer_of_another_shape_changes_nothing(weights_file: Path) -> None:
+    with h5py.File(weights_file, "a") as file:
         del file["layers/conv2d_1/vars/1"]
         file["layers/conv2d_1/vars/1"] = np.zeros(7)
-    assert "layer 'third_conv' wants bias (4,), the file has (7,)" in refused(path)
+    assert "layer 'third_conv' needs bias (4,), the file has (7,)" in refused(weights_file)
 
 
-def test_missing_layer_and_missing_variable(tmp_path: Path) -> None:
-    path = tmp_path / "file.weights.h5"
-    fill(small_network(), seed=1).save_weights(path)
-    with h5py.File(path, "a") as file:
+def test_missing_layer_and_missing_variable(weights_file: Path) -> None:
+    with h5py.File(weights_file, "a") as file:
         del file["layers/conv2d_1/vars/1"]
-    assert "layer 'third_conv' wants 2 variables, the file has 1" in refused(path)
-    with h5py.File(path, "a") as file:
+    assert "layer 'third_conv' needs 2 variables, the file has 1" in refused(weights_file)
+    with h5py.File(weights_file, "a") as file:
         del file["layers/conv2d_1"]
-    assert f"weights file {path} does not fit: it has nothing for layer 'third_conv'" in refused(
-        path
-    )
+    message = f"weights file {weights_file} does not fit: it has no weights for layer 'third_conv'"
+    assert message in refused(weights_file)
 
 
-def test_keras2_file_that_ends_too_early(tmp_path: Path) -> None:
+def test_keras2_file_without_the_last_layer(tmp_path: Path) -> None:
     path = tmp_path / "file.h5"
     write_keras2_notop(fill(small_network(), seed=1), path, split=False)
     with h5py.File(path, "a") as file:
         file.attrs["layer_names"] = file.attrs["layer_names"][:-1]
-    assert "it has nothing for layer 'third_conv'" in refused(path)
+    assert "it has no weights for layer 'third_conv'" in refused(path)
 
 
-def test_text_where_numbers_belong(tmp_path: Path) -> None:
-    path = tmp_path / "file.weights.h5"
-    fill(small_network(), seed=1).save_weights(path)
-    with h5py.File(path, "a") as file:
+def test_text_instead_of_numbers(weights_file: Path) -> None:
+    with h5py.File(weights_file, "a") as file:
         del file["layers/conv2d_1/vars/1"]
         file["layers/conv2d_1/vars/1"] = np.array([b"a", b"b", b"c", b"d"])
-    assert "layer 'third_conv' wants bias (4,) of numbers, the file has type |S1" in refused(path)
+    assert "layer 'third_conv' needs bias (4,) as numbers, the file has type |S1" in refused(
+        weights_file
+    )
 
 
 def test_another_backbone(tmp_path: Path) -> None:
@@ -306,25 +306,26 @@ def test_hdf5_without_layers(tmp_path: Path) -> None:
     path = tmp_path / "table.h5"
     with h5py.File(path, "w") as file:
         file["prices"] = np.arange(3)
-    assert "it holds no layers of a Keras model" in refused(path)
+    assert "it contains no layers of a Keras model" in refused(path)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.weights.h5"
     assert refused(missing) == (
-        f"weights is '{missing}', which does not exist; expected imagenet, none or a file"
+        f"weights is '{missing}', which does not exist; expected imagenet, none or a file of Keras "
+        "weights"
     )
-    assert "a folder; expected a file of Keras weights" in refused(tmp_path)
+    assert "which is a folder; expected imagenet, none or a file" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"name,price\n1,2\n", b"PK\x03\x04 not an archive"])
-def test_something_else(content: bytes, tmp_path: Path) -> None:
+def test_another_format(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.weights.h5"
     path.write_bytes(content)
     assert f"weights file {path} cannot be read (" in refused(path)
 
 
-def test_archive_of_something_else(tmp_path: Path) -> None:
+def test_archive_without_weights(tmp_path: Path) -> None:
     path = tmp_path / "photos.keras"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("cat.jpg", b"...")
@@ -333,13 +334,10 @@ def test_archive_of_something_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["weights.h5", "keras", "h5"])
 @pytest.mark.parametrize("part", [0.05, 0.5, 0.95])
-def test_file_cut_off(part: float, ending: str, tmp_path: Path) -> None:
+def test_truncated_file(part: float, ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"file.{ending}"
     model = fill(small_network(), seed=1)
-    if ending == "weights.h5":
-        model.save_weights(path)
-    else:
-        model.save(path)
+    save(model, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     assert "cannot be read" in refused(path)
@@ -356,24 +354,20 @@ def test_damaged_compressed_archive(tmp_path: Path) -> None:
     assert "cannot be read" in refused(path)
 
 
-def test_damaged_name(tmp_path: Path) -> None:
-    path = tmp_path / "file.weights.h5"
-    fill(small_network(), seed=1).save_weights(path)
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"separable_conv2d", b"\xff\xfeparable_conv2d"))
-    assert "cannot be read" in refused(path)
+def test_damaged_name(weights_file: Path) -> None:
+    content = weights_file.read_bytes()
+    weights_file.write_bytes(content.replace(b"separable_conv2d", b"\xff\xfeparable_conv2d"))
+    assert "cannot be read" in refused(weights_file)
 
 
-def test_numbers_that_stand_in_another_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.weights.h5"
-    fill(small_network(), seed=1).save_weights(path)
+def test_values_in_another_file(weights_file: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(range(16)))
-    with h5py.File(path, "a") as file:
+    with h5py.File(weights_file, "a") as file:
         del file["layers/conv2d_1/vars/1"]
         group = file["layers/conv2d_1/vars"]
         group.create_dataset("1", (4,), "f4", external=[(str(secret), 0, 16)])
-    assert "takes 'layers/conv2d_1/vars/1' from another file" in refused(path)
+    assert "stores 'layers/conv2d_1/vars/1' in another file" in refused(weights_file)
 
 
 def test_link_to_another_file_is_not_followed(tmp_path: Path) -> None:
@@ -383,7 +377,7 @@ def test_link_to_another_file_is_not_followed(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["layers/conv2d_1"]
         file["layers/conv2d_1"] = h5py.ExternalLink(str(other), "layers/conv2d_1")
-    assert "it has nothing for layer 'third_conv'" in refused(path)
+    assert "it has no weights for layer 'third_conv'" in refused(path)
 
 
 def test_nothing_in_a_saved_model_is_executed(tmp_path: Path) -> None:

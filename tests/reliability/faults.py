@@ -1,4 +1,4 @@
-"""Kills training, evaluation and export at random moments, and looks at what is left.
+"""Kills training, evaluation and export at random moments, and checks the files that are left.
 
 python -m tests.reliability.faults              # 100 kills, about 20 minutes on two cores
 python -m tests.reliability.faults --kills=6
@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.phases import Phases
-from benchmarks.record import write_result
+from benchmarks.harness import write_result
 from tests.helpers import SMALL_RUN, draw_photos, script_environment
 from tests.launcher import ROOT, Launcher, Program
 from tests.reliability.consistency import Witness, entries, event_bytes, unfinished
 from tests.reliability.moments import AIMS, IMPORTS, Moments
+from tests.reliability.phases import Phases
 
-PHOTOS_A_CLASS = 30
+PHOTOS_PER_CLASS = 30
 COMMON = (
     "--batch_size=4",
     "--checkpoint_every=3",
@@ -51,7 +51,7 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """A kill: of which program, aimed at what, and what it hit; files that it left unfinished."""
+    """A kill: the program, the intended phase, the actual phase, and the unfinished files left."""
 
     program: str
     aim: str
@@ -61,16 +61,16 @@ class Kill:
 
 @dataclasses.dataclass
 class Round:
-    """One run of the programs, killed some times, in a folder of its own."""
+    """One run of all programs, killed several times, in its own folder."""
 
     folder: Path
     flags: tuple[str, ...]
-    entries: int = 0  # that its trunk cache will have
+    entries: int = 0  # of the complete trunk cache
     starts: int = 0
 
     @property
     def run(self) -> Path:
-        """The folder that all programs are given."""
+        """The run's folder."""
         return self.folder / "run"
 
     @property
@@ -80,26 +80,26 @@ class Round:
 
     @property
     def makes_cache(self) -> bool:
-        """Whether training has some of its trunk cache still to make."""
+        """Whether the trunk cache is incomplete."""
         return len(entries(self.cache)) < self.entries
 
     @property
     def export(self) -> Path:
-        """What `run_export.py` writes."""
+        """The folder that `run_export.py` writes."""
         return self.run / "export" / "saved_model"
 
     def flags_of(self, program: str) -> tuple[str, ...]:
-        """Returns what a program is called with, the same after each kill."""
+        """Returns a program's flags, which are the same after each kill."""
         return ("--ckpt_dir=run", *(self.flags if program == "run_train.py" else ()))
 
 
 class Faults:
-    """Starts the programs, kills them, and counts.
+    """Starts the programs, kills them and counts the kills.
 
     Args:
-      folder: for all files.
-      seed: of the moments.
-      launcher: that starts the programs.
+      folder: an empty folder for all files.
+      seed: of the random moments.
+      launcher: starts the programs.
     """
 
     def __init__(self, folder: Path, seed: int, launcher: Launcher) -> None:
@@ -107,8 +107,8 @@ class Faults:
         self._launcher = launcher
         self._random = random.Random(seed)
         (folder / "photos").mkdir()
-        self._photos = draw_photos(folder / "photos", PHOTOS_A_CLASS)
-        (folder / "temporary").mkdir()  # what TensorFlow leaves there when it is killed
+        self._photos = draw_photos(folder / "photos", PHOTOS_PER_CLASS)
+        (folder / "temporary").mkdir()  # for files that TensorFlow leaves when it is killed
         self._environment = {**script_environment(folder), "TMPDIR": str(folder / "temporary")}
         self._phases = folder / "phases"
         self._moments = Moments(self._random, Phases(self._phases))
@@ -129,40 +129,40 @@ class Faults:
         return whole, Witness(whole.run, whole.cache)
 
     def fresh(self, setting: str, witness: Witness) -> None:
-        """Trains in a new Python, as a user does: that a program is forked changes nothing."""
+        """Trains in a new Python process, as users do, and compares with the forked run."""
         this = self._round(setting)
         if self._start(this, "run_train.py", fresh_start=True).wait():
             raise RuntimeError(self._log(this))
-        self._expect(this, witness.trusted_wrongly(this.run, this.cache))
+        self._report(this, witness.inconsistencies(this.run, this.cache))
 
     def disturbed(self, setting: str, whole: Round, witness: Witness, kills: int) -> None:
-        """Runs all programs, killed at most `kills` times, to their end, and compares."""
+        """Runs all programs to their end with at most `kills` kills, and compares the results."""
         this = self._round(setting)
         this.entries = len(witness.entries)
         most = {"run_train.py": self._random.randint(4, 8), "run_eval.py": 1, "run_export.py": 1}
-        if kills <= 8:  # all of them in this round
+        if kills <= 8:  # all in this round
             most = {program: kills - later for program, later in zip(AIMS, (2, 1, 0), strict=True)}
         for program in AIMS:
             for _ in range(min(most[program], kills)):
                 if not self._kill(this, program):
                     break
                 kills -= 1
-                self._expect(this, witness.trusted_wrongly(this.run, this.cache))
-                if this.export.exists():  # complete, as it has its name
+                self._report(this, witness.inconsistencies(this.run, this.cache))
+                if this.export.exists():  # complete, since it has its final name
                     self._predict(this)
                     break
             else:
                 if code := self._start(this, program).wait():
-                    self._expect(this, [f"{program} ended with {code}: {self._log(this)[-2000:]}"])
+                    self._report(this, [f"{program} ended with {code}: {self._log(this)[-2000:]}"])
                     return
         self._predict(this)
-        found = witness.unlike(this.run, this.cache)
+        found = witness.differences(this.run, this.cache)
         if not np.array_equal(*(np.load(one.folder / "predicted.npy") for one in (this, whole))):
-            found.append("the exported model predicts something else")
+            found.append("the exported model's predictions differ from the undisturbed run")
         (files, size), (usual_files, usual_size) = event_bytes(this.run), event_bytes(whole.run)
         if files > usual_files * this.starts or size > usual_size * this.starts:
             found.append(f"{files} event files of {size} bytes after {this.starts} starts")
-        self._expect(this, found)
+        self._report(this, found)
         self.finished += 1
         if not found:
             shutil.rmtree(this.folder)
@@ -186,16 +186,16 @@ class Faults:
                 return subprocess.Popen(
                     command, cwd=this.folder, env=self._environment, stdout=log, stderr=log
                 )
-            watched = ["-m", "benchmarks.phases", str(self._phases), *arguments]
+            watched = ["-m", "tests.reliability.phases", str(self._phases), *arguments]
             return self._launcher.start(watched, this.folder, self._environment, log, log)
 
     def _kill(self, this: Round, program: str) -> bool:
-        """Starts a program and kills it; False if it ended before."""
+        """Starts a program and kills it; returns False if the program ended first."""
         aim, moments = self._moments.draw(program, this.makes_cache)
         process = self._start(this, program, fresh_start=aim == IMPORTS)
         try:
-            for is_there in moments:
-                while process.poll() is None and not is_there():
+            for is_reached in moments:
+                while process.poll() is None and not is_reached():
                     time.sleep(0.0005)
             process.kill()
             code = process.wait()
@@ -203,7 +203,7 @@ class Faults:
             process.kill()
         if code != -signal.SIGKILL:
             if code:
-                self._expect(this, [f"{program} ended with {code}: {self._log(this)[-2000:]}"])
+                self._report(this, [f"{program} ended with {code}: {self._log(this)[-2000:]}"])
             return False
         left = tuple(unfinished(this.run, this.cache))
         hit = IMPORTS if aim == IMPORTS else self._moments.phases.current
@@ -212,41 +212,41 @@ class Faults:
         return True
 
     def _predict(self, this: Round) -> None:
-        """Loads an export and writes down what it makes of a photo."""
-        import tensorflow as tf  # imported before, by `consistency`, without its log
+        """Loads an export and stores its prediction for a photo."""
+        import tensorflow as tf  # already imported, by `consistency`, without its log
 
         photo = next(self._photos.rglob("*.jpg")).read_bytes()
         try:
             serve = tf.saved_model.load(str(this.export)).signatures["serving_default"]
         except (OSError, ValueError, tf.errors.OpError) as error:
-            self._expect(this, [f"the export cannot be loaded: {error}"])
+            self._report(this, [f"the export cannot be loaded: {error}"])
         else:
-            said = serve(image_bytes=tf.constant([photo]))
-            np.save(this.folder / "predicted.npy", said["probabilities"].numpy())
+            outputs = serve(image_bytes=tf.constant([photo]))
+            np.save(this.folder / "predicted.npy", outputs["probabilities"].numpy())
 
     def _log(self, this: Round) -> str:
         return (this.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
 
-    def _expect(self, this: Round, wrong: list[str]) -> None:
-        for line in wrong:
+    def _report(self, this: Round, errors: list[str]) -> None:
+        for line in errors:
             self.violations.append(f"{this.folder.name}, kill {len(self.kills)}: {line}")
             print(f"VIOLATION {self.violations[-1]}", flush=True)
 
 
 def table(kills: list[Kill]) -> str:
-    """Returns the kills by what they hit, and how many of them left something unfinished."""
+    """Returns a table of the kills by phase, with the number that left unfinished files."""
     hits = collections.Counter((kill.program, kill.hit) for kill in kills)
-    torn = collections.Counter((kill.program, kill.hit) for kill in kills if kill.unfinished)
-    lines = [f"{'killed':<16}{'while at':<20}{'kills':>6}{'unfinished files left':>23}"]
+    left = collections.Counter((kill.program, kill.hit) for kill in kills if kill.unfinished)
+    lines = [f"{'killed':<16}{'in phase':<20}{'kills':>6}{'unfinished files left':>23}"]
     for (program, hit), count in sorted(hits.items(), key=lambda item: (item[0][0], -item[1])):
-        lines.append(f"{program:<16}{hit:<20}{count:>6}{torn[program, hit]:>23}")
-    return "\n".join([*lines, f"{'all':<36}{len(kills):>6}{sum(torn.values()):>23}"])
+        lines.append(f"{program:<16}{hit:<20}{count:>6}{left[program, hit]:>23}")
+    return "\n".join([*lines, f"{'all':<36}{len(kills):>6}{sum(left.values()):>23}"])
 
 
 def disturb(faults: Faults, kills: int) -> dict[str, Any]:
-    """Kills programs until a number of kills or a violation is reached, and returns the counts."""
+    """Kills programs until the number of kills or a violation is reached; returns the counts."""
     begin = time.monotonic()
-    # The short form has time for one undisturbed run.
+    # The short version has time for only one undisturbed run.
     settings = ["cached", "photos"] if kills >= 20 else ["short"]
     references = {setting: faults.reference(setting) for setting in settings}
     if kills >= 20:
@@ -268,16 +268,16 @@ def disturb(faults: Faults, kills: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Kills, prints and writes the counts; exit code 1 if anything was wrong."""
+    """Kills programs, prints and writes the counts; exit code 1 for a violation."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="number of kills")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     faults = Faults(folder, arguments.seed, Launcher(folder))
     figures = {"seed": arguments.seed, **disturb(faults, arguments.kills)}
     print(table(faults.kills))
-    print(f"written to {write_result('faults', figures)}")
+    write_result("faults", figures)
     if faults.violations:
         sys.exit(f"{len(faults.violations)} violations; the files are in {folder}")
     shutil.rmtree(folder)

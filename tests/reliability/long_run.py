@@ -1,4 +1,4 @@
-"""Whether memory and disk stay bounded however long a run is.
+"""Measures whether memory and disk use stay bounded in long runs.
 
 python -m tests.reliability.long_run            # about 5 minutes on two cores
 python -m tests.reliability.long_run --steps=2000
@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.record import write_result
+from benchmarks.harness import anonymous_bytes, write_result
 from tests.helpers import SMALL_RUN, draw_photos, script_environment
 from tests.launcher import ROOT
 from tests.reliability.consistency import event_bytes, file_sizes
 
-PHOTOS_A_CLASS = 80
-STEPS_AN_EPOCH = 30  # few: what an epoch leaves behind shows
-WARM_UP = 0.5  # of the run, in which what is built once is built and memory finds its size
+PHOTOS_PER_CLASS = 80
+STEPS_PER_EPOCH = 30  # few, so that memory left by each epoch is measurable
+WARM_UP = 0.5  # share of the run in which memory reaches its normal size
 SETTINGS = {
     "head on features, 100 steps a call": ("--unfreeze_from=none", "--trunk_cache=memory"),
     "layers on cached activations": ("--unfreeze_from=stage3", "--trunk_cache=memory"),
@@ -40,7 +40,7 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What a run took at a step: anonymous memory, files that are no events, event files."""
+    """Resource use at a step: anonymous memory, files except event files, and event files."""
 
     step: int
     memory: int
@@ -50,18 +50,13 @@ class Sample:
 
 
 def sample(pid: int, step: int, run: Path) -> Sample:
-    """Reads what a running process and its folder take.
-
-    Pages of files are counted apart from memory: the system takes them back at will.
-    """
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    memory = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+    """Returns the resource use of a running process and its run's folder."""
     sizes = [size for file, size in file_sizes(run) if "events" not in file.parts]
-    return Sample(step, 1024 * int(memory.split()[1]), len(sizes), sum(sizes), event_bytes(run)[1])
+    return Sample(step, anonymous_bytes(pid), len(sizes), sum(sizes), event_bytes(run)[1])
 
 
 def last_step(run: Path) -> int:
-    """Returns the step of the last complete checkpoint, 0 before the first."""
+    """Returns the step of the last complete checkpoint; 0 before the first."""
     try:
         pointer = (run / "checkpoints" / "latest" / "checkpoint").read_text(encoding="utf-8")
     except OSError:
@@ -71,11 +66,11 @@ def last_step(run: Path) -> int:
 
 
 def watch(folder: Path, photos: Path, steps: int, flags: tuple[str, ...]) -> list[Sample]:
-    """Trains for so many steps at least, and samples at each checkpoint that is seen."""
-    epochs = math.ceil(steps / STEPS_AN_EPOCH)
+    """Trains for at least `steps` steps, and samples at each checkpoint that is noticed."""
+    epochs = math.ceil(steps / STEPS_PER_EPOCH)
     run, log = folder / "run", folder / "log.txt"
     arguments = [str(ROOT / "run_train.py"), *SMALL_RUN, f"--image_folder={photos}", *flags]
-    arguments += ["--batch_size=4", f"--steps_per_epoch={STEPS_AN_EPOCH}", f"--epochs={epochs}"]
+    arguments += ["--batch_size=4", f"--steps_per_epoch={STEPS_PER_EPOCH}", f"--epochs={epochs}"]
     arguments += ["--weight_averaging=0.9"]
     arguments += ["--checkpoint_every=20", "--ckpt_dir=run"]
     with log.open("wb") as file:
@@ -101,10 +96,10 @@ def watch(folder: Path, photos: Path, steps: int, flags: tuple[str, ...]) -> lis
 
 
 def describe(samples: list[Sample]) -> dict[str, Any]:
-    """Fits straight lines to what was taken after the warm-up.
+    """Fits straight lines to the samples after the warm-up.
 
-    Successive samples resemble each other, so that the standard error of the slope, which takes
-    them for independent, is rather too small than too large.
+    The standard error of the slope assumes independent samples. Successive samples are correlated,
+    so that it tends to be too small.
     """
     later = [one for one in samples if one.step >= WARM_UP * samples[-1].step]
     steps = np.array([one.step for one in later])
@@ -114,26 +109,26 @@ def describe(samples: list[Sample]) -> dict[str, Any]:
         "steps": samples[-1].step,
         "samples": len(later),
         "megabytes": later[-1].memory / 1e6,
-        "steps_an_epoch": STEPS_AN_EPOCH,
+        "steps_per_epoch": STEPS_PER_EPOCH,
         "megabytes_per_1000_steps": 1000 * memory.slope,
         "standard_error": 1000 * memory.stderr,
-        "kilobytes_an_epoch": 1000 * STEPS_AN_EPOCH * memory.slope,
+        "kilobytes_per_epoch": 1000 * STEPS_PER_EPOCH * memory.slope,
         "event_bytes_per_step": events.slope,
         "files_after_warm_up": [min(one.files for one in later), max(one.files for one in later)],
-        "file_bytes_at_most": max(one.file_bytes for one in later),
+        "max_file_bytes": max(one.file_bytes for one in later),
     }
 
 
 def main() -> None:
     """Measures, prints and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=6000, help="steps of each run")
     arguments = parser.parse_args()
     figures = {}
     with tempfile.TemporaryDirectory() as name:
         photos = Path(name) / "photos"
         photos.mkdir()
-        draw_photos(photos, PHOTOS_A_CLASS)
+        draw_photos(photos, PHOTOS_PER_CLASS)
         for number, (setting, flags) in enumerate(SETTINGS.items()):
             folder = Path(name) / str(number)
             folder.mkdir()
@@ -142,10 +137,10 @@ def main() -> None:
                 f"{setting:<36}{one['steps']:>7,} steps{one['megabytes']:>7.0f} MB"
                 f"{one['megabytes_per_1000_steps']:>+9.3f} +- {one['standard_error']:.3f} MB and "
                 f"{one['event_bytes_per_step']:.0f} KB of events per 1,000 steps; files "
-                f"{one['files_after_warm_up']}, {one['file_bytes_at_most'] / 1e6:.1f} MB",
+                f"{one['files_after_warm_up']}, {one['max_file_bytes'] / 1e6:.1f} MB",
                 flush=True,
             )
-    print(f"written to {write_result('long_run', {'runs': figures})}")
+    write_result("long_run", {"runs": figures})
 
 
 if __name__ == "__main__":

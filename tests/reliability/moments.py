@@ -1,4 +1,4 @@
-"""At which moments programs are killed: at any of their life, or within a phase of it."""
+"""Draws the moments at which programs are killed: at any time, or within a given phase."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
-from benchmarks.phases import Phases
+from tests.reliability.phases import Phases
 
-IMPORTS = "imports"  # of a new Python, which tells nothing
+IMPORTS = "imports"  # in a new Python process, which does not report its phase
 ANY = "any moment"
-# What a kill is aimed at, and how often.
+# The phases to kill each program in, with their relative frequencies.
 AIMS = {
     "run_train.py": {
         ANY: 6,
         "checkpoint": 5,
-        "trunk cache": 12,  # as long as there is none
+        "trunk cache": 12,  # only while the cache is incomplete
         "training": 2,
         "validation": 2,
         "records": 2,
@@ -27,35 +27,36 @@ AIMS = {
 
 
 class Moments:
-    """Draws moments, of programs that run as long as they did undisturbed.
+    """Draws moments for kills, from the durations of undisturbed programs.
 
     Args:
-      generator: draws.
-      phases: of the program that runs.
+      generator: source of random numbers.
+      phases: of the running program.
     """
 
     def __init__(self, generator: random.Random, phases: Phases) -> None:
         self._random = generator
         self.phases = phases
-        self._life: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}  # duration of each program
         self._usual: dict[str, tuple[int, float]] = {}  # entries and mean seconds of each phase
 
     def learn(self, program: str, seconds: float) -> None:
-        """Takes note of how long a program that has just ended took, and its phases."""
-        self._life[program] = seconds
+        """Stores the duration and the phases of an undisturbed program that has just ended."""
+        self._seconds[program] = seconds
         for phase in self.phases.names:
             if entries := self.phases.entries(phase):
                 self._usual[phase] = entries, self.phases.mean_seconds(phase)
 
     def draw(self, program: str, makes_cache: bool) -> tuple[str, Iterator[Callable[[], bool]]]:
-        """Draws what to aim at.
+        """Draws the phase to kill a program in.
 
         Args:
           program: the script.
-          makes_cache: whether it has a trunk cache still to make.
+          makes_cache: whether the program still has to build its trunk cache.
 
         Returns:
-          The aim; and what must have come about, one after another, once the program is started.
+          The phase, and the conditions to wait for, one after the other, once the program has
+          started. The iterator is lazy, as the times count from the previous condition.
         """
         possible = {ANY, IMPORTS, *self._usual}
         if not makes_cache:
@@ -71,6 +72,6 @@ class Moments:
             yield lambda: self.phases.entries(aim) >= wanted
             seconds *= 1.2
         else:
-            seconds = 4.0 if aim == IMPORTS else self._life[program]
+            seconds = 4.0 if aim == IMPORTS else self._seconds[program]
         deadline = time.monotonic() + self._random.uniform(0, seconds)
         yield lambda: time.monotonic() >= deadline

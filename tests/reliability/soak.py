@@ -1,6 +1,6 @@
-"""Trains for half an hour under random kills, evaluation watching alongside, TensorBoard open.
+"""Trains under random signals for half an hour, with `run_eval.py --watch` and TensorBoard.
 
-python -m tests.reliability.soak                # 30 minutes, and a few for the undisturbed run
+python -m tests.reliability.soak                # 30 minutes, plus the undisturbed run
 python -m tests.reliability.soak --minutes=5
 """
 
@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import write_result
+from benchmarks.harness import write_result
 from tests.helpers import SMALL_RUN, draw_photos, script_environment
 from tests.launcher import ROOT
 from tests.reliability.consistency import Witness, event_bytes, read_rows
 
 Program = subprocess.Popen[bytes]
 
-PHOTOS_A_CLASS = 40
+PHOTOS_PER_CLASS = 40
 SETTINGS = (
     "--batch_size=4",
     "--checkpoint_every=5",
@@ -43,13 +43,13 @@ SETTINGS = (
     "--horizontal_flip",
     "--trunk_cache=memory",
 )
-# Signals, and the exit codes that they may lead to; those below 0 before the program is set up.
+# The allowed exit codes of each signal. Negative codes occur before the handlers are installed.
 SIGNALS = {
     signal.SIGKILL: (-signal.SIGKILL,),
     signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM),
     signal.SIGINT: (128 + signal.SIGINT, -signal.SIGINT),
 }
-LIFE = 60.0  # seconds at most until the next signal; the first step comes after 8 or more
+MAX_SECONDS_TO_SIGNAL = 60.0  # the first step needs 8 or more
 SECONDS_BETWEEN_POLLS = 1.0
 
 
@@ -57,8 +57,8 @@ class TensorBoard:
     """A TensorBoard server on a free port of this machine.
 
     Args:
-      process: the server's.
-      log: what it prints, which tells the port.
+      process: of the server.
+      log: file of its output, which contains the port.
     """
 
     def __init__(self, process: Program, log: Path) -> None:
@@ -72,34 +72,34 @@ class TensorBoard:
         self._address = found[0]
 
     def get(self, route: str, **query: str) -> Any:
-        """Returns the answer of the scalars' dashboard; raises OSError or ValueError."""
+        """Returns the response of the scalars plugin; raises OSError or ValueError."""
         address = f"{self._address}data/plugin/scalars/{route}?{urllib.parse.urlencode(query)}"
         with self._opener.open(address, timeout=60) as answer:
             return json.load(answer)
 
     def scalars(self, run: str, tag: str) -> list[tuple[int, float]]:
-        """Returns (step, value) of a tag; nothing if it is not there yet."""
+        """Returns the steps and values of a tag; an empty list if it does not exist yet."""
         if tag not in self.get("tags").get(run, {}):
             return []
         return [(step, value) for _, step, value in self.get("scalars", run=run, tag=tag)]
 
 
 class Soak:
-    """Starts the programs, disturbs training, and counts.
+    """Starts the programs, sends signals to training, and counts.
 
     Args:
-      folder: for all files.
-      seed: of the moments and signals.
-      epochs: of a run.
+      folder: an empty folder for all files.
+      seed: of the random moments and signals.
+      epochs: of each run.
     """
 
     def __init__(self, folder: Path, seed: int, epochs: int) -> None:
         self._folder = folder
         self._random = random.Random(seed)
-        (folder / "temporary").mkdir()  # what TensorFlow leaves there when it is killed
+        (folder / "temporary").mkdir()  # for files that TensorFlow leaves when it is killed
         self._environment = {**script_environment(folder), "TMPDIR": str(folder / "temporary")}
         (folder / "photos").mkdir()
-        photos = draw_photos(folder / "photos", PHOTOS_A_CLASS)
+        photos = draw_photos(folder / "photos", PHOTOS_PER_CLASS)
         (folder / "runs").mkdir()
         self._flags = (*SMALL_RUN, *SETTINGS, f"--epochs={epochs}", f"--image_folder={photos}")
         self.signals: collections.Counter[str] = collections.Counter()
@@ -108,8 +108,8 @@ class Soak:
         self.violations: list[str] = []
 
     def start(self, name: str, *arguments: str) -> Program:
-        """Starts Python with arguments; what it prints goes to a log of this name."""
-        # Where TensorBoard asks the process that reads for it.
+        """Starts Python with arguments; its output goes to the log with this name."""
+        # TensorBoard connects to its data server on this machine.
         environment = {**self._environment, "no_proxy": "localhost,127.0.0.1"}
         with self.log(name).open("ab") as log:
             return subprocess.Popen(
@@ -122,7 +122,7 @@ class Soak:
             )
 
     def log(self, name: str) -> Path:
-        """The file of what a program prints."""
+        """The file of a program's output."""
         return self._folder / f"{name}.txt"
 
     def train(self, name: str) -> Program:
@@ -141,20 +141,24 @@ class Soak:
         return self.start(f"{name}-evaluation", script, *flags)
 
     def reference(self) -> Path:
-        """Trains undisturbed; returns the run's folder."""
+        """Trains without signals; returns the run's folder."""
         if self.train("undisturbed").wait():
             raise RuntimeError(self.log("undisturbed").read_text("utf-8")[-2000:])
         return self.run("undisturbed")
 
     def disturbed(self, name: str, board: TensorBoard, witness: Witness, until: float) -> Path:
-        """Trains under signals until a time, then to the end; returns the run's folder."""
+        """Trains with signals until the time `until`, then to the end; returns the run's folder."""
         run = self.run(name)
         watcher: Program | None = None
         while True:
             process = self.train(name)
             self.counts["starts of training"] += 1
-            life = self._random.uniform(0, LIFE) if time.monotonic() < until else float("inf")
-            deadline = time.monotonic() + life
+            seconds = (
+                self._random.uniform(0, MAX_SECONDS_TO_SIGNAL)
+                if time.monotonic() < until
+                else float("inf")
+            )
+            deadline = time.monotonic() + seconds
             while process.poll() is None and time.monotonic() < deadline:
                 if watcher is None and (run / "config.json").exists():
                     watcher = self.evaluate(name, "--watch")
@@ -165,14 +169,14 @@ class Soak:
                 process.send_signal(number)
                 code = process.wait(60)
                 self.signals[f"{number.name}, exit code {code}"] += 1
-                if code and code not in SIGNALS[number]:  # 0 where it had just ended
+                if code and code not in SIGNALS[number]:  # 0 if it had just ended
                     self.violations.append(f"after {number.name} training ended with {code}")
             elif process.wait():
                 self.violations.append(self.log(name).read_text("utf-8")[-2000:])
-            self._expect_ended(process)
-            self.violations += witness.trusted_wrongly(run, run / "none")
+            self._check_ended(process)
+            self.violations += witness.inconsistencies(run, run / "none")
             if watcher and watcher.poll():
-                self.violations.append("the watching ended")
+                self.violations.append("run_eval.py --watch ended early")
             if (run / "result.json").exists() or self.violations:
                 break
         if watcher and watcher.wait(120):
@@ -186,19 +190,19 @@ class Soak:
                     board.scalars(run, "loss")
             self.counts["polls of TensorBoard"] += 1
         except (OSError, ValueError) as error:
-            self.violations.append(f"TensorBoard does not answer: {error}")
+            self.violations.append(f"TensorBoard does not respond: {error}")
 
-    def _expect_ended(self, process: Program) -> None:
+    def _check_ended(self, process: Program) -> None:
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
             return
-        self.violations.append(f"a process of group {process.pid} is left")
+        self.violations.append(f"a process of group {process.pid} is still running")
         os.killpg(process.pid, signal.SIGKILL)
 
     def compare(self, run: Path, whole: Path, board: TensorBoard, witness: Witness) -> None:
-        """Compares a finished run with the undisturbed one, and with what watched it."""
-        self.violations += witness.unlike(run, run / "none", besides=".test.json")
+        """Compares a finished run with the undisturbed run, its evaluations and TensorBoard."""
+        self.violations += witness.differences(run, run / "none", ".test.json")
         self.counts["runs finished like the undisturbed one"] += 1
         evaluations = list((run / "checkpoints" / "latest").glob("*.test.json"))
         self.counts["evaluations watched"] += len(evaluations)
@@ -211,18 +215,18 @@ class Soak:
             if self.evaluate(run.name, f"--checkpoint={checkpoint}").wait():
                 self.violations.append(f"{checkpoint} cannot be evaluated")
             elif json.loads(file.read_bytes()) != watched:
-                self.violations.append(f"{file} is not what was watched")
+                self.violations.append(f"{file} differs from the watched evaluation")
             self.counts["evaluations repeated"] += 1
-        self.expect_shown(run, board)
+        self.compare_shown(run, board)
         size, usual = (event_bytes(one)[1] for one in (run, whole))
         self.event_ratios.append(round(size / usual, 2))
 
-    def expect_shown(self, run: Path, board: TensorBoard) -> None:
-        """Compares what TensorBoard shows of a run's validation with its metrics.jsonl."""
+    def compare_shown(self, run: Path, board: TensorBoard) -> None:
+        """Compares a run's validation figures in TensorBoard with its metrics.jsonl."""
         for tag in ("loss", "accuracy"):
             rows = {row["step"]: row[f"validation_{tag}"] for row in read_rows(run)[0]}
             name = f"{run.name}/events/validation"
-            deadline = time.monotonic() + 120  # it looks for new events only once in a while
+            deadline = time.monotonic() + 120  # it reloads events only periodically
             while dict(shown := board.scalars(name, tag)).keys() != rows.keys():
                 if time.monotonic() > deadline:
                     steps = [step for step, _ in shown]
@@ -232,11 +236,11 @@ class Soak:
             self.counts["points of TensorBoard compared"] += len(shown)
             self.counts["points of TensorBoard shown twice"] += len(shown) - len(rows)
             if any(value != np.float32(rows[step]) for step, value in shown):
-                self.violations.append(f"TensorBoard shows another {tag} of {name}")
+                self.violations.append(f"TensorBoard shows a different {tag} of {name}")
 
 
 def main() -> None:
-    """Soaks, prints and writes the counts; exit code 1 if anything was wrong."""
+    """Runs the soak test, prints and writes the counts; exit code 1 for a violation."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--epochs", type=int, default=60)
@@ -254,7 +258,7 @@ def main() -> None:
     )
     try:
         board = TensorBoard(server, soak.log("TensorBoard"))
-        soak.expect_shown(whole, board)
+        soak.compare_shown(whole, board)
         begin = time.monotonic()
         until = begin + 60 * arguments.minutes
         while time.monotonic() < until and not soak.violations:
@@ -279,7 +283,7 @@ def main() -> None:
         "event_bytes_against_the_undisturbed_run": soak.event_ratios,
     }
     print(json.dumps(figures, indent=2))
-    print(f"written to {write_result('soak', figures)}")
+    write_result("soak", figures)
     if soak.violations:
         sys.exit(f"{len(soak.violations)} violations; the files are in {folder}")
     shutil.rmtree(folder)

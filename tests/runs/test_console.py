@@ -1,4 +1,4 @@
-"""What a run says before it begins."""
+"""Tests of the table of trained parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.learners import CONFIG, SHAPES
         ),
     ],
 )
-def test_the_table_says_by_what_each_part_is_trained(changes, trained_by):
+def test_the_table_names_the_optimizer_of_each_part(changes, trained_by):
     config = dataclasses.replace(CONFIG, **changes)
     built = build_network(config, ("a", "b"))
     groups = make_groups(config, built.network.model, RunState(SHAPES).step, make_plan(config, 16))

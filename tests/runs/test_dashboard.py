@@ -1,4 +1,4 @@
-"""A run that is watched while it trains: what TensorBoard finds, and what `--watch` leaves."""
+"""A run that `--watch` evaluates while it trains, and its TensorBoard events."""
 
 from __future__ import annotations
 
@@ -12,20 +12,14 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
 
 from research.settings.train_config import TrainConfig
-from tests.helpers import (
-    SMALL_RUN,
-    Started,
-    read_checkpoint,
-    read_metrics,
-    run_script,
-)
+from tests.helpers import SMALL_RUN, Started, read_checkpoint, read_metrics, run_script
 
 LAST_STEP = 24  # 3 epochs of 8 batches
 
 
 @pytest.fixture(scope="module")
 def watched(photo_folder, tmp_path_factory):
-    """A run that was killed and resumed while it was watched; and what the watcher printed."""
+    """A run that was killed and resumed during `--watch`, and the output of `--watch`."""
     folder = tmp_path_factory.mktemp("watched")
     flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--epochs=3", "--ckpt_dir=run"]
     flags += ["--histogram_every=6", "--clip_norm=2"]
@@ -45,7 +39,7 @@ def events(folder) -> EventAccumulator:
     return accumulator.Reload()
 
 
-def test_watching_waits_evaluates_the_last_checkpoint_and_ends_with_the_training(watched):
+def test_watch_waits_for_the_run_and_ends_after_the_last_checkpoint(watched):
     run, out, error, returncode = watched
     assert (returncode, error) == (0, "")
     assert out.startswith("waiting for a run to begin in run\n")
@@ -59,7 +53,7 @@ def test_watching_waits_evaluates_the_last_checkpoint_and_ends_with_the_training
     assert set(steps) <= {8, 16, LAST_STEP}
 
 
-def test_watching_a_run_that_was_killed_ends_when_the_time_is_over(watched, tmp_path):
+def test_watch_of_a_killed_run_ends_after_the_timeout(watched, tmp_path):
     run, *_ = watched
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.json").write_text((run / "config.json").read_text())
@@ -67,10 +61,10 @@ def test_watching_a_run_that_was_killed_ends_when_the_time_is_over(watched, tmp_
     process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--watch", "--watch_timeout=1")
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
-    assert "in 1 seconds, and its training has not ended" in line
+    assert "within 1 seconds, and the training has not ended" in line
 
 
-def test_a_finished_run_says_so(watched):
+def test_a_finished_run_has_a_result(watched):
     run, *_ = watched
     result = json.loads((run / "result.json").read_text())
     rows = read_metrics(run)
@@ -79,7 +73,7 @@ def test_a_finished_run_says_so(watched):
     assert result["best_validation_loss"] == min(row["validation_loss"] for row in rows)
 
 
-def test_histograms_of_weights_and_gradients_come_at_their_steps(watched):
+def test_histograms_of_weights_and_gradients_have_the_requested_steps(watched):
     run, *_ = watched
     found = events(run / "events" / "train")
     tags = [tag for tag in found.Tags()["tensors"] if tag.startswith(("weights/", "gradients/"))]
@@ -99,7 +93,7 @@ def test_histograms_of_weights_and_gradients_come_at_their_steps(watched):
     assert (last[0, 0], last[-1, 1]) == pytest.approx((kernel.min(), kernel.max()))
 
 
-def test_hparams_hold_settings_as_values_and_the_figures_to_compare_by(watched):
+def test_hparams_contain_the_settings_and_the_metrics_to_compare(watched):
     run, *_ = watched
     found = events(run / "events")
 
@@ -117,12 +111,12 @@ def test_hparams_hold_settings_as_values_and_the_figures_to_compare_by(watched):
     assert settings["backbone"].string_value == "SmallResNet"
     assert settings["clip_norm"].number_value == 2
     assert not {"ckpt_dir", "data_dir", "histogram_every"} & set(settings)
-    for folder in ("validation", "evaluation_test"):  # found below the run's folder
+    for folder in ("validation", "evaluation_test"):  # subfolders of the run's events
         assert {"accuracy", "loss"} <= set(events(run / "events" / folder).Tags()["tensors"])
     assert content("_hparams_/session_end_info").session_end_info.status == 1  # success
 
 
-def test_the_layout_groups_the_scalars_that_are_there(watched):
+def test_the_layout_groups_existing_scalars(watched):
     run, *_ = watched
     event = events(run / "events").Tensors("custom_scalars__config__")[-1]
     layout = layout_pb2.Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())

@@ -6,13 +6,7 @@ import pytest
 
 from research.runs.durable_files import write_file
 from research.runs.logbook import Logbook
-from research.runs.run_directory import (
-    FIGURES,
-    PhotoEntry,
-    RunDirectory,
-    default_path,
-    find_run,
-)
+from research.runs.run_directory import FIGURES, PhotoEntry, RunDirectory, default_path, find_run
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
 
@@ -21,7 +15,7 @@ def config(path, **settings) -> TrainConfig:
     return TrainConfig(backbone="SmallResNet", ckpt_dir=str(path), **settings)
 
 
-def test_a_new_run_touches_nothing_until_it_is_created(tmp_path):
+def test_a_new_run_writes_no_files_until_it_is_created(tmp_path):
     directory, resuming = find_run(config(tmp_path / "a" / "b"))
     assert not resuming
     assert list(tmp_path.iterdir()) == []
@@ -30,7 +24,7 @@ def test_a_new_run_touches_nothing_until_it_is_created(tmp_path):
     assert directory.read_class_names() == ("cat", "dog")
 
 
-def test_the_same_settings_resume_and_others_are_refused(tmp_path):
+def test_a_run_is_resumed_with_the_same_settings_only(tmp_path):
     RunDirectory(tmp_path / "run").create(config(tmp_path / "run"), ("cat", "dog"), {})
     assert find_run(config(tmp_path / "run", virtual_devices=2))[1]
     with pytest.raises(UserError) as error:
@@ -38,7 +32,7 @@ def test_the_same_settings_resume_and_others_are_refused(tmp_path):
     assert "batch_size was 32 and is now 8; seed was 0 and is now 1" in str(error.value)
 
 
-def test_a_folder_left_by_a_run_killed_while_making_it_is_taken(tmp_path):
+def test_a_folder_of_a_run_killed_during_its_creation_is_accepted(tmp_path):
     RunDirectory(tmp_path).create(config(tmp_path), ("cat", "dog"), {})
     (tmp_path / "config.json").unlink()
     assert find_run(config(tmp_path))[1] is False
@@ -47,13 +41,13 @@ def test_a_folder_left_by_a_run_killed_while_making_it_is_taken(tmp_path):
         find_run(config(tmp_path))
 
 
-def test_files_that_are_no_text_are_refused(tmp_path):
+def test_binary_files_are_refused(tmp_path):
     (tmp_path / "config.json").write_bytes(bytes(range(128, 256)))
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         find_run(config(tmp_path))
 
 
-def test_an_empty_folder_is_taken(tmp_path):
+def test_an_empty_folder_is_accepted(tmp_path):
     assert find_run(config(tmp_path))[1] is False
 
 
@@ -63,12 +57,12 @@ PHOTOS = (PhotoEntry("train", "aa", "cat/1.jpg"), PhotoEntry("validation", "bb",
 @pytest.mark.parametrize(
     ("now", "expected"),
     [
-        ((PHOTOS[0]._replace(digest="cc"), PHOTOS[1]), "'cat/1.jpg' has another content"),
-        ((PHOTOS[0],), "the validation photo 'dog/2.jpg' is gone"),
+        ((PHOTOS[0]._replace(digest="cc"), PHOTOS[1]), "'cat/1.jpg' has different content"),
+        ((PHOTOS[0],), "the validation photo 'dog/2.jpg' is missing"),
         ((*PHOTOS, PHOTOS[0]._replace(name="cat/3.jpg")), "the train photo 'cat/3.jpg' is new"),
     ],
 )
-def test_a_photo_that_changed_since_the_run_began_is_named(tmp_path, now, expected):
+def test_a_changed_photo_is_named(tmp_path, now, expected):
     directory = RunDirectory(tmp_path)
     directory.create(config(tmp_path), ("cat", "dog"), {"photos_sha256": "before"}, PHOTOS)
     directory.check_data({"photos_sha256": "before"}, PHOTOS)
@@ -78,7 +72,7 @@ def test_a_photo_that_changed_since_the_run_began_is_named(tmp_path, now, expect
     assert "sha256" not in str(error.value)
 
 
-def test_a_run_that_does_not_know_its_photos_contents_is_resumed(tmp_path):
+def test_a_run_without_digests_of_its_photos_is_resumed(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.create(config(tmp_path), ("cat", "dog"), {"train_photos": 1})
     directory.photos_file.unlink()
@@ -87,14 +81,14 @@ def test_a_run_that_does_not_know_its_photos_contents_is_resumed(tmp_path):
         directory.check_data({"train_photos": 2, "train_contents_sha256": "now"}, PHOTOS)
 
 
-def test_metrics_after_the_step_resumed_from_are_dropped(tmp_path):
+def test_rows_after_the_resumed_step_are_removed(tmp_path):
     directory = RunDirectory(tmp_path)
     assert directory.read_metrics() == []
     rows = [{**dict.fromkeys(FIGURES, 0.5), "step": step} for step in (10, 20, 30)]
     for row in rows:
         directory.append_metrics(row)
     with directory.metrics_file.open("a") as file:
-        file.write('{"step": 4')  # cut short by a crash
+        file.write('{"step": 4')  # truncated by a crash
     directory.keep_metrics_until(20)
     assert directory.read_metrics() == rows[:2]
 
@@ -102,19 +96,18 @@ def test_metrics_after_the_step_resumed_from_are_dropped(tmp_path):
 def test_the_default_folder_is_named_by_backbone_and_data():
     assert default_path(TrainConfig()).parts[0] == "runs"
     assert default_path(TrainConfig()).name.startswith("ResNet101V2-cats_vs_dogs-")
-    assert default_path(TrainConfig(image_folder="my/photos")).name.startswith(
-        "ResNet101V2-photos-"
-    )
+    own_photos = default_path(TrainConfig(image_folder="my/photos"))
+    assert own_photos.name.startswith("ResNet101V2-photos-")
 
 
-def test_a_run_that_goes_on_does_not_say_that_it_is_finished(tmp_path):
+def test_a_resumed_run_is_not_finished(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.write_result({"epoch": 2})
     Logbook(directory, SimpleNamespace(steps=4), None).resume(TrainConfig(), ["loss"], 2)
     assert not directory.result_file.exists()
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+def test_a_file_that_cannot_be_written_leaves_no_partial_file(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"):
         write_file(tmp_path / "taken", "text")

@@ -1,4 +1,4 @@
-"""Workers and resumed runs must have the same photos: names and stored contents."""
+"""Workers and resumed runs must have photos with the same names and contents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def photos_in(folder) -> DataLoader:
     return DataLoader(16, 8, source=FolderSource(str(folder)))
 
 
-def test_one_photo_with_another_content_is_another_set(photo_folder, tmp_path):
+def test_one_changed_photo_is_refused(photo_folder, tmp_path):
     copy = shutil.copytree(photo_folder, tmp_path / "copy")
     described = describe_data(photos_in(photo_folder))
     assert describe_data(photos_in(copy)) == described
@@ -31,7 +31,7 @@ def test_one_photo_with_another_content_is_another_set(photo_folder, tmp_path):
         check_data(changed, described)
 
 
-def test_the_list_names_each_photo_of_training_and_validation(photo_folder):
+def test_the_list_contains_each_training_and_validation_photo(photo_folder):
     loader = photos_in(photo_folder)
     listed = list_photos(loader)
     names = [*loader.examples("train").names, *loader.examples("validation").names]

@@ -14,7 +14,7 @@ def config(cluster, kind="worker", index=0) -> str:
     return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
 
 
-def test_workers_come_in_order_and_the_first_is_the_chief(monkeypatch):
+def test_the_first_worker_is_the_chief(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config(TWO, index=1))
     cluster = find_cluster("auto")
     assert cluster == Cluster(("a:1", "b:2"), 1) == find_cluster("multi_worker")
@@ -22,7 +22,7 @@ def test_workers_come_in_order_and_the_first_is_the_chief(monkeypatch):
     assert str(cluster) == "worker 1 of 2, worker 0 keeps the records"
 
 
-def test_a_chief_by_name_comes_first(monkeypatch):
+def test_a_named_chief_is_the_first_worker(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config({"chief": ["c:3"], **TWO}, index=0))
     assert find_cluster("auto") == Cluster(("c:3", "a:1", "b:2"), 1)
     monkeypatch.setenv("TF_CONFIG", config({"chief": ["c:3"], **TWO}, kind="chief"))
@@ -30,15 +30,15 @@ def test_a_chief_by_name_comes_first(monkeypatch):
 
 
 @pytest.mark.parametrize("distribution", ["none", "mirrored"])
-def test_other_distributions_leave_it_alone(monkeypatch, distribution):
+def test_other_distributions_ignore_tf_config(monkeypatch, distribution):
     monkeypatch.setenv("TF_CONFIG", "not even JSON")
     assert find_cluster(distribution) is None
 
 
-def test_auto_trains_alone_where_it_is_not_set(monkeypatch):
+def test_auto_without_tf_config_has_no_workers(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert find_cluster("auto") is None
-    with pytest.raises(UserError, match="TF_CONFIG is not set; expected such as"):
+    with pytest.raises(UserError, match="TF_CONFIG is not set; expected for example"):
         find_cluster("multi_worker")
 
 
@@ -52,18 +52,18 @@ def test_auto_trains_alone_where_it_is_not_set(monkeypatch):
         (json.dumps({"cluster": TWO}), "has no 'task'"),
         (config({}), "missing or given twice"),
         (config({"worker": ["a:1", "a:1"]}), "missing or given twice"),
-        (config({"worker": ["a"]}), "'a' is no host:port"),
-        (config({"worker": ["a:99999"]}), "'a:99999' is no host:port"),
-        (config({"worker": [1]}), "1 is no host:port"),
-        (config({"worker": "a:1"}), "no host:port"),
+        (config({"worker": ["a"]}), "'a' is not host:port"),
+        (config({"worker": ["a:99999"]}), "'a:99999' is not host:port"),
+        (config({"worker": [1]}), "1 is not host:port"),
+        (config({"worker": "a:1"}), "is not host:port"),
         (config(TWO, index=2), "no task 2 of type 'worker'"),
         (config(TWO, index=-1), "no task -1"),
         (config(TWO, index="x"), "invalid literal"),
         (config(TWO, kind="chief"), "no task 0 of type 'chief'"),
-        (config({**TWO, "ps": ["c:3"]}), "type 'ps' have no part"),
+        (config({**TWO, "ps": ["c:3"]}), "type 'ps' are not supported"),
     ],
 )
-def test_mistakes_are_told_with_the_reason_and_an_example(monkeypatch, text, reason):
+def test_an_invalid_tf_config_is_refused_with_the_reason_and_an_example(monkeypatch, text, reason):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError) as caught:
         find_cluster("auto")

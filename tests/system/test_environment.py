@@ -8,13 +8,13 @@ from research.system import environment
 
 
 @pytest.mark.parametrize("name", ["TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS"])
-def test_what_the_user_set_stays(monkeypatch, name):
+def test_variables_of_the_user_are_kept(monkeypatch, name):
     monkeypatch.setenv(name, "7")
     environment.prepare()
     assert os.environ[name] == "7"
 
 
-def test_one_dnn_is_on_and_threads_are_as_many_as_may_be_busy(monkeypatch):
+def test_onednn_is_enabled_and_threads_match_the_processors(monkeypatch):
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
     monkeypatch.setattr(environment, "processors", lambda: 3)

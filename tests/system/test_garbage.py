@@ -9,7 +9,7 @@ from research.system.garbage import collected
 
 
 class Ring:
-    """Refers to itself, so that counting references does not free it."""
+    """Refers to itself, so that reference counting does not free it."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -23,7 +23,7 @@ def no_automatic_collection():
     gc.enable()
 
 
-def test_what_was_made_within_is_freed_and_what_is_older_is_left_to_python(no_automatic_collection):
+def test_only_objects_created_in_the_block_are_freed(no_automatic_collection):
     older = Ring()
     old = weakref.ref(older)
     with collected():
@@ -36,7 +36,7 @@ def test_what_was_made_within_is_freed_and_what_is_older_is_left_to_python(no_au
     assert old() is None
 
 
-def test_it_is_freed_after_an_error_too(no_automatic_collection):
+def test_objects_are_freed_after_an_error(no_automatic_collection):
     with pytest.raises(KeyboardInterrupt), collected():
         new = weakref.ref(Ring())
         raise KeyboardInterrupt

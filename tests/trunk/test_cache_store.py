@@ -191,7 +191,7 @@ def test_what_another_process_is_making_is_waited_for_and_left_alone(store, monk
     monkeypatch.setattr(cache_store, "print", told, raising=False)
     assert_equal(store.find_or_make({"photos": "x"}, maker(values(1))), values(1))
     (found,) = store.find_or_make(MADE_FROM, never)
-    assert said == ["trunk cache  waiting for another run that makes the same"]
+    assert said == ["trunk cache  waiting for another run that fills the same cache"]
     np.testing.assert_array_equal(found, np.full((5, 4), 7))
     process.communicate()
     assert process.returncode == 0

@@ -25,7 +25,6 @@ from research.data.loader import DataLoader, scale_to_unit
 from research.models import residual
 from research.models.backbone_table import find_backbone
 from research.models.build import stage_starts
-from research.models.network import Network
 from research.models.split import split_backbone
 from research.models.wrapper import Wrapper, freeze_below
 from research.settings.train_config import TrainConfig
@@ -34,6 +33,7 @@ from research.training.builder import feature_epochs, make_groups
 from research.training.learner import Learner
 from research.training.plan import make_plan
 from research.training.run_state import RunState
+from research.training.steps import Network
 from research.training.trunk.frozen_layers import FrozenLayers, bytes_a_photo
 from tests.learners import CONFIG as SETTINGS
 from tests.learners import SHAPES, TASK, mirrored
@@ -104,7 +104,7 @@ def loader_of(
         source=decoded.source,
         seed=1,
         preprocessing=scale_to_unit,
-        augmentation=augmentation,
+        augmentation=augmentation or AugmentationPipeline(),
         mirror_averaging=mirror_averaging,
     )
     loader._loaded = dict(decoded._loaded)
@@ -129,6 +129,10 @@ def make_network(build=small_resnet, cut: int | None = None, bn_mode: str = "fro
     return Network(model, split_backbone(base, cut))
 
 
+def kinds(inputs) -> tuple[str, str]:
+    return inputs.head.network.input_kind, inputs.whole.network.input_kind
+
+
 def train(network, photos, config=CONFIG, strategy=None):
     """Trains a run's epochs; returns the mean training and the validation loss of each."""
     strategy = strategy or tf.distribute.get_strategy()
@@ -138,10 +142,10 @@ def train(network, photos, config=CONFIG, strategy=None):
     features_until = feature_epochs(photos, plan, groups)
     devices = strategy.num_replicas_in_sync
     frozen = frozen_layers(config, network, photos, plan, features_until, devices)
-    feeds = frozen.run(frozen.choose(0, None))
+    inputs = frozen.run(frozen.choose(0, None))
     losses = []
     for epoch in range(plan.epochs):
-        feed = feeds.for_epoch(epoch)
+        feed = inputs.for_epoch(epoch)
         begun = groups if epoch >= plan.head_epochs else groups[:1]
         learner = Learner(strategy, TASK, feed.network, begun, state)
         batches = iter(
@@ -158,20 +162,20 @@ def train(network, photos, config=CONFIG, strategy=None):
         loss = float(sums["loss"] / sums["weight"])
         losses.append((loss, learner.evaluate(validation).loss))
         state.tally.reset()
-    return losses, feeds
+    return losses, inputs
 
 
 def both(build, cut, photos, config=CONFIG, bn_mode="frozen"):
-    with_cache, feeds = train(make_network(build, cut, bn_mode), photos, config)
+    with_cache, inputs = train(make_network(build, cut, bn_mode), photos, config)
     off = dataclasses.replace(config, trunk_cache="off")
     without, _ = train(make_network(build, cut, bn_mode), photos, off)
-    return with_cache, without, feeds
+    return with_cache, without, inputs
 
 
-def assert_same_features(feeds, network, photos):
+def assert_same_features(inputs, network, photos):
     """Compares features from the cache with those from photos, photo by photo, before training."""
-    from_cache = dataclasses.replace(network, given=feeds.whole.network.given)
-    cached = next(iter(feeds.whole.loader.split_batches("validation")))
+    from_cache = dataclasses.replace(network, input_kind=inputs.whole.network.input_kind)
+    cached = next(iter(inputs.whole.loader.split_batches("validation")))
     whole = next(iter(photos.split_batches("validation")))
     expected = network.features(whole, training=False).numpy()
     spread = expected.std(axis=0).max()
@@ -185,9 +189,9 @@ def test_losses_with_the_cached_trunk_are_those_without(decoded, build, name, cu
     photos = loader_of(decoded)
     if isinstance(cut, str):
         cut = stage_starts(build(), find_backbone(name))[cut]
-    with_cache, without, feeds = both(build, cut, photos)
-    assert feeds.whole.network.given == "activations"
-    assert_same_features(feeds, make_network(build, cut), photos)
+    with_cache, without, inputs = both(build, cut, photos)
+    assert inputs.whole.network.input_kind == "activations"
+    assert_same_features(inputs, make_network(build, cut), photos)
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
 
 
@@ -196,10 +200,10 @@ def test_each_view_is_cached_so_that_augmentation_stays_exact(decoded, head_epoc
     augmentation = FLIP
     config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
     photos = loader_of(decoded, augmentation)
-    with_cache, without, feeds = both(small_resnet, 20, photos, config)
-    assert feeds.head.network.given == ("features" if head_epochs else "activations")
-    assert feeds.whole.network.given == ("activations" if head_epochs < 2 else "photos")
-    last = feeds.head if head_epochs == 2 else feeds.whole
+    with_cache, without, inputs = both(small_resnet, 20, photos, config)
+    assert inputs.head.network.input_kind == ("features" if head_epochs else "activations")
+    assert inputs.whole.network.input_kind == ("activations" if head_epochs < 2 else "photos")
+    last = inputs.head if head_epochs == 2 else inputs.whole
     assert last.loader.examples("train").views == 2
     assert last.loader.examples("validation").views == 1
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
@@ -213,9 +217,9 @@ def test_mirror_images_are_cached_for_validation_too(decoded, given):
     head_epochs = 2 if given == "features" else 0
     config = dataclasses.replace(CONFIG, epochs=2 - head_epochs, head_epochs=head_epochs)
     photos = loader_of(decoded, mirror_averaging=True)
-    with_cache, without, feeds = both(small_resnet, 20, photos, config)
-    feed = feeds.head if head_epochs else feeds.whole
-    assert feed.network.given == given
+    with_cache, without, inputs = both(small_resnet, 20, photos, config)
+    feed = inputs.head if head_epochs else inputs.whole
+    assert feed.network.input_kind == given
     assert feed.loader.examples("train").views == 1
     assert feed.loader.examples("validation").views == 2
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
@@ -241,9 +245,12 @@ def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, trained_plainl
     """Head epochs train from features of the few views, as without it."""
     config, flip, plain = trained_plainly
     photos = loader_of(decoded, AugmentationPipeline([*flip.steps, endless]))
-    losses, feeds = train(make_network(small_resnet, 20), photos, config)
-    assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
-    assert feeds.head.loader.examples("train").views == 2
+    losses, inputs = train(make_network(small_resnet, 20), photos, config)
+    assert (inputs.head.network.input_kind, inputs.whole.network.input_kind) == (
+        "features",
+        "photos",
+    )
+    assert inputs.head.loader.examples("train").views == 2
     assert losses[0] == pytest.approx(plain[0], rel=1e-4)
     assert losses[1][0] != pytest.approx(plain[1][0], rel=1e-4)
 
@@ -251,17 +258,20 @@ def test_what_is_drawn_without_end_waits_for_fine_tuning(decoded, trained_plainl
 @pytest.mark.parametrize("bn_mode", ["frozen", "train"])
 def test_the_head_trains_from_pooled_features(decoded, bn_mode):
     config = dataclasses.replace(CONFIG, head_epochs=2, epochs=1)
-    with_cache, without, feeds = both(small_resnet, 20, loader_of(decoded), config, bn_mode)
-    assert feeds.head.network.given == "features"
-    (features,) = feeds.head.loader.examples("train").inputs
+    with_cache, without, inputs = both(small_resnet, 20, loader_of(decoded), config, bn_mode)
+    assert inputs.head.network.input_kind == "features"
+    (features,) = inputs.head.loader.examples("train").inputs
     assert features.shape == (decoded.num_train_examples, 96)
     assert features.dtype == np.float32
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
 
 
 def test_features_need_no_activations_where_nothing_else_is_trained(decoded):
-    with_cache, without, feeds = both(small_resnet, None, loader_of(decoded))
-    assert (feeds.head.network.given, feeds.whole.network.given) == ("features", "photos")
+    with_cache, without, inputs = both(small_resnet, None, loader_of(decoded))
+    assert (inputs.head.network.input_kind, inputs.whole.network.input_kind) == (
+        "features",
+        "photos",
+    )
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
 
 
@@ -271,8 +281,8 @@ def test_a_loop_on_two_devices_gives_what_one_gives(decoded, on_disk):
     kept = entries(config)
     with mirrored(2).scope():
         network = make_network(small_resnet, 20)
-        two, feeds = train(network, loader_of(decoded), config, strategy=mirrored(2))
-    assert feeds.head.network.given == "features"
+        two, inputs = train(network, loader_of(decoded), config, strategy=mirrored(2))
+    assert inputs.head.network.input_kind == "features"
     assert entries(config) == kept
     np.testing.assert_allclose(one, two, rtol=1e-4)
 
@@ -306,8 +316,8 @@ def test_phases_are_planned_from_where_the_run_stands(decoded):
     plan = make_plan(config, photos.num_train_examples)
     frozen = frozen_layers(config, network, photos, plan, 2)
     tuned, head = frozen.phases(0)
-    assert (tuned.given, tuned.epochs, tuned.visits) == ("activations", 3, 3)
-    assert (head.given, head.epochs, head.visits) == ("features", 2, 2)
+    assert (tuned.input_kind, tuned.epochs, tuned.visits) == ("activations", 3, 3)
+    assert (head.input_kind, head.epochs, head.visits) == ("features", 2, 2)
     assert head.bytes_a_photo == 4 * 96
     assert head.spared_cost == pytest.approx(tuned.spared_cost + tuned.other_cost)
     assert len(frozen.phases(plan.head_steps - 1)) == 2

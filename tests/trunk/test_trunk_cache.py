@@ -30,7 +30,7 @@ def test_the_gain_is_work_without_over_work_with():
 
 
 def test_of_the_head_alone_everything_but_the_first_time_is_spared():
-    assert phase(given="features", other_cost=0.0).gain == pytest.approx(10)
+    assert phase(input_kind="features", other_cost=0.0).gain == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_auto_takes_at_most_half_of_the_memory_then_half_of_the_disk():
     assert decide("auto", PHASE, Room(2 * SIZE - 1, 2 * SIZE, 0)).place == "file"
     nowhere = decide("auto", PHASE, Room(2 * SIZE - 1, 2 * SIZE - 1, 100 * SIZE))
     assert nowhere.place is None
-    assert "over half of what is free" in nowhere.reason
+    assert "over half of the free space" in nowhere.reason
 
 
 def test_a_run_that_must_do_it_again_finds_a_place():

@@ -1,4 +1,4 @@
-"""A second built-in data set: 1,797 handwritten digits, which come with scikit-learn."""
+"""Built-in data set `digits`: 1,797 handwritten digits, which scikit-learn contains."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-SCALE = 8  # drawn larger than stored, so that a person sees something
+SCALE = 8  # enlargement, so that a person can read the digits
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """The digits as a TFDS data set, `digits`, with one split, `train`, and ten classes.
+    """The digits as a TFDS data set with one split, `train`, and ten classes.
 
     Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI (CC BY 4.0).
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "As scikit-learn has them."}
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "As in scikit-learn."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {

@@ -1,6 +1,6 @@
-"""Drawing with Pillow: a pen with a frame of its own, colours, scenery and light.
+"""Drawing with Pillow: a pen with its own coordinates, colours, backgrounds and light.
 
-What the built-in drawings of cats and dogs have in common; nothing here depends on the class.
+The parts that drawings of cats and of dogs share. Nothing here depends on the class.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 MARKINGS = ("plain", "stripes", "eye patch", "blaze")
-OVERSAMPLING = 2  # Pillow draws hard edges, so drawings are made larger and averaged down
+OVERSAMPLING = 2  # drawings are made larger and averaged, because Pillow draws hard edges
 
-Colour = tuple[int, ...]  # red, green, blue and optionally opacity, each 0 to 255
+Colour = tuple[int, ...]  # red, green, blue and optionally opacity, each in [0, 255]
 Point = tuple[float, float]
 
-# Palettes: three bytes (red, green, blue) a colour.
+# Palettes: three bytes (red, green, blue) per colour.
 FUR = bytes.fromhex("e29448 3e3a3e 8e8e96 f0deba 865a38 f6f2ec c49868 686a78 b8683e")
 IRISES = bytes.fromhex("c69e2e 70a24a 5c96c4 84542c d6b65c")
 NOSES = bytes.fromhex("3a2e30 d67e80 744842")
@@ -31,7 +31,7 @@ WHITE, SHADOW, LEAF = (255, 255, 255), (20, 20, 40), (60, 120, 50)
 
 @dataclasses.dataclass(frozen=True)
 class Coat:
-    """The colours and the markings of one animal; nothing in here depends on its class."""
+    """The colours and the marking of one animal. They do not depend on its class."""
 
     fur: Colour
     patch: Colour
@@ -44,9 +44,10 @@ class Coat:
 
 @dataclasses.dataclass(frozen=True)
 class Pen:
-    """Draws in head coordinates: the head's centre is the origin, its radius is 1, y points down.
+    """Draws in head coordinates: the origin is the head's centre, the unit its radius, y is down.
 
-    `origin`, `unit` (the head radius) and `line_width` are in pixels, `angle` is in radians.
+    `origin`, `unit` (the head's radius) and `line_width` are in pixels, `angle` is in radians.
+    `mirror` is -1 to flip horizontally, else 1.
     """
 
     canvas: ImageDraw.ImageDraw
@@ -57,7 +58,7 @@ class Pen:
     line_width: float
 
     def blob(self, corners: ArrayLike, fill: Colour, outline: Colour | None = None) -> None:
-        """Fills a smooth closed shape inside the control polygon `corners`, shape (n, 2)."""
+        """Fills a smooth closed shape given by the control polygon `corners`, shape (n, 2)."""
         self._fill(_smooth(corners, closed=True), fill, outline)
 
     def ellipse(
@@ -67,11 +68,11 @@ class Pen:
         self._fill(_regular_polygon(28) * radii + (x, y), fill, outline)
 
     def stroke(self, points: ArrayLike, colour: Colour, width: float) -> None:
-        """Draws a smooth line near `points`, shape (n, 2); `width` is in head radii."""
+        """Draws a smooth line along `points`, shape (n, 2); `width` is in head radii."""
         self._line(self._place(_smooth(points, closed=False)), colour, width * self.unit)
 
     def limb(self, points: ArrayLike, coat: Coat, width: float) -> None:
-        """Draws a furry tube with an outline: a leg or a tail."""
+        """Draws a leg or a tail: a stroke with an outline."""
         self.stroke(points, coat.line, width + 2 * self.line_width / self.unit)
         self.stroke(points, coat.fur, width)
 
@@ -91,7 +92,7 @@ class Pen:
         thickness = max(1, round(width))
         self.canvas.line(placed, fill=colour, width=thickness)
         radius = (thickness - 1) / 2
-        for x, y in placed:  # round ends, and no notches where two segments meet
+        for x, y in placed:  # rounds the ends and the joints
             self.canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
 
@@ -102,7 +103,7 @@ def _regular_polygon(corners: int, start: float = 0.0) -> NDArray[np.float64]:
 
 
 def _smooth(points: ArrayLike, closed: bool) -> NDArray[np.float64]:
-    """Rounds a control polygon, shape (n, 2), by cutting its corners three times."""
+    """Smooths a control polygon, shape (n, 2), by cutting its corners three times."""
     curve = np.asarray(points, dtype=np.float64)
     for _ in range(3):
         following = np.roll(curve, -1, axis=0)
@@ -113,39 +114,38 @@ def _smooth(points: ArrayLike, closed: bool) -> NDArray[np.float64]:
 
 
 def both_sides(right: Sequence[Point]) -> list[Point]:
-    """Completes the right half of a symmetric outline, listed from top to bottom."""
+    """Adds the left half to the right half of a symmetric outline, listed from top to bottom."""
     return [*right, *((-x, y) for x, y in reversed(right))]
 
 
 def pick_colour(palette: bytes, rng: np.random.Generator, jitter: int = 8) -> Colour:
-    """Takes one colour of a palette and varies it a little."""
+    """Returns a random colour of a palette, with each channel changed by at most `jitter`."""
     colour = rng.choice(np.frombuffer(palette, np.uint8).reshape(-1, 3))
     return tuple((colour + rng.integers(-jitter, jitter + 1, 3)).clip(0, 255).tolist())
 
 
 def mix_colours(first: Colour, second: Colour, share: float) -> Colour:
-    """Blends `share` (0 to 1) of the second colour into the first."""
+    """Blends two colours; `share`, in [0, 1], is the weight of the second."""
     return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
 
 
 def choose_coat(rng: np.random.Generator) -> Coat:
+    """Returns random colours and a random marking."""
     fur, patch, iris, nose = (pick_colour(palette, rng) for palette in (FUR, FUR, IRISES, NOSES))
-    light, line = (
-        mix_colours(fur, WHITE, rng.uniform(0.35, 0.8)),
-        mix_colours(fur, SHADOW, rng.uniform(0.6, 0.9)),
-    )
+    light = mix_colours(fur, WHITE, rng.uniform(0.35, 0.8))
+    line = mix_colours(fur, SHADOW, rng.uniform(0.6, 0.9))
     return Coat(fur, patch, light, line, iris, nose, marking=str(rng.choice(MARKINGS)))
 
 
 def draw_background(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Paints a gradient, translucent clutter and often a ground."""
+    """Draws a gradient, translucent shapes and often a ground."""
     corners = np.asarray([[pick_colour(BACKDROPS, rng)] * 2 for _ in range(2)])
     corners += rng.integers(-30, 31, (2, 2, 1))
     four_pixels = Image.fromarray(corners.clip(0, 255).astype(np.uint8))
     image = four_pixels.resize((width, height), Image.Resampling.BILINEAR)
-    canvas = ImageDraw.Draw(image, "RGBA")  # this mode blends colours that have an opacity
+    canvas = ImageDraw.Draw(image, "RGBA")  # the mode RGBA blends translucent colours
     for _ in range(rng.integers(3, 12)):
-        # Triangles, quadrilaterals and ellipses: an ear's outline alone must not give a class away.
+        # Triangles, quadrilaterals and ellipses, so that a pointed shape alone does not mean a cat.
         centre, radii = rng.random(2) * (width, height), rng.uniform(0.05, 0.25, 2)
         turned = _regular_polygon(int(rng.choice((3, 4, 24))), start=rng.uniform(0, 2))
         placed = turned * radii * min(width, height) + centre
@@ -159,7 +159,7 @@ def draw_background(width: int, height: int, rng: np.random.Generator) -> Image.
 def _draw_ground(
     canvas: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.Generator
 ) -> None:
-    """Covers the lower part with a lawn or with a floor of boards."""
+    """Draws a lawn or a floor of boards over the lower part."""
     horizon, colour = height * rng.uniform(0.55, 0.85), pick_colour(BACKDROPS, rng, 20)
     canvas.rectangle((0, horizon, width, height), fill=colour)
     if rng.random() < 0.5:
@@ -177,24 +177,23 @@ def _draw_ground(
 def draw_occluder(
     canvas: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.Generator
 ) -> None:
-    """Puts a ball in front of the lower border or a post near the left or right one."""
+    """Draws a ball at the lower border, or a post near the left or the right border."""
     colour = pick_colour(BACKDROPS, rng, 30)
+    outline = mix_colours(colour, SHADOW, 0.6)
     x, radius = width * rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.18) * min(width, height)
     if rng.random() < 0.5:
         ball = (x - radius, height - 1.8 * radius, x + radius, height + 0.2 * radius)
-        canvas.ellipse(ball, colour, mix_colours(colour, SHADOW, 0.6), 4)
+        canvas.ellipse(ball, colour, outline, 4)
     else:
         x = width * rng.choice((0.12, 0.88))
-        canvas.rectangle(
-            (x - radius / 4, -9, x, height), colour, mix_colours(colour, SHADOW, 0.6), 3
-        )
+        canvas.rectangle((x - radius / 4, -9, x, height), colour, outline, 3)
 
 
 def vary_light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Varies brightness, contrast and tint, lights one side more, and adds grain."""
+    """Varies brightness, contrast and tint, adds a gradient of light, and adds noise."""
     contrast, brightness, grain = rng.uniform((0.75, -22, 0.5), (1.15, 22, 5)).tolist()
     down, across = (np.linspace(1, 1 + rng.uniform(-0.3, 0.3), side) for side in image.size[::-1])
-    # Single precision is plenty for 8-bit pixels and twice as fast.
+    # Single precision suffices for 8-bit pixels and is twice as fast.
     light = (down[:, None, None] * across[:, None] * rng.uniform(0.95, 1.05, 3)).astype(np.float32)
     pixels = (np.asarray(image, np.float32) - 128) * contrast + (128 + brightness)
     noise = rng.standard_normal((image.height, image.width, 1), dtype=np.float32)

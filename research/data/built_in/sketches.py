@@ -1,7 +1,7 @@
-"""The built-in data set: 2,000 procedural drawings of cats and dogs, made without any download.
+"""Built-in data set `sketches`: 2,000 procedural drawings of cats and dogs, without a download.
 
-Colours, sizes, poses and backgrounds come from the same distributions for both classes, so only
-the shapes (ears, muzzle, whiskers, pupils, tail) tell a cat from a dog.
+Colours, sizes, poses and backgrounds have the same distributions for both classes. Only the shapes
+(ears, muzzle, whiskers, pupils, tail) distinguish a cat from a dog.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ CLASS_NAMES = ("cat", "dog")
 DRAWINGS_PER_CLASS = 1_000
 SEED = 20_240
 
-
-# For every pose: its probability, the lowest and highest head radius as a fraction of the shorter
-# side, and how many head radii the subject reaches left, above, right and below its head's centre.
+# For each pose: its probability, the range of the head radius as a fraction of the shorter side,
+# and the extent of the animal to the left and above, and to the right and below its head's centre,
+# in head radii.
 POSES = {
     "face": (0.4, (0.27, 0.38), (1.2, 1.35), (1.2, 1.1)),
     "sitting": (0.35, (0.19, 0.25), (1.3, 1.35), (1.6, 2.8)),
@@ -46,7 +46,7 @@ POSES = {
 
 
 def _draw_body(label: int, pose: str, pen: Pen, coat: Coat, rng: np.random.Generator) -> None:
-    """Draws what is below the head, tail first so that the body covers its root."""
+    """Draws the body. The tail comes first, so that the body covers its root."""
     sway = rng.uniform(-0.2, 0.2)
     if pose == "face":
         pen.blob(both_sides([(0.5, 0.3), (1.2, 1.6), (1.6, 3.6)]), coat.fur, coat.line)
@@ -70,7 +70,7 @@ def _draw_body(label: int, pose: str, pen: Pen, coat: Coat, rng: np.random.Gener
 
 
 def _draw_marking(pen: Pen, coat: Coat) -> None:
-    """Decorates the forehead, the same way for both classes."""
+    """Draws the marking of the forehead, the same for both classes."""
     if coat.marking == "stripes":
         for x in (-0.28, 0.0, 0.28):
             pen.stroke([(x, -0.78), (x * 0.7, -0.42)], coat.patch, 0.1)
@@ -87,9 +87,9 @@ def _draw_eye(pen: Pen, x: float, y: float, radii: Point, pupil: Point, coat: Co
 
 
 def _draw_cat_head(pen: Pen, coat: Coat, rng: np.random.Generator) -> None:
-    """Pointed ears, slit pupils, a small nose and whiskers."""
+    """Draws pointed ears, slit pupils, a small nose and whiskers."""
     height, spread = rng.uniform(1.3, 1.55), rng.uniform(0.8, 1.05)
-    x, y = rng.uniform(-0.14, 0.14, 2)  # the face shifts inside the head, as when the head turns
+    x, y = rng.uniform(-0.14, 0.14, 2)  # moves the face, as if the head turned
     ear_colour = coat.patch if coat.marking == "eye patch" else coat.fur
     for side in (-1, 1):
         tip, inner_tip = (side * spread, -height), (side * spread * 0.94, -height * 0.88)
@@ -112,9 +112,9 @@ def _draw_cat_head(pen: Pen, coat: Coat, rng: np.random.Generator) -> None:
 
 
 def _draw_dog_head(pen: Pen, coat: Coat, rng: np.random.Generator) -> None:
-    """Hanging round ears, a protruding muzzle with a big nose, and often the tongue out."""
+    """Draws hanging round ears, a large muzzle with a big nose, and often a tongue."""
     length, spread = rng.uniform(0.45, 0.85), rng.uniform(1.2, 1.5)
-    x, y = rng.uniform(-0.14, 0.14, 2)  # the face shifts inside the head, as when the head turns
+    x, y = rng.uniform(-0.14, 0.14, 2)  # moves the face, as if the head turned
     ear_colour = coat.patch if coat.marking == "eye patch" else coat.fur
     skull = both_sides([(0.4, -1.0), (0.95, -0.8), (1.0, 0.2), (0.8, 0.75), (0.4, 1.1)])
     pen.blob(skull, coat.fur, coat.line)
@@ -124,7 +124,7 @@ def _draw_dog_head(pen: Pen, coat: Coat, rng: np.random.Generator) -> None:
         back = [(side * spread, length), (side * 0.95, length + 0.1), (side * 0.8, -0.1)]
         pen.blob(front + back, ear_colour, coat.line)
         _draw_eye(pen, x + side * 0.38, y - 0.22, (0.17, 0.18), (0.11, 0.12), coat)
-    x, y = 1.4 * x, 1.2 * y  # the muzzle is nearer than the eyes, so it shifts further
+    x, y = 1.4 * x, 1.2 * y  # the muzzle is nearer than the eyes, so it moves farther
     if rng.random() < 0.6:
         tip = [(x + 0.3, y + 1.25), (x + 0.02, y + 1.4), (x - 0.2, y + 1.25)]
         pen.blob([(x - 0.2, y + 0.6), (x + 0.25, y + 0.6), *tip], TONGUE, coat.line)
@@ -139,8 +139,8 @@ def _draw_dog_head(pen: Pen, coat: Coat, rng: np.random.Generator) -> None:
 def draw_sketch(label: int, rng: np.random.Generator) -> Image.Image:
     """Draws a cat (label 0) or a dog (label 1).
 
-    Returns an RGB picture whose shorter side has 96 to 220 pixels and whose longer side is at
-    most a third longer. The head spans at least 38 % of the shorter side.
+    Returns an RGB image. Its shorter side has 96 to 220 pixels, and its longer side is at most a
+    third longer. The diameter of the head is at least 38 % of the shorter side.
     """
     shorter = int(rng.integers(96, 221))
     sides = [OVERSAMPLING * shorter, OVERSAMPLING * int(shorter * rng.uniform(1, 4 / 3))]
@@ -165,7 +165,7 @@ def draw_sketch(label: int, rng: np.random.Generator) -> Image.Image:
 
 
 def sketch_jpeg(label: int, index: int) -> bytes:
-    """Returns drawing number `index` of a class as a JPEG file, the same one at every call."""
+    """Returns drawing number `index` of a class as a JPEG file, the same at every call."""
     rng = np.random.default_rng([SEED, label, index])
     image, quality = draw_sketch(label, rng), int(rng.integers(85, 96))
     buffer = io.BytesIO()
@@ -174,7 +174,7 @@ def sketch_jpeg(label: int, index: int) -> bytes:
 
 
 class Sketches(tfds.core.GeneratorBasedBuilder):
-    """The drawings as a TFDS data set, `sketches`, with one split, `train`."""
+    """The drawings as a TFDS data set with one split, `train`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First drawings."}

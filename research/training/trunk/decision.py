@@ -1,4 +1,4 @@
-"""Decides whether to run the frozen layers once for each photo instead of once in every epoch."""
+"""Decides whether to cache the outputs of the frozen layers instead of computing them per epoch."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class PhotoCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Epochs of a run that need not run the frozen layers again.
+    """Epochs of a run that can be trained from cached outputs of the frozen layers.
 
     Attributes:
-      given: what they train from instead of photos: `features` or `activations`.
-      photos: how many, in how many views.
-      epochs: how many they are.
-      visits: how often each training photo is looked at in them.
-      bytes_a_photo: what is kept of one photo in one view.
-      spared_cost: what the frozen layers cost for one photo, in operations.
-      other_cost: what the layers that must still run cost, forward only.
-      devices: how many share the steps; one of them runs the frozen layers beforehand.
+      input_kind: what they are trained from instead of photos: `features` or `activations`.
+      photos: the numbers of photos and views.
+      epochs: the number of epochs.
+      visits: how often each training photo is used in them.
+      bytes_a_photo: size of the cached outputs for one view of one photo.
+      spared_cost: cost of the frozen layers for one photo, in operations.
+      other_cost: cost of the layers that must still run, forward only.
+      devices: how many share the steps; only one of them fills the cache.
     """
 
-    given: Literal["features", "activations"]
+    input_kind: Literal["features", "activations"]
     photos: PhotoCounts
     epochs: int
     visits: float
@@ -62,14 +62,14 @@ class Phase:
 
     @property
     def size(self) -> int:
-        """Returns the bytes that all is kept in."""
+        """The size of the whole cache in bytes."""
         return self.kept_photos * self.bytes_a_photo
 
     @property
     def gain(self) -> float:
-        """Estimates how many times faster these epochs are, filling the cache included.
+        """The estimated speed-up of these epochs, including the time to fill the cache.
 
-        A training step takes the layers that learn forward once, and twice the same backward.
+        The backward pass of the trained layers costs twice their forward pass.
         """
         trained = self.visits * self.photos.train
         validated = self.epochs * self.photos.validation_views * self.photos.validation
@@ -80,7 +80,7 @@ class Phase:
 
     @property
     def kept_photos(self) -> int:
-        """Photos to keep something of, one for each view."""
+        """The number of cached views over all photos."""
         photos, shown = self.photos, self.photos.shown
         return shown["train"] * photos.train + shown["validation"] * photos.validation
 
@@ -102,7 +102,7 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Where to keep what the frozen layers make, None for nowhere; and why, in one line."""
+    """Where to cache the outputs, None for no cache; and the reason in one line."""
 
     place: Place | None
     reason: str
@@ -112,15 +112,15 @@ def decide(setting: str, phase: Phase, room: Room, found: bool = False) -> Decis
     """Decides whether to cache, and where.
 
     Args:
-      setting: `memory` and `disk` are obeyed, `off` too; `auto` caches where it pays, in memory or
-        in a file, in at most half of what is free; `again` wherever it fits, as a resumed run must
-        do what it did before.
-      phase: what it is for.
-      room: what is free.
-      found: an earlier run kept on disk what this one would.
+      setting: `memory`, `disk` and `off` are obeyed. `auto` caches where that is faster, in memory
+        or in a file, in at most half of the free space. `again` caches wherever there is room: a
+        resumed run must do what it did before.
+      phase: the epochs to cache for.
+      room: the free space.
+      found: an earlier run has cached the same outputs on disk.
 
     Raises:
-      UserError: it is to be cached, and there is no room for it.
+      UserError: a cache is asked for, and there is no room for it.
     """
     if setting == "off":
         return Decision(None, "off, as asked")
@@ -132,31 +132,35 @@ def decide(setting: str, phase: Phase, room: Room, found: bool = False) -> Decis
     megabytes = phase.size / 1e6
     amount = f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"
     if setting == "auto" and phase.gain < LEAST_GAIN and not found:
-        return Decision(None, f"off: {phase.given} would make it {phase.gain:.2f} times as fast")
+        return Decision(
+            None, f"off: {phase.input_kind} would make it {phase.gain:.2f} times as fast"
+        )
     place: Place | None = "disk" if found else _place(setting, phase.size, room)
     if place is None:
         if setting == "auto":
-            return Decision(None, f"off: {amount} of {phase.given} take over half of what is free")
+            return Decision(
+                None, f"off: {amount} of {phase.input_kind} take over half of the free space"
+            )
         way_out = {
             "memory": "give --trunk_cache=auto",
             "disk": "give --trunk_cache=auto, or another --cache_dir",
             "again": "the run was started with them: make room, also in the folder TMPDIR",
         }
         raise UserError(
-            f"there is no room for a trunk cache: {phase.given} of all photos take {amount}; "
+            f"there is no room for a trunk cache: {phase.input_kind} of all photos take {amount}; "
             f"{way_out[setting]}"
         )
     where = {"memory": "in memory", "file": "in a file", "disk": "on disk"}[place]
     views = f", {phase.photos.views} views" if phase.photos.views > 1 else ""
     return Decision(
         place,
-        f"{phase.given} {where}{', found there' if found else ''}, {amount}{views}: about "
+        f"{phase.input_kind} {where}{', found there' if found else ''}, {amount}{views}: about "
         f"{phase.gain:.1f} times as fast",
     )
 
 
 def _place(setting: str, size: int, room: Room) -> Place | None:
-    """Returns the first place, in the order of preference, that has room."""
+    """Returns the first place with enough room, in the order of preference."""
     places: dict[str, list[tuple[Place, int]]] = {
         "memory": [("memory", room.memory)],
         "disk": [("disk", room.cache)],

@@ -1,4 +1,4 @@
-"""Describes all that kept features and activations follow from, so that files can be told apart."""
+"""Describes what cached features and activations follow from, to identify files on disk."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ import numpy as np
 import tensorflow as tf
 
 from research.data.loader import DataLoader
-from research.models.network import Network
+from research.training.steps import Network
 
 
 def describe_kept(
     network: Network, loader: DataLoader, kept: str, views: Mapping[str, int]
 ) -> dict[str, dict[str, Any]] | None:
-    """Describes, by split, all that what is kept follows from; None if layers cannot be told.
+    """Describes, by split, everything that the cached outputs follow from.
 
-    What photos are turned into before the first layer is described by what becomes of a test
-    picture, in each view.
+    Augmentation and preprocessing are described by their result for a test image, in each view.
 
     Args:
       network: whose frozen layers are run.
-      loader: the photos as they are shown to them.
+      loader: the photos, with the views to cache.
       kept: `features` or `activations`.
-      views: in how many views photos are shown, by split.
+      views: the number of views of each photo, by split.
+
+    Returns:
+      None if a layer has no configuration.
     """
     model, parts = network.model, network.parts
     try:
         layers = _without(json.loads(model.backbone.to_json()), ("trainable", "synchronized"))
-    except (NotImplementedError, TypeError, ValueError):  # a layer that cannot be written down
+    except (NotImplementedError, TypeError, ValueError):  # a layer without get_config()
         return None
     frozen, trained = parts.trunk, None
     if kept == "features":
-        # What is trained is folded otherwise, which shows in the last bits.
+        # Trained layers are folded differently, which changes the last bits.
         frozen = model.backbone
         trained = [layer.trainable for layer in model.backbone._flatten_layers()]
     weights = hashlib.sha256()
@@ -67,7 +69,7 @@ def describe_kept(
 
 
 def _prepared(photos: DataLoader, split: str, size: int, views: int) -> str:
-    """Hashes what becomes of a test picture before the first layer, in each view."""
+    """Hashes the input of the first layer for a test image, in each view."""
     picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.float32)
     digest = hashlib.sha256()
     for view in range(views):
@@ -86,7 +88,7 @@ def _hash_of_json(value: Any) -> str:
 
 
 def _without(config: Any, left_out: tuple[str, ...]) -> Any:
-    """Leaves out settings that do not change what frozen layers make, at every depth."""
+    """Removes settings that do not change the outputs of frozen layers, at every depth."""
     if isinstance(config, dict):
         return {
             key: _without(value, left_out) for key, value in config.items() if key not in left_out

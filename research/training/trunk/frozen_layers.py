@@ -1,4 +1,4 @@
-"""Runs the frozen layers once for each photo and view, and keeps what they make."""
+"""Runs the frozen layers once for each photo and view, and caches their outputs."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ import tqdm
 from research.data.batches import Batch
 from research.data.loader import DataLoader
 from research.data.rows import Rows, rows_in_a_file
-from research.models.network import Network
 from research.models.split import SplitBackbone
 from research.system.errors import UserError
 from research.system.machine import free_disk, free_memory
 from research.system.progress import photo_bar
 from research.training.plan import Plan
+from research.training.steps import Network
 from research.training.trunk.decision import Decision, Phase, PhotoCounts, Room, decide
 from research.training.trunk.description import describe_kept
 from research.training.trunk.store import CacheStore, MakeRows
 
-# Not --batch_size: what is kept must not depend on it, to the last bit.
+# Not --batch_size: the cached outputs must not depend on it, to the last bit.
 BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Feed:
-    """What some epochs compute with, and the photos that they take; itself a key, by identity."""
+class EpochInput:
+    """The network and the photos, or cached outputs, of some epochs; hashed by identity."""
 
     network: Network
     loader: DataLoader
 
 
 @dataclasses.dataclass(frozen=True)
-class Feeds:
-    """What the epochs of a run take.
+class RunInputs:
+    """The input of each epoch of a run.
 
     Attributes:
-      features_until: how many epochs at the beginning could be trained from features.
-      head: what those take.
-      whole: what the epochs after them take.
+      features_until: the number of epochs at the beginning that can be trained from features.
+      head: the input of these epochs.
+      whole: the input of the epochs after them.
     """
 
     features_until: int
-    head: Feed
-    whole: Feed
+    head: EpochInput
+    whole: EpochInput
 
-    def for_epoch(self, epoch: int) -> Feed:
-        """Returns what an epoch takes, counted from 0."""
+    def for_epoch(self, epoch: int) -> EpochInput:
+        """Returns the input of an epoch, counted from 0."""
         return self.head if epoch < self.features_until else self.whole
 
 
 def bytes_a_photo(parts: SplitBackbone) -> int:
-    """Returns how much the trunk's activations for one photo take."""
+    """Returns the size of the trunk's activations for one photo, in bytes."""
     if parts.trunk is None:
         return 0
     return sum(
@@ -71,12 +71,12 @@ def bytes_a_photo(parts: SplitBackbone) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What is done about one phase of a run.
+    """What is cached for one phase of a run.
 
     Attributes:
-      phase: the epochs meant.
-      decision: whether and where to keep what the frozen layers make for them.
-      described: by split, what that follows from; None unless it is kept on disk.
+      phase: the epochs.
+      decision: whether and where to cache the outputs of the frozen layers.
+      described: by split, what the outputs follow from; None unless they are cached on disk.
     """
 
     phase: Phase
@@ -85,7 +85,7 @@ class Choice:
 
 
 class FrozenLayers:
-    """Runs a network's frozen layers over all photos beforehand, where that pays.
+    """Runs a network's frozen layers over all photos before training, where that is faster.
 
     Args:
       network: what the steps compute with, unless something is cached.
@@ -118,20 +118,20 @@ class FrozenLayers:
         self._store = CacheStore(self._folder)
 
     def phases(self, step: int) -> list[Phase]:
-        """Returns the phases that are left of the run and could do without frozen layers.
+        """Returns the remaining phases of the run that could be trained from cached outputs.
 
         Args:
-          step: updates made so far: no features are needed when the head is no longer alone.
+          step: updates made so far.
         """
         parts, plan = self._network.parts, self._plan
         whole = parts.trunk_cost + parts.rest_cost
 
         def phase(
-            given: Literal["features", "activations"], epochs: int, size: int, spared: float
+            input_kind: Literal["features", "activations"], epochs: int, size: int, spared: float
         ) -> Phase:
             visits = plan.visits * epochs / plan.epochs
             other = whole - spared
-            shown = self._shown(given)
+            shown = self._shown(input_kind)
             kept = PhotoCounts(
                 shown.num_train_examples,
                 len(shown.examples("validation")),
@@ -139,11 +139,11 @@ class FrozenLayers:
                 shown.augmentation_of("validation").views or 1,
                 shown.augmentation_of("train").endless,
             )
-            return Phase(given, kept, epochs, visits, size, spared, other, self._devices)
+            return Phase(input_kind, kept, epochs, visits, size, spared, other, self._devices)
 
         phases = []
         if self._features_until < plan.epochs and step < plan.steps:
-            # First, as features can be made from activations.
+            # First: features can be computed from activations.
             tuned, size = plan.epochs - self._features_until, bytes_a_photo(parts)
             phases.append(phase("activations", tuned, size, parts.trunk_cost))
         if step < self._features_until * plan.steps_per_epoch:
@@ -152,28 +152,31 @@ class FrozenLayers:
         return phases
 
     def choose(self, step: int, cached: Mapping[str, bool] | None) -> list[Choice]:
-        """Decides what to keep, and says so.
+        """Decides what to cache, and prints it.
 
         Args:
           step: updates made so far.
-          cached: what a resumed run kept, or the chief does: to the same weights, the same way.
+          cached: the decisions of the run before it was resumed, or of the chief, by kind of
+            input. They are repeated, so that the weights stay the same.
 
         Raises:
-          UserError: what is asked for does not fit.
+          UserError: there is no room for the cache.
         """
         choices = []
         for phase in self.phases(step):
             setting = self._setting
             if cached is not None and setting == "auto":
-                setting = "again" if cached.get(phase.given) else "off"
+                setting = "again" if cached.get(phase.input_kind) else "off"
             described = None
             if setting == "disk" or (setting in ("auto", "again") and self._store.has_entries):
-                shown = self._shown(phase.given)
-                described = describe_kept(self._network, shown, phase.given, phase.photos.shown)
+                shown = self._shown(phase.input_kind)
+                described = describe_kept(
+                    self._network, shown, phase.input_kind, phase.photos.shown
+                )
             if setting == "disk" and described is None:
                 raise UserError(
-                    "trunk_cache is 'disk', but the backbone has a layer without get_config(), so "
-                    "that files could not be told apart; give --trunk_cache=memory or off"
+                    "trunk_cache is 'disk', but the backbone has a layer without get_config(), by "
+                    "which files are identified; give --trunk_cache=memory or off"
                 )
             found = described is not None and all(map(self._store.find, described.values()))
             room = Room(
@@ -184,36 +187,36 @@ class FrozenLayers:
             choices.append(Choice(phase, decision, described if decision.place == "disk" else None))
         return choices
 
-    def run(self, choices: Sequence[Choice]) -> Feeds:
-        """Runs the frozen layers as was chosen.
+    def run(self, choices: Sequence[Choice]) -> RunInputs:
+        """Runs the frozen layers.
 
         Raises:
-          UserError: what they make cannot be written.
+          UserError: their outputs cannot be written.
         """
-        whole = Feed(self._network, self._photos)
-        head = Feed(self._network, self._photos.with_few_views())
+        whole = EpochInput(self._network, self._photos)
+        head = EpochInput(self._network, self._photos.with_few_views())
         for choice in choices:
             if choice.decision.place is None:
                 continue
-            if choice.phase.given == "activations":
+            if choice.phase.input_kind == "activations":
                 whole = head = self._keep(whole, choice)
             else:
                 head = self._keep(head, choice)
-        return Feeds(self._features_until, head, whole)
+        return RunInputs(self._features_until, head, whole)
 
-    def _shown(self, given: str) -> DataLoader:
-        """Returns the photos as the epochs that could be given this show them."""
-        return self._photos.with_few_views() if given == "features" else self._photos
+    def _shown(self, input_kind: str) -> DataLoader:
+        """Returns the photos with the views of the epochs that have this kind of input."""
+        return self._photos.with_few_views() if input_kind == "features" else self._photos
 
-    def _keep(self, feed: Feed, choice: Choice) -> Feed:
-        """Runs frozen layers over all photos and views of a feed."""
-        network, loader, phase = feed.network, feed.loader, choice.phase
-        # Traced once, for whole batches and for the short last one of each split.
+    def _keep(self, epoch_input: EpochInput, choice: Choice) -> EpochInput:
+        """Runs frozen layers over all photos and views of an input."""
+        network, loader, phase = epoch_input.network, epoch_input.loader, choice.phase
+        # Traced once, for full batches and for the short last batch of each split.
         signature = loader.view_batches("train", 0, BATCH_SIZE).element_spec
 
         @tf.function(input_signature=[signature], autograph=False)
         def run(batch: Batch) -> tuple[tf.Tensor, ...]:
-            if phase.given == "features":
+            if phase.input_kind == "features":
                 return (network.features(batch, training=False),)
             return network.activations(batch)
 
@@ -229,7 +232,9 @@ class FrozenLayers:
                     arrays = tuple(rows.finish() for rows in fill(make_rows))
                 examples = loader.examples(split)
                 kept[split] = dataclasses.replace(examples, inputs=arrays, views=views)
-        return Feed(dataclasses.replace(network, given=phase.given), loader.with_examples(kept))
+        return EpochInput(
+            dataclasses.replace(network, input_kind=phase.input_kind), loader.with_examples(kept)
+        )
 
 
 def _default_folder() -> Path:
@@ -243,9 +248,9 @@ def _first_rows_are_right(
     split: str,
     found: Sequence[np.ndarray],
 ) -> bool:
-    """Compares the first rows of what an earlier run kept with what the layers make now.
+    """Compares the first cached rows with the outputs that the layers compute now.
 
-    A layer's code may have changed, of which its configuration tells nothing.
+    A layer's code may have changed while its configuration did not.
     """
     made = run(next(iter(loader.view_batches(split, 0, BATCH_SIZE))))
     for tensor, rows in zip(made, found, strict=True):

@@ -1,4 +1,4 @@
-"""Arrays kept on disk between runs, each set found by a description of what it was made from."""
+"""`CacheStore`: arrays on disk that later runs find by a description of their origin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 from research.data.rows import Rows
 from research.system.errors import UserError
 
-# No others: an array of Python objects, mapped from a file, would be pointers to anywhere.
+# Only numbers: an array of Python objects, mapped from a file, would hold arbitrary pointers.
 NUMBER_FORMATS = {
     np.dtype(kind).name: np.dtype(kind)
     for kind in (
@@ -37,11 +37,11 @@ MakeRows = Callable[[tuple[int, ...], np.dtype], Rows]
 
 
 class CacheStore:
-    """A folder of entries; each is a folder of raw arrays and `contents.json`, which tells of them.
+    """A folder of entries. Each entry is a folder of raw arrays and of `contents.json`.
 
     An entry gets its name only when it is complete and on disk. Until then it lies in a folder
-    `*.partial`, guarded by a lock that ends with the process: what a killed run leaves is removed
-    by the next one that wants the same.
+    `*.partial`, guarded by a lock that is released when the process ends. The next run that needs
+    the entry removes what a killed run left.
 
     Args:
       folder: need not exist.
@@ -52,14 +52,11 @@ class CacheStore:
 
     @property
     def has_entries(self) -> bool:
-        """Whether anything is kept at all."""
+        """Whether there is any entry."""
         return any(self.folder.glob("*/contents.json"))
 
     def find(self, description: Mapping[str, Any]) -> tuple[np.ndarray, ...] | None:
-        """Returns the arrays made from what is described, None if there are none.
-
-        An entry that is not as it was written counts as none.
-        """
+        """Returns the arrays with this description; None if there are none or they are damaged."""
         entry = self._entry(description)
         try:
             contents = json.loads((entry / "contents.json").read_text(encoding="utf-8"))
@@ -78,14 +75,14 @@ class CacheStore:
         make: Callable[[MakeRows], Sequence[Rows]],
         is_right: Callable[[Sequence[np.ndarray]], bool] = lambda _: True,
     ) -> tuple[np.ndarray, ...]:
-        """Returns the arrays described; makes them if there are none.
+        """Returns the arrays with this description, and makes them if there are none.
 
-        Another process that makes them is waited for.
+        If another process is making them, this waits for it.
 
         Args:
-          description: of what they are made from, and how; a JSON object.
-          make: fills rows that the function given to it makes.
-          is_right: a last look at arrays that were found; if it says no, they are made anew.
+          description: of their origin; a JSON object.
+          make: fills rows, which it makes by the function that it is called with.
+          is_right: a last check of arrays that were found. If it fails, they are made again.
 
         Raises:
           UserError: the folder cannot be written.
@@ -120,7 +117,7 @@ class CacheStore:
         try:
             lock.acquire(timeout=0.1)
         except filelock.Timeout:
-            print("trunk cache  waiting for another run that makes the same", flush=True)
+            print("trunk cache  waiting for another run that fills the same cache", flush=True)
             lock.acquire()
         try:
             yield
@@ -128,7 +125,7 @@ class CacheStore:
             lock.release()
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed runs left: nobody holds its lock."""
+        """Removes what killed runs left: folders whose lock nobody holds."""
         for partial in self.folder.glob("*.partial"):
             with (
                 contextlib.suppress(filelock.Timeout),
@@ -179,7 +176,7 @@ class CacheStore:
 
 
 def _open(file: Path, array: Mapping[str, Any]) -> np.ndarray:
-    """Maps a file; raises ValueError or KeyError unless it is as long as its array of numbers."""
+    """Maps a file; raises ValueError or KeyError if its length does not fit its array."""
     dtype = NUMBER_FORMATS[array["dtype"]]
     shape = tuple(array["shape"])
     if not all(type(length) is int and length >= 0 for length in shape):

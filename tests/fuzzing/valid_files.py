@@ -1,4 +1,4 @@
-"""A right file of each kind that the programs read, written and read as they do."""
+"""A valid file of each kind that the programs read, with the functions to write and read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CACHED = {"photos": "abc", "layers": [1, 2]}
 
 
 class Reader:
-    """Reads files as the programs do, into variables of its own."""
+    """Reads files as the programs do, into its own variables."""
 
     def __init__(self) -> None:
         import_tensorflow()
@@ -29,16 +29,24 @@ class Reader:
         keras.utils.set_random_seed(1)
 
     def write(self, folder: Path) -> None:
-        """Writes a right file of each kind into an empty folder."""
+        """Writes a valid file of each kind into an empty folder."""
         write_weights(self._backbone, folder / "weights")
         write_run(self._state, folder / "run")
         write_cache(folder / "cache")
 
     def read(self, reader: str, folder: Path, file: Path) -> Any:
-        """Returns what a file, or the run or cache that it is of, holds; None if it is not used.
+        """Returns the content of weights, or of the run or trunk cache with a file.
+
+        Args:
+          reader: `weights`, `run` or `cache`.
+          folder: the folder with the run or the cache.
+          file: the weights.
+
+        Returns:
+          The content; None for a cache entry that is not used.
 
         Raises:
-          UserError: it is refused.
+          UserError: the file is refused.
         """
         if reader == "weights":
             from research.models.weights import load_weights
@@ -59,11 +67,11 @@ class Reader:
 
         self._forget()
         directory = RunDirectory(path)
-        words = [directory.read_config(), directory.read_class_names(), directory.read_metrics()]
+        texts = [directory.read_config(), directory.read_class_names(), directory.read_metrics()]
         directory.check_data({})
         step = restore_model(self._state.model, find_checkpoint(directory.checkpoints, "latest"))
         Checkpoints(self._state, directory.checkpoints).restore_latest()
-        return [words, directory.read_data(), step, *(v.numpy() for v in self._state.model.weights)]
+        return [texts, directory.read_data(), step, *(v.numpy() for v in self._state.model.weights)]
 
     def _forget(self) -> None:
         for variable in self._state.model.weights:
@@ -71,7 +79,7 @@ class Reader:
 
 
 def small_backbone() -> Any:
-    """Returns a model of three layers, built like a backbone."""
+    """Returns a model with three layers and the structure of a backbone."""
     import keras
     from keras import layers
 
@@ -82,7 +90,7 @@ def small_backbone() -> Any:
 
 
 def write_weights(model: Any, folder: Path) -> None:
-    """Writes a model's weights in every form that `--weights` could be given."""
+    """Writes a model's weights in every format that could be given to `--weights`."""
     import zipfile
 
     import h5py
@@ -108,7 +116,7 @@ def write_weights(model: Any, folder: Path) -> None:
 
 
 def write_run(state: Any, folder: Path) -> None:
-    """Writes a run that has come to step 7."""
+    """Writes a run that has reached step 7."""
     from research.runs.checkpoints import Checkpoints
     from research.runs.run_directory import FIGURES, RunDirectory
     from research.settings.train_config import TrainConfig
@@ -122,7 +130,7 @@ def write_run(state: Any, folder: Path) -> None:
 
 
 def write_cache(folder: Path) -> None:
-    """Writes an entry of a trunk cache."""
+    """Writes a trunk cache with one entry."""
     from research.data.rows import Rows
     from research.training.trunk.store import CacheStore, MakeRows
 

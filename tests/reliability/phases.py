@@ -1,12 +1,11 @@
-"""Tells what a program is doing, in memory that it shares with the process that watches it.
+"""Reports the current phase of a program through memory shared with the process that watches it.
 
-python -m benchmarks.phases FILE SCRIPT [--flag=value ...]     # a script of the project, watched
+python -m tests.reliability.phases FILE SCRIPT [--flag=value ...]     # runs a script, watched
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import mmap
 import runpy
 import sys
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from research.system.environment import import_tensorflow
+from tests.signalled import replace_function
 
-# A module, a function in it (`name` or `Class.method`), and the phase that it is.
+# A module, a function in it (`name` or `Class.method`), and the phase in which it runs.
 MARKS = (
     ("research.train", "set_up", "set-up"),
     ("research.train", "begin_or_resume", "set-up"),
@@ -34,19 +34,19 @@ MARKS = (
     ("research.serving.export", "export", "export"),
     ("keras.export", "ExportArchive.write_out", "export files"),
 )
-START_UP = "start-up"  # what no mark names
+START_UP = "start-up"  # the phase before and between the marks
 
 
 class Phases:
-    """The phases of a watched program: the current one, and how often and how long each was run.
+    """The current phase of a watched program, and the number and duration of its phases.
 
     Args:
-      file: shared by the program and the process that watches it; made if it is missing.
+      file: shared by the program and the process that watches it; created if it is missing.
     """
 
     def __init__(self, file: Path) -> None:
         self.names = [START_UP, *dict.fromkeys(phase for _, _, phase in MARKS)]
-        # The current phase's number; then how often each was entered, and seconds in each.
+        # The index of the current phase; then the entries of each phase; then its seconds.
         size = 8 * (1 + 2 * len(self.names))
         if not file.exists():
             file.write_bytes(bytes(size))
@@ -54,11 +54,9 @@ class Phases:
             self._shared = memoryview(mmap.mmap(shared.fileno(), size)).cast("d")
 
     def mark_functions(self) -> None:
-        """Replaces the functions of MARKS in this process by ones that tell their phase."""
+        """Makes the functions of MARKS in this process report their phase."""
         for module, path, phase in MARKS:
-            *parents, name = path.split(".")
-            owner = functools.reduce(getattr, parents, importlib.import_module(module))
-            setattr(owner, name, self._marked(getattr(owner, name), phase))
+            replace_function(module, path, functools.partial(self._marked, phase=phase))
 
     def _marked(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
         shared, number, phases = self._shared, self.names.index(phase), len(self.names)
@@ -77,21 +75,21 @@ class Phases:
         return marked
 
     def reset(self) -> None:
-        """Forgets what earlier programs told."""
+        """Clears the counts of earlier programs."""
         for index in range(len(self._shared)):
             self._shared[index] = 0
 
     @property
     def current(self) -> str:
-        """The phase that the program is in, or was when it ended."""
+        """The phase of the program now, or when it ended."""
         return self.names[int(self._shared[0])]
 
     def entries(self, phase: str) -> int:
-        """Returns how often a phase was entered."""
+        """Returns the number of times that a phase was entered."""
         return int(self._shared[1 + self.names.index(phase)])
 
     def mean_seconds(self, phase: str) -> float:
-        """Returns how long a phase took on average, 0 if it was never left."""
+        """Returns the mean duration of a phase; 0 if it never ended."""
         seconds = self._shared[1 + len(self.names) + self.names.index(phase)]
         return seconds / max(self.entries(phase), 1)
 

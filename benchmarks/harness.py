@@ -1,0 +1,100 @@
+"""Arguments, timing, tables and result files, shared by all benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+# Flags of run_train.py: the article's settings, with BatchNorm frozen and random weights.
+ARTICLE = (
+    f"--flagfile={ROOT / 'recipes' / 'article.flags'}",
+    "--bn_mode=frozen",
+    "--weights=none",
+)
+
+
+def data_parser(docstring: str, dataset: str = "sketches") -> argparse.ArgumentParser:
+    """Returns a parser with the flags that select the photos.
+
+    Args:
+      docstring: of the benchmark; its first line is the description.
+      dataset: the default data set. `sketches` is built in and needs no download.
+    """
+    parser = argparse.ArgumentParser(description=docstring.splitlines()[0])
+    parser.add_argument("--dataset", default=dataset, help="TFDS data set (%(default)s)")
+    parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
+    return parser
+
+
+def data_flags(arguments: argparse.Namespace) -> list[str]:
+    """Returns the flags that pass the data set, and the weights if any, on to a subprocess."""
+    flags = [f"--dataset={arguments.dataset}"]
+    for name in ("data_dir", "weights"):
+        if path := getattr(arguments, name, None):
+            flags.append(f"--{name}={Path(path).absolute()}")
+    return flags
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Returns the seconds that a call takes."""
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Returns the anonymous memory of a process in bytes, 0 if the process has ended (Linux).
+
+    Pages of mapped files are excluded: the system can reclaim them at any time.
+    """
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    kilobytes = (line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(next(kilobytes, 0))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows below the names of their columns, numbers with four significant digits."""
+    texts = [list(rows[0])]
+    for row in rows:
+        texts.append([f"{x:,.4g}" if isinstance(x, float) else str(x) for x in row.values()])
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for text in texts:
+        cells = (f"{cell:>{width}}" for cell, width in zip(text, widths, strict=True))
+        print("  ".join(cells), flush=True)
+
+
+def write_result(name: str, figures: dict[str, Any]) -> None:
+    """Writes figures to results/NAME.json, with processor, versions and date; prints the path."""
+    packages = ("tensorflow", "keras", "numpy")
+    result = {
+        "benchmark": name,
+        "date": datetime.date.today().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+        **figures,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"written to {file}")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not on Linux
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,57 @@
+"""Losses and predictions of single-label classification, from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Returns the cross-entropy of each example in nats, float32 (batch,), computed from logits.
+
+    Args:
+      logits: float32 (batch, 1), the second class's logit, or (batch, classes).
+      labels: integers (batch,).
+    """
+    if logits.shape[-1] == 1:
+        targets = tf.cast(labels, logits.dtype)
+        return tf.nn.sigmoid_cross_entropy_with_logits(targets, logits[:, 0])
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def mean_class_losses(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the mean of `cross_entropy` over all classes as labels, float32 (batch,).
+
+    Args:
+      logits: float32 (batch, 1), the second class's logit, or (batch, classes).
+    """
+    logits = class_logits(logits)
+    return tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
+
+
+def class_logits(logits: tf.Tensor) -> tf.Tensor:
+    """Returns one logit for each class, (batch, classes): of a single one, 0 and itself."""
+    if logits.shape[-1] == 1:
+        return tf.concat([tf.zeros_like(logits), logits], axis=-1)
+    return logits
+
+
+def predicted_labels(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the class of the largest probability, int32 (batch,)."""
+    if logits.shape[-1] == 1:
+        return tf.cast(logits[:, 0] > 0, tf.int32)
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+
+def balanced_weights(photos_per_class: Sequence[int]) -> tuple[float, ...]:
+    """Returns weights by which all classes count the same, and a photo 1 on average.
+
+    As scikit-learn's `class_weight="balanced"`: photos / (classes * photos of the class).
+
+    Args:
+      photos_per_class: by label; classes without any get weight 0.
+    """
+    present = [count for count in photos_per_class if count]
+    each = sum(present) / len(present)
+    return tuple(each / count if count else 0.0 for count in photos_per_class)
