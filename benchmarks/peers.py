@@ -17,15 +17,15 @@ from benchmarks.harness import ARTICLE
 from flags.command_line import parse_config
 from research.data.loader import DataLoader
 from research.data.open_source import open_source
+from research.loop.builder import BuiltNetwork
+from research.loop.learner import Learner
+from research.loop.preparation import Run, open_photos, set_up
+from research.loop.steps import Network
 from research.models.backbone_table import find_backbone
 from research.models.cost import multiplications
 from research.settings.train_config import TrainConfig
 from research.system.team import Team
 from research.train import train
-from research.training.builder import BuiltNetwork
-from research.training.learner import Learner
-from research.training.preparation import Run, open_photos, set_up
-from research.training.steps import Network
 
 IMAGE_SIZE, BATCH_SIZE = 160, 32
 

@@ -45,8 +45,8 @@ def load_of(backbone: str, unfreeze_from: str) -> dict[str, Any]:
       trunk_share: the trunk's share of the operations, which a trunk cache saves.
     """
     from benchmarks.peers import operations_per_photo
+    from research.loop.builder import build_network
     from research.settings.train_config import TrainConfig
-    from research.training.builder import build_network
 
     config = TrainConfig(backbone=backbone, unfreeze_from=unfreeze_from, weights="none")
     built = build_network(config, ("cat", "dog"))

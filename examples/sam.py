@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from research.loop.steps import Network
 from research.tasks.task import Gradients, Task
-from research.training.steps import Network
 
 RADIUS = 0.05
 

@@ -11,6 +11,13 @@ import tensorflow as tf
 from research.data.batches import share_out
 from research.data.loader import DataLoader
 from research.data.source import Source
+from research.loop.agreement import check_settings
+from research.loop.finite_check import check_finite, read_scalars
+from research.loop.learner import Learner
+from research.loop.learning_rate_finder import suggest_learning_rates
+from research.loop.meter import Interval, Meter
+from research.loop.preparation import Run, begin_or_resume, open_photos, set_up
+from research.loop.trunk.frozen_layers import EpochInput
 from research.runs import console
 from research.runs.logbook import Records
 from research.runs.profiler import StepProfiler
@@ -27,13 +34,6 @@ from research.system.stop_request import StopRequest
 from research.system.team import Team
 from research.tasks.metrics import Metrics
 from research.tasks.task import Task
-from research.training.agreement import check_settings
-from research.training.finite_check import check_finite, read_scalars
-from research.training.learner import Learner
-from research.training.learning_rate_finder import suggest_learning_rates
-from research.training.meter import Interval, Meter
-from research.training.preparation import Run, begin_or_resume, open_photos, set_up
-from research.training.trunk.frozen_layers import EpochInput
 
 
 def train(
@@ -122,7 +122,7 @@ def train_together(
       task: what to learn instead of the task that the config names.
     """
     own = [config.to_json(), python_files(config)]
-    check_settings(own, team.chiefs_word(own))
+    check_settings(own, team.from_chief(own))
     source = source or open_photos(config)
     if directory and resuming:
         directory.check_class_names(source.class_names)
@@ -201,7 +201,7 @@ class Loop:
         records.save(step, is_best)
         number = self.stop.signal(all_ask=True)
         if number and not run.is_finished:
-            raise Interrupted(number, records.how_to_go_on(step))
+            raise Interrupted(number, records.resume_hint(step))
 
     def train_steps_of_epoch(self, learner: Learner, loader: DataLoader) -> Interval:
         """Makes the remaining steps of an epoch.
@@ -227,14 +227,14 @@ class Loop:
         meter = Meter(state.tally.read(), learner.metrics)
         with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
             while step < end:
-                due = plan.next_due(step, learner.steps_an_interval, every)
+                due = plan.next_due(step, learner.steps_per_interval, every)
                 pause = self.profiler.limit(step, due)
                 with self.profiler.traced(pause):
                     done = learner.train_steps(batches, pause - step, self.stop.is_asked)
                 step += done.number
                 meter.waited(done.waiting_seconds)
                 saving = every is not None and step % every == 0
-                is_due = step % learner.steps_an_interval == 0 or step == end
+                is_due = step % learner.steps_per_interval == 0 or step == end
                 if not (is_due or saving or self.stop.is_asked()):
                     continue  # fetching figures makes the host wait for the device
                 sums = state.tally.read()
@@ -248,7 +248,7 @@ class Loop:
                     state.count_seconds()
                     records.save(step)
                     if number:
-                        raise Interrupted(number, records.how_to_go_on(step))
+                        raise Interrupted(number, records.resume_hint(step))
         return meter.epoch(state.tally.read())
 
     def validate(self, learner: Learner, loader: DataLoader) -> Metrics:
@@ -268,6 +268,6 @@ class Loop:
         except Interrupted as interrupted:
             state.count_seconds()
             records.save(step, validated=False)
-            raise Interrupted(interrupted.number, records.how_to_go_on(step)) from None
+            raise Interrupted(interrupted.number, records.resume_hint(step)) from None
         check_finite(step, records, {"validation loss": validation.loss})
         return validation

@@ -23,10 +23,10 @@ from filelock import FileLock
 from research.data.built_in.sketches import sketch_jpeg
 from research.data.folder_source import FolderSource
 from research.data.split_arrays import load_split
+from research.loop.builder import build_network
 from research.runs.checkpoints import Checkpoints
 from research.runs.run_directory import RunDirectory
 from research.settings.train_config import TrainConfig
-from research.training.builder import build_network
 from tests.launcher import ROOT, Launcher
 
 # Environment variable with the folder that the processes of a test session share.

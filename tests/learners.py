@@ -13,15 +13,15 @@ import tensorflow as tf
 
 from research.data.batches import make_batches, share_out
 from research.data.split_arrays import SplitArrays
+from research.loop.builder import build_network, make_groups
+from research.loop.learner import Learner, StepOptions
+from research.loop.plan import make_plan
+from research.loop.run_state import RunState
 from research.models import residual
 from research.settings.train_config import TrainConfig
 from research.tasks.checks import sum_shapes
 from research.tasks.metrics import Metrics
 from research.tasks.task import Task
-from research.training.builder import build_network, make_groups
-from research.training.learner import Learner, StepOptions
-from research.training.plan import make_plan
-from research.training.run_state import RunState
 from tests.helpers import SMALL_CONFIG
 
 CONFIG = dataclasses.replace(

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from research.loop.learner import Learner
 from research.optimization.averages import WeightAverages
-from research.training.learner import Learner
 from tests.learners import CONFIG, TASK, feed, make_learner, model_of, some_photos, weights
 
 DECAY = 0.15  # limited to 1/10 in the first step, but not to 2/11 in the second

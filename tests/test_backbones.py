@@ -17,14 +17,14 @@ import pytest
 import tensorflow as tf
 from keras.src.utils import file_utils
 
-from research.models.backbone_table import BACKBONES, find_backbone, keras_preprocessing
-from research.models.build import (
+from research.models.backbone import (
     Backbone,
     Stage,
     build_backbone,
     first_trainable_layer,
     stage_starts,
 )
+from research.models.backbone_table import BACKBONES, find_backbone, keras_preprocessing
 from research.models.split import crossing_tensors
 from research.system.errors import UserError
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from research.data.loader import DataLoader
+from research.loop.builder import make_augmentation, make_task, weigh_classes
+from research.loop.preparation import check_views
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
-from research.training.builder import make_augmentation, make_task, weigh_classes
-from research.training.preparation import check_views
 from tests.learners import CONFIG, feed, make_learner, model_of, some_photos
 
 STAGES = dataclasses.replace(CONFIG, unfreeze_from="stage1", stage_decay=0.5)

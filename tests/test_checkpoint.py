@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from research.runs import checkpoints as checkpoints_module
-from research.runs.checkpoints import Checkpoints, find_checkpoint
+from research.runs.checkpoints import Checkpoints
+from research.runs.restore import find_checkpoint
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from research.data.loader import DataLoader
 from research.evaluation import evaluate as evaluating
 from research.evaluation.comparison import comparison_table, difference
 from research.evaluation.evaluate import evaluate, new_checkpoints
-from research.evaluation.evaluator import size_note
+from research.evaluation.one_run import size_note
 from research.evaluation.scores import Predictions
-from research.runs.checkpoints import restore_model
+from research.loop.builder import build_network
+from research.runs.restore import restore_model
 from research.runs.run_directory import RunDirectory
 from research.settings.program_configs import EvalConfig
 from research.system.errors import UserError
-from research.training.builder import build_network
 from tests.helpers import make_run
 
 

@@ -16,12 +16,12 @@ import tensorflow as tf
 from research.data.augmentation import Augmentation, AugmentationPipeline
 from research.data.source import Example, Source
 from research.data.split_arrays import SplitArrays, load_split
+from research.loop.learner import Learner
+from research.loop.run_state import make_checkpoint
 from research.system.errors import UserError
 from research.system.python_file import load_from_file
 from research.tasks.losses import cross_entropy
 from research.tasks.task import Task
-from research.training.learner import Learner
-from research.training.run_state import make_checkpoint
 from tests.launcher import ROOT
 from tests.learners import (
     CONFIG,

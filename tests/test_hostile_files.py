@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from research.data.open_source import open_source
+from research.loop.trunk.store import CacheStore
 from research.models.weights import load_weights
-from research.runs.checkpoints import find_checkpoint
+from research.runs.restore import find_checkpoint
 from research.runs.run_directory import RunDirectory, write_atomically
 from research.system.errors import UserError
-from research.training.trunk.store import CacheStore
 from tests.fuzzing.fuzz_files import HARMLESS, SUBJECTS, fuzz, outcome_of
 from tests.fuzzing.valid_files import CACHED, Reader, small_backbone
 

@@ -25,7 +25,7 @@ from tests.helpers import (
     signal_at,
 )
 
-TRAIN_STEP = "research.training.learner:Learner.train_step"
+TRAIN_STEP = "research.loop.learner:Learner.train_step"
 
 
 def run_with_signal(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from research.training.learning_rate_finder import UNSETTLED, Sweep, smooth, suggest_rate
+from research.loop.learning_rate_finder import UNSETTLED, Sweep, smooth, suggest_rate
 
 RATES = np.geomspace(1e-6, 1.0, 60)
 

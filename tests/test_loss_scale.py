@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.loop.finite_check import TrainingDivergedError, check_finite, read_scalars
+from research.loop.learning_rate_finder import sweep_rates
+from research.loop.plan import make_plan
 from research.optimization import loss_scale
 from research.optimization.loss_scale import LossScale
 from research.optimization.schedules import Rising
-from research.runs.logbook import SilentLogbook
+from research.runs.logbook import Records
 from research.system import devices as runtime
-from research.training.finite_check import TrainingDivergedError, check_finite, read_scalars
-from research.training.learning_rate_finder import sweep_rates
-from research.training.plan import make_plan
 from tests.learners import (
     CONFIG,
     feed,
@@ -193,7 +193,7 @@ def test_a_scale_that_keeps_falling_is_a_divergence():
     figures = read_scalars(learner, 1, norm)
     assert "gradient_norm/head" not in figures
     assert figures["loss_scale"] == 2.0**15
-    logbook = SilentLogbook(make_plan(SMALL, 24))
+    logbook = Records(make_plan(SMALL, 24))
     check_finite(1, logbook, figures)
     learner.state.loss_scale.scale.assign(0.5)
     with pytest.raises(TrainingDivergedError, match="the loss_scale became 0"):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from research.loop.meter import Interval, Meter
 from research.tasks.metrics import Metrics, SumsRead, mean_metrics
 from research.tasks.task import Task
-from research.training.meter import Interval, Meter
 
 
 def sums(loss: float, accuracy: float, weight: float) -> SumsRead:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.models.backbone import build_backbone, first_trainable_layer
 from research.models.backbone_table import find_backbone
-from research.models.build import build_backbone, first_trainable_layer
 from research.models.residual import build_small_resnet
 from research.models.split import SplitBackbone, cheapest_cut, crossing_tensors, split_backbone
 from research.models.wrapper import Wrapper, freeze_below, summarize_parts

@@ -57,7 +57,7 @@ def free_ports(count: int) -> list[int]:
         return [server.getsockname()[1] for server in servers]
 
 
-TRAIN_STEPS = "research.training.learner:Learner.train_steps"
+TRAIN_STEPS = "research.loop.learner:Learner.train_steps"
 
 
 class Workers:

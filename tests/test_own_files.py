@@ -146,7 +146,7 @@ def test_a_file_that_changed_is_refused_and_told(own, trained, flags):
 def test_a_run_that_was_killed_ends_as_the_whole_one(own, trained, flags, tmp_path):
     killed = [flag for flag in flags if not flag.startswith(("--ckpt_dir", "--tracker"))]
     killed += [f"--ckpt_dir={tmp_path / 'run'}", "--checkpoint_every=2"]
-    step = "research.training.learner:Learner.train_steps"
+    step = "research.loop.learner:Learner.train_steps"
     at = signal_at("run_train.py", step, 5, signal.SIGKILL)
     assert run_script(own, "tests/signalled.py", at, *killed).returncode == -signal.SIGKILL
     process = run_script(own, "run_train.py", *killed)

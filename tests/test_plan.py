@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from research.loop.plan import make_plan
 from research.settings.train_config import TrainConfig
-from research.training.plan import make_plan
 
 
 def test_the_short_last_batch_is_a_step_of_its_own():

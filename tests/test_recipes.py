@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flags.command_line import parse_config
+from research.loop.builder import make_augmentation
 from research.settings.train_config import TrainConfig
-from research.training.builder import make_augmentation
 from tests.helpers import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.flags"))

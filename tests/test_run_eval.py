@@ -13,11 +13,11 @@ import tensorflow as tf
 
 from research.data.folder_source import FolderSource
 from research.data.loader import DataLoader
+from research.loop.builder import build_network
 from research.models.wrapper import Wrapper
 from research.optimization.averages import WeightAverages
-from research.runs.checkpoints import restore_model
+from research.runs.restore import restore_model
 from research.settings.train_config import TrainConfig
-from research.training.builder import build_network
 from tests.helpers import draw_photos, read_metrics, run_script
 
 

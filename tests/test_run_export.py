@@ -19,10 +19,10 @@ from research.data.folder_source import FolderSource
 from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions
+from research.loop.builder import build_network
 from research.serving.export import export, preprocessing_layer, serving_model
 from research.settings.program_configs import ExportConfig
 from research.system.errors import UserError
-from research.training.builder import build_network
 from tests.helpers import SMALL_CONFIG, make_run, run_script
 
 # Reads photos, calls one exported model, and prints its probabilities.

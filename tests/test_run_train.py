@@ -192,7 +192,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, s
     rows = read_metrics(tmp_path / "whole")
     assert [row["step"] for row in rows[:2]] == [8, 16]
     # Steps are made until 3, 6, 8 and 9, each followed by a checkpoint, and a little further.
-    place = "research.training.learner:Learner.train_steps"
+    place = "research.loop.learner:Learner.train_steps"
     at = signal_at("run_train.py", place, 5, signal.SIGKILL)
     killed = run_script(tmp_path, "tests/signalled.py", at, *flags, "--ckpt_dir=killed")
     assert killed.returncode == -signal.SIGKILL

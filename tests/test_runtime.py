@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from research.loop.preparation import exchange_within_step
 from research.settings.train_config import TrainConfig
 from research.system.devices import fast_precision, resolve_precision, resolve_xla
 from research.system.errors import UserError
 from research.tasks.task import Task
-from research.training.preparation import exchange_within_step
 
 NONE: frozenset[str] = frozenset()
 

@@ -9,12 +9,12 @@ import pytest
 import tensorflow as tf
 
 from research.data.split_arrays import SplitArrays
+from research.loop.builder import build_network, make_groups
+from research.loop.learner import Learner
+from research.loop.plan import make_plan
+from research.loop.run_state import RunState, make_checkpoint
 from research.optimization.groups import check_partition, make_group
 from research.optimization.schedules import Schedule
-from research.training.builder import build_network, make_groups
-from research.training.learner import Learner
-from research.training.plan import make_plan
-from research.training.run_state import RunState, make_checkpoint
 from tests.learners import (
     CONFIG,
     ODD,

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from research.runs.checkpoints import restore_model
+from research.loop.run_state import make_checkpoint
+from research.runs.restore import restore_model
 from research.tasks.metrics import Metrics
-from research.training.run_state import make_checkpoint
 from tests.learners import CONFIG, ODD, feed, make_learner, model_of, some_photos, train, weights
 
 SETTINGS = {"plain": CONFIG, "clipped, decayed, penalized": ODD}

@@ -15,8 +15,9 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from research.runs.checkpoints import Checkpoints, find_checkpoint
+from research.runs.checkpoints import Checkpoints
 from research.runs.event_files import EventFiles
+from research.runs.restore import find_checkpoint
 from research.runs.run_directory import LOCK, RunLock
 from research.system.errors import UserError
 from tests.helpers import FINISHED_RUN, ROOT, read_checkpoint, read_metrics, run_script

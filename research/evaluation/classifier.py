@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from research.data.batches import make_batches, share_out
 from research.data.split_arrays import SplitArrays
-from research.runs.checkpoints import find_checkpoint, restore_model
+from research.loop.builder import build_network, follow_weights
+from research.loop.steps import predict_step
+from research.runs.restore import find_checkpoint, restore_model
 from research.runs.run_directory import RunDirectory
 from research.settings.train_config import TrainConfig
 from research.system import devices
@@ -19,8 +21,6 @@ from research.system.errors import UserError
 from research.system.python_file import digest_of_file, is_python_reference
 from research.tasks.checks import find_task
 from research.tasks.task import Task
-from research.training.builder import build_network, follow_weights
-from research.training.steps import predict_step
 
 
 def task_of_run(directory: RunDirectory, trained: TrainConfig, asked: str | None) -> type[Task]:

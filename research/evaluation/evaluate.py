@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 from research.data.source import Source
 from research.evaluation.comparison import comparison_table
-from research.evaluation.evaluator import Evaluator, open_photos
+from research.evaluation.one_run import Evaluator, open_photos
 from research.evaluation.results import Evaluation
 from research.runs import pictures
-from research.runs.checkpoints import find_checkpoint
 from research.runs.console import short_path
 from research.runs.durable_files import write_file
+from research.runs.restore import find_checkpoint
 from research.runs.run_directory import RunDirectory
 from research.runs.sealed_files import pointed
 from research.settings.program_configs import EvalConfig

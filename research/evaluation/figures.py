@@ -15,7 +15,7 @@ from sklearn import metrics
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from research.evaluation.scores import Predictions, calibration_table, confusion, wilson_interval
-from research.runs.pictures import no_formula, photo_grid, plain
+from research.runs.pictures import escape_formulas, photo_grid, plain
 
 MAX_CURVES = 10
 MAX_MISTAKES = 20
@@ -51,7 +51,7 @@ def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Fi
     side = min(max(4.5, 1.5 + 0.45 * classes), 24.0)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
-    names = [no_formula(plain(name, MAX_NAME_LENGTH)) for name in class_names]
+    names = [escape_formulas(plain(name, MAX_NAME_LENGTH)) for name in class_names]
     shown = ConfusionMatrixDisplay(shares, display_labels=names)
     shown.plot(ax=axis, cmap="Blues", include_values=False, im_kw={"vmin": 0, "vmax": 1})
     shown.im_.colorbar.set_label("share of the class's photos")
@@ -137,7 +137,7 @@ def precision_recall_curves(predictions: Predictions, class_names: Sequence[str]
 
 
 def _named(curve: Curve, figure: str, value: float) -> str:
-    return f"{no_formula(plain(curve.name))} ({figure} = {value:.3f})"
+    return f"{escape_formulas(plain(curve.name))} ({figure} = {value:.3f})"
 
 
 def _square(classes: int) -> tuple[Figure, Axes]:

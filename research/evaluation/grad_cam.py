@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from research.training.steps import Network
+from research.loop.steps import Network
 
 
 def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:

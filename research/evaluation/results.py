@@ -8,7 +8,13 @@ import io
 import json
 from typing import Any
 
-from research.evaluation.scores import ClassFigures, Decisions, Figure, Interval, Predictions
+from research.evaluation.scores import (
+    ClassFigures,
+    ConfidenceInterval,
+    Decisions,
+    Figure,
+    Predictions,
+)
 from research.runs.console import short_path
 
 RULE = "-" * 40
@@ -117,7 +123,7 @@ class Evaluation:
         return [*lines, f"... and {left_out} more classes"] if left_out > 0 else lines
 
 
-def interval_text(interval: Interval | None) -> str:
+def interval_text(interval: ConfidenceInterval | None) -> str:
     """Returns an interval as text; an empty string for None."""
     return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
 

@@ -16,7 +16,7 @@ from sklearn import metrics
 
 from research.evaluation.ranking import areas
 
-Interval = tuple[float, float]
+ConfidenceInterval = tuple[float, float]
 
 BINS = 15  # of confidence
 
@@ -75,7 +75,7 @@ class Figure:
     """The value of a metric and its 95 % interval; None if there is no interval."""
 
     value: float
-    interval: Interval | None
+    interval: ConfidenceInterval | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +253,7 @@ def resampled_rows(count: int, resamples: int) -> list[np.ndarray]:
     return [generator.integers(count, size=count) for _ in range(resamples)]
 
 
-def percentiles(drawn: Sequence[float] | np.ndarray) -> Interval | None:
+def percentiles(drawn: Sequence[float] | np.ndarray) -> ConfidenceInterval | None:
     """Returns the 2.5th and 97.5th percentile without NaN values; None if no value is left."""
     finite = [value for value in drawn if not math.isnan(value)]
     if not finite:
@@ -262,7 +262,7 @@ def percentiles(drawn: Sequence[float] | np.ndarray) -> Interval | None:
     return float(low), float(high)
 
 
-def wilson_interval(successes: float, trials: float) -> Interval | None:
+def wilson_interval(successes: float, trials: float) -> ConfidenceInterval | None:
     """Returns the 95 % Wilson score interval of a proportion (Wilson 1927); None if no trials."""
     if not trials:
         return None

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from research.models.build import Backbone, Stage, nearest_names
+from research.models.backbone import Backbone, Stage, nearest_names
 from research.system.errors import UserError
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from research.models.build import Build, Preprocessing
+    from research.models.backbone import Build, Preprocessing
 
 
 def keras_application(name: str) -> Build:

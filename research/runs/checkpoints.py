@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
-from research.models.wrapper import Wrapper
-from research.optimization.averages import WeightAverages
 from research.runs.durable_files import cannot_be_written, reason_of
-from research.runs.index_file import check_index
-from research.runs.sealed_files import damage_of, intact_checkpoints, link, move, point, seal
-from research.system.errors import UserError, first_line
-
-# TensorFlow raises these for a checkpoint that is damaged or of another model.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    AssertionError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    tf.errors.OpError,
-)
+from research.runs.restore import reading
+from research.runs.sealed_files import intact_checkpoints, link, move, point, seal
 
 
 class Checkpoints:
@@ -100,7 +82,7 @@ class Checkpoints:
         )
         if self.latest is None:
             return False
-        with _reading(self.latest):
+        with reading(self.latest):
             status = self._state.read(self.latest)
             status.assert_existing_objects_matched().assert_consumed()
         return True
@@ -109,63 +91,3 @@ class Checkpoints:
     def latest(self) -> str | None:
         """The path of the last checkpoint saved or restored; None before the first."""
         return str(self._latest / self._names[-1]) if self._names else None
-
-
-def find_checkpoint(folder: Path, which: str) -> str:
-    """Returns the path of a checkpoint, without its file extension.
-
-    If the newest checkpoint is damaged, the one before it is used, with a note on standard error.
-
-    Args:
-      folder: contains `latest` and `best`.
-      which: `best`, `latest`, or the path of a checkpoint.
-
-    Raises:
-      UserError: there is no such checkpoint, or it is damaged.
-    """
-    if which in ("best", "latest"):
-        other = "latest" if which == "best" else "best"
-        names = intact_checkpoints(folder / which, f"give --checkpoint={other} or a path")
-        if not names:
-            raise UserError(
-                f"ckpt_dir {str(folder.parent)!r} has no {which} checkpoint yet; expected a run "
-                "that has finished at least one epoch"
-            )
-        return str(folder / which / names[-1])
-    prefix = os.path.abspath(os.path.expanduser(which.removesuffix(".index")))
-    damage = damage_of(Path(prefix))
-    if damage:
-        raise UserError(
-            f"checkpoint is {which!r}, and {prefix!r} is not an intact checkpoint: {damage}; "
-            "expected best, latest, or the path of a checkpoint without its file extension"
-        )
-    return prefix
-
-
-def restore_model(model: Wrapper, path: str, averages: WeightAverages | None = None) -> int:
-    """Restores all variables of a model, and their averages, from a checkpoint.
-
-    Returns:
-      The step at which the checkpoint was saved.
-
-    Raises:
-      UserError: the checkpoint cannot be read or is of another model.
-    """
-    with _reading(path):
-        step = tf.Variable(0, dtype=tf.int64)
-        variables = averages.variables if averages else []
-        status = tf.train.Checkpoint(model=model, step=step, averages=variables).read(path)
-        status.assert_existing_objects_matched().expect_partial()
-    return int(step.numpy())
-
-
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Checks the index of a checkpoint; turns any error while reading it into a `UserError`."""
-    try:
-        check_index(path)
-        yield
-    except UNREADABLE as error:
-        raise UserError(
-            f"checkpoint {path!r} does not fit the model of config.json: {first_line(error)[:200]}"
-        ) from error

@@ -21,11 +21,11 @@ from research.runs.run_directory import RunDirectory
 from research.settings.train_config import TASKS
 
 if TYPE_CHECKING:
+    from research.loop.builder import BuiltNetwork
+    from research.loop.learning_rate_finder import Sweep
+    from research.loop.meter import Interval
+    from research.loop.preparation import Run
     from research.tasks.metrics import Metrics
-    from research.training.builder import BuiltNetwork
-    from research.training.learning_rate_finder import Sweep
-    from research.training.meter import Interval
-    from research.training.preparation import Run
 
 
 def describe_run(run: Run) -> str:

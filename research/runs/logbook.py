@@ -18,9 +18,9 @@ from research.runs.tracker import SafeTracker
 from research.settings.train_config import TrainConfig
 
 if TYPE_CHECKING:
+    from research.loop.meter import Interval
+    from research.loop.plan import Plan
     from research.tasks.metrics import Metrics
-    from research.training.meter import Interval
-    from research.training.plan import Plan
 
 
 class Records:
@@ -73,16 +73,12 @@ class Records:
     def save(self, step: int, best: bool = False, validated: bool = True) -> None:
         """Writes a checkpoint; see `Checkpoints.save`."""
 
-    def how_to_go_on(self, step: int) -> str:
+    def resume_hint(self, step: int) -> str:
         """Returns the end of a line: the step is saved, and how to resume."""
         return f"; the chief saved step {step:,}: start all workers again to resume"
 
     def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
         """Draws the learning curves, and prints the result and the next commands."""
-
-
-class SilentLogbook(Records):
-    """The records of a worker that is not the chief: none."""
 
 
 class Logbook(Records):
@@ -136,7 +132,7 @@ class Logbook(Records):
     def save(self, step: int, best: bool = False, validated: bool = True) -> None:
         self.checkpoints.save(step, best, validated)
 
-    def how_to_go_on(self, step: int) -> str:
+    def resume_hint(self, step: int) -> str:
         path = shlex.quote(console.short_path(self.directory.path))
         return (
             f"; step {step:,} of {self.plan.steps:,} is saved: repeat the command with "

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
-    from research.training.learning_rate_finder import Sweep
+    from research.loop.learning_rate_finder import Sweep
 
 
 def plain(text: str, longest: int | None = None) -> str:
@@ -24,7 +24,7 @@ def plain(text: str, longest: int | None = None) -> str:
     return shown if longest is None or len(shown) <= longest else f"...{shown[3 - longest :]}"
 
 
-def no_formula(text: str) -> str:
+def escape_formulas(text: str) -> str:
     """Escapes a label for matplotlib: `$` starts a formula, and a leading `_` hides the label."""
     escaped = text.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
@@ -105,7 +105,7 @@ def learning_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Fig
     figure = Figure(figsize=(10, 5), layout="constrained")
     for axis, metric in _charts(figure, [row for _, rows in runs for row in rows]):
         for name, rows in runs:
-            label = no_formula(plain(name, 60))
+            label = escape_formulas(plain(name, 60))
             line = _draw_curve(
                 axis, rows, f"validation_{metric}", marker="o", markersize=3, label=label
             )

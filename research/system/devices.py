@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from research.settings.train_config import TrainConfig
 
 
-def set_up(seed: int, deterministic: bool, virtual_devices: int) -> None:
+def prepare(seed: int, deterministic: bool, virtual_devices: int) -> None:
     """Sets all random seeds, and splits the CPU into logical devices if requested.
 
     Raises:
@@ -123,7 +123,7 @@ def start(config: TrainConfig, cluster: Cluster | None = None) -> Team:
             f"virtual_devices is {config.virtual_devices}, but a worker of several uses its GPUs "
             "or its whole CPU; leave out --virtual_devices, or unset TF_CONFIG"
         )
-    set_up(config.seed, config.deterministic, config.virtual_devices)
+    prepare(config.seed, config.deterministic, config.virtual_devices)
     set_precision(resolve_precision(config.precision))
     if cluster is not None:
         return Team(join_cluster(cluster, config.worker_timeout), cluster)

@@ -113,19 +113,19 @@ class Team:
     def chief_first(self) -> Iterator[None]:
         """Runs the block in the chief first, and then in the other workers."""
         if not self.leads:
-            self.chiefs_word(None)
+            self.from_chief(None)
         yield
         if self.leads:
-            self.chiefs_word(None)
+            self.from_chief(None)
 
-    def chiefs_word(self, value: Any) -> Any:
+    def from_chief(self, value: Any) -> Any:
         """Returns the chief's value in all workers; all must call this. JSON must represent it."""
         if self.cluster is None:
             return value
         text = json.dumps(value).encode() if self.leads else b""
-        (size,) = self._from_chief([tf.constant([len(text)], tf.float64)])
+        (size,) = self._broadcast([tf.constant([len(text)], tf.float64)])
         text = text or bytes(int(size[0]))
-        (received,) = self._from_chief([tf.constant(list(text), tf.float64)])
+        (received,) = self._broadcast([tf.constant(list(text), tf.float64)])
         return json.loads(bytes(int(byte) for byte in received.numpy()))
 
     def add_up(self, values: Sequence[float]) -> list[float]:
@@ -151,10 +151,10 @@ class Team:
             return
         # A float64 holds every dtype used here exactly, and every collective supports it.
         values = [tf.cast(tf.convert_to_tensor(variable), tf.float64) for variable in variables]
-        for variable, value in zip(variables, self._from_chief(values), strict=True):
+        for variable, value in zip(variables, self._broadcast(values), strict=True):
             variable.assign(tf.cast(value, variable.dtype))
 
-    def _from_chief(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def _broadcast(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Returns the values of the chief's first device, as the sum with zeros of all others."""
 
         @tf.function(autograph=False)

@@ -14,7 +14,7 @@ from research.tasks.losses import cross_entropy, mean_class_losses, predicted_la
 from research.tasks.metrics import Means, Sums, weighted_sums
 
 if TYPE_CHECKING:
-    from research.training.steps import Network
+    from research.loop.steps import Network
 
 
 class Gradients(NamedTuple):

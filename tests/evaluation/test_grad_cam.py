@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 
 from research.evaluation.grad_cam import grad_cam
+from research.loop.builder import build_network
+from research.loop.steps import Network
 from research.models.split import split_backbone
 from research.models.wrapper import Wrapper
-from research.training.builder import build_network
-from research.training.steps import Network
 from tests.helpers import SMALL_CONFIG
 
 

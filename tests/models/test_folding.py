@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.models.backbone import build_backbone
 from research.models.backbone_table import find_backbone
-from research.models.build import build_backbone
 from research.models.folding import FoldedConvolution, fold_frozen_batch_norm
 from research.models.residual import build_small_resnet
 from research.models.split import split_backbone

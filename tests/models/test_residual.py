@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.models.backbone import build_backbone
 from research.models.backbone_table import find_backbone
-from research.models.build import build_backbone
 from research.models.residual import build_small_resnet, residual_block
 from research.system.errors import UserError
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from keras import layers
 
+from research.models.backbone import build_backbone
 from research.models.backbone_table import BACKBONES
-from research.models.build import build_backbone
 from research.models.weights import LoadReport, load_weights
 from research.system.errors import UserError
 

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
+from research.loop.builder import build_network, make_groups
+from research.loop.plan import make_plan
+from research.loop.run_state import RunState
 from research.runs.console import parts_table
-from research.training.builder import build_network, make_groups
-from research.training.plan import make_plan
-from research.training.run_state import RunState
 from tests.learners import CONFIG, SHAPES
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from research.data.folder_source import FolderSource
 from research.data.loader import DataLoader
+from research.loop.agreement import check_data, describe_data, list_photos
 from research.system.errors import UserError
-from research.training.agreement import check_data, describe_data, list_photos
 
 
 def photos_in(folder) -> DataLoader:

@@ -18,15 +18,15 @@ import tqdm
 from research.data.batches import Batch
 from research.data.loader import DataLoader
 from research.data.rows import Rows, rows_in_a_file
+from research.loop.plan import Plan
+from research.loop.steps import Network
+from research.loop.trunk.decision import Decision, Phase, PhotoCounts, Room, decide
+from research.loop.trunk.description import describe_kept
+from research.loop.trunk.store import CacheStore, MakeRows
 from research.models.split import SplitBackbone
 from research.system.errors import UserError
 from research.system.machine import free_disk, free_memory
 from research.system.progress import photo_bar
-from research.training.plan import Plan
-from research.training.steps import Network
-from research.training.trunk.decision import Decision, Phase, PhotoCounts, Room, decide
-from research.training.trunk.description import describe_kept
-from research.training.trunk.store import CacheStore, MakeRows
 
 # Not --batch_size: the cached outputs must not depend on it, to the last bit.
 BATCH_SIZE = 32
@@ -59,7 +59,7 @@ class RunInputs:
         return self.head if epoch < self.features_until else self.whole
 
 
-def bytes_a_photo(parts: SplitBackbone) -> int:
+def bytes_per_photo(parts: SplitBackbone) -> int:
     """Returns the size of the trunk's activations for one photo, in bytes."""
     if parts.trunk is None:
         return 0
@@ -144,7 +144,7 @@ class FrozenLayers:
         phases = []
         if self._features_until < plan.epochs and step < plan.steps:
             # First: features can be computed from activations.
-            tuned, size = plan.epochs - self._features_until, bytes_a_photo(parts)
+            tuned, size = plan.epochs - self._features_until, bytes_per_photo(parts)
             phases.append(phase("activations", tuned, size, parts.trunk_cost))
         if step < self._features_until * plan.steps_per_epoch:
             size = 4 * math.prod(self._network.model.feature_shape)

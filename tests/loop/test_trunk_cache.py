@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from research.loop.trunk.decision import Phase, PhotoCounts, Room, decide
 from research.system.errors import UserError
-from research.training.trunk.decision import Phase, PhotoCounts, Room, decide
 
 # 110 photos of 1,000 bytes; the frozen layers cost as much as the others forward and backward.
 PHASE = Phase("activations", PhotoCounts(100, 10, 1), 10, 10.0, 1000, 30.0, 10.0)
@@ -37,7 +37,7 @@ def test_of_the_head_alone_everything_but_the_first_time_is_spared():
     ("setting", "changes", "place", "reason"),
     [
         ("auto", {}, "memory", "activations in memory, 0.1 MB: about 1.9 times as fast"),
-        ("auto", {"bytes_a_photo": 10**5}, "memory", "in memory, 11 MB: about"),
+        ("auto", {"bytes_per_photo": 10**5}, "memory", "in memory, 11 MB: about"),
         ("auto", {"views": 2}, "memory", "in memory, 0.2 MB, 2 views: about"),
         ("auto", {"epochs": 1, "visits": 1.0}, None, "would make it 1.00 times as fast"),
         ("auto", {"spared_cost": 0.5}, None, "would make it 1.02 times as fast"),

@@ -11,14 +11,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from research.data.batches import Batch
-from research.models.wrapper import trained_statistics
-from research.optimization.averages import WeightAverages
-from research.optimization.groups import Group
-from research.runs.histograms import Histograms
-from research.tasks.metrics import Metrics, Sums, SumsRead, mean_metrics
-from research.tasks.task import Gradients, Task
-from research.training.run_state import RunState
-from research.training.steps import (
+from research.loop.run_state import RunState
+from research.loop.steps import (
     Network,
     Update,
     add_gradients,
@@ -26,6 +20,12 @@ from research.training.steps import (
     eval_step,
     reduce_gradients,
 )
+from research.models.wrapper import trained_statistics
+from research.optimization.averages import WeightAverages
+from research.optimization.groups import Group
+from research.runs.histograms import Histograms
+from research.tasks.metrics import Metrics, Sums, SumsRead, mean_metrics
+from research.tasks.task import Gradients, Task
 
 Scalars = dict[str, tf.Tensor]
 
@@ -130,7 +130,7 @@ class Learner:
         @tf.function(autograph=False)
         def step(batch: Batch) -> Scalars:
             # The gradients of the mean loss must not overflow, whatever the size of the batch.
-            scale = loss_scale.scale / float(self._photos_a_step(batch))
+            scale = loss_scale.scale / float(self._photos_per_step(batch))
             gradients = self._accumulated(lambda part: compiled(part, scale), batch)
             update: Update = strategy.run(
                 lambda part: reduce_gradients(groups, part, options.clip_norm, scale), (gradients,)
@@ -191,7 +191,7 @@ class Learner:
         return total
 
     @property
-    def steps_an_interval(self) -> int:
+    def steps_per_interval(self) -> int:
         """Steps between two fetches of figures, for which the host waits for the device."""
         return STEPS_IN_A_LOOP if self._loops_on_device else STEPS_ONE_BY_ONE
 
@@ -304,7 +304,7 @@ class Learner:
         if self._average_statistics:
             self._average_statistics()
 
-    def _photos_a_step(self, batch: Batch) -> int:
+    def _photos_per_step(self, batch: Batch) -> int:
         part = self._first(batch["weight"])
         return part.shape[0] * self.strategy.num_replicas_in_sync
 

@@ -10,11 +10,28 @@ import tensorflow as tf
 from research.data.loader import DataLoader
 from research.data.open_source import open_source
 from research.data.source import Source
+from research.loop.agreement import check_data, describe_data, list_photos
+from research.loop.builder import (
+    BuiltNetwork,
+    build_network,
+    check_supported,
+    feature_epochs,
+    follow_weights,
+    make_augmentation,
+    make_groups,
+    make_loader,
+    make_task,
+    weigh_classes,
+)
+from research.loop.learner import StepOptions
+from research.loop.plan import Plan, Position, make_plan
+from research.loop.run_state import RunState, make_checkpoint, variables_of
+from research.loop.trunk.frozen_layers import FrozenLayers, RunInputs
 from research.models.cost import largest_output
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group
 from research.runs.checkpoints import Checkpoints
-from research.runs.logbook import Logbook, Records, SilentLogbook
+from research.runs.logbook import Logbook, Records
 from research.runs.run_directory import RunDirectory
 from research.runs.tracker import open_tracker
 from research.settings.durations import parse_steps
@@ -27,23 +44,6 @@ from research.system.team import Team
 from research.tasks.checks import sum_shapes
 from research.tasks.metrics import mean_metrics
 from research.tasks.task import Task
-from research.training.agreement import check_data, describe_data, list_photos
-from research.training.builder import (
-    BuiltNetwork,
-    build_network,
-    check_supported,
-    feature_epochs,
-    follow_weights,
-    make_augmentation,
-    make_groups,
-    make_loader,
-    make_task,
-    weigh_classes,
-)
-from research.training.learner import StepOptions
-from research.training.plan import Plan, Position, make_plan
-from research.training.run_state import RunState, make_checkpoint, variables_of
-from research.training.trunk.frozen_layers import FrozenLayers, RunInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +192,14 @@ def begin_or_resume(
         else []
     )
     cached_now = {choice.phase.input_kind: choice.decision.place is not None for choice in choices}
-    chief = team.chiefs_word({"data": data, "resumed": resumed, "cached": cached_now})
+    chief = team.from_chief({"data": data, "resumed": resumed, "cached": cached_now})
     check_data(data, chief["data"])
     team.copy_from_chief(variables_of(model, run.groups, run.state, run.averages))
     if not directory and not run.is_finished:
         choices = run.frozen.choose(run.state.current_step, chief["cached"])
     inputs = run.frozen.run(choices)
     if directory is None or checkpoints is None:
-        return SilentLogbook(run.plan), inputs, chief["resumed"]
+        return Records(run.plan), inputs, chief["resumed"]
     tracker = open_tracker(run.config.tracker)
     if not resuming:
         chosen = {
@@ -221,11 +221,11 @@ def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> No
     if tf.config.list_logical_devices("GPU"):
         return
     number = keras.config.dtype_policy().compute_dtype
-    bytes_a_photo = largest_output(built.network.model.backbone.layers) * tf.as_dtype(number).size
+    bytes_per_photo = largest_output(built.network.model.backbone.layers) * tf.as_dtype(number).size
     batch = min(config.batch_size, source.count("train"))
-    if batch * bytes_a_photo > free_memory():
+    if batch * bytes_per_photo > free_memory():
         raise UserError(
-            f"a layer of {config.backbone} returns {batch * bytes_a_photo / 1e9:,.1f} GB for "
+            f"a layer of {config.backbone} returns {batch * bytes_per_photo / 1e9:,.1f} GB for "
             f"{batch:,} photos of {config.image_size} pixels, and {free_memory() / 1e9:,.1f} GB "
             "are free; give a smaller --batch_size or --image_size"
         )

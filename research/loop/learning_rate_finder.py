@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from research.data.batches import Batch, share_out
+from research.loop.builder import build_group
+from research.loop.learner import Learner
+from research.loop.preparation import Run
 from research.optimization.schedules import Rising
 from research.runs import console, pictures
 from research.runs.durable_files import write_file
-from research.training.builder import build_group
-from research.training.learner import Learner
-from research.training.preparation import Run
 
 LOWEST_RATE, HIGHEST_RATE, STEPS = 1e-7, 10.0, 100
 MEMORY = 0.9  # the share of itself that the smoothed loss keeps in a step

@@ -23,6 +23,7 @@ from research.evaluation.scores import (
     of_classes,
     overall,
 )
+from research.loop.builder import make_loader
 from research.runs import pictures
 from research.runs.console import short_path
 from research.runs.durable_files import write_file
@@ -32,7 +33,6 @@ from research.settings.program_configs import MIRROR_AVERAGING, PHOTO_SETTINGS, 
 from research.system.errors import UserError
 from research.tasks.metrics import mean_metrics
 from research.tasks.task import Task
-from research.training.builder import make_loader
 
 
 class Evaluator:

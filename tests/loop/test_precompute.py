@@ -22,19 +22,19 @@ from research.data.augmentation import (
 from research.data.batches import share_out
 from research.data.folder_source import FolderSource
 from research.data.loader import DataLoader, scale_to_unit
+from research.loop.builder import feature_epochs, make_groups
+from research.loop.learner import Learner
+from research.loop.plan import make_plan
+from research.loop.run_state import RunState
+from research.loop.steps import Network
+from research.loop.trunk.frozen_layers import FrozenLayers, bytes_per_photo
 from research.models import residual
+from research.models.backbone import stage_starts
 from research.models.backbone_table import find_backbone
-from research.models.build import stage_starts
 from research.models.split import split_backbone
 from research.models.wrapper import Wrapper, freeze_below
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
-from research.training.builder import feature_epochs, make_groups
-from research.training.learner import Learner
-from research.training.plan import make_plan
-from research.training.run_state import RunState
-from research.training.steps import Network
-from research.training.trunk.frozen_layers import FrozenLayers, bytes_a_photo
 from tests.learners import CONFIG as SETTINGS
 from tests.learners import SHAPES, TASK, mirrored
 
@@ -307,7 +307,7 @@ def test_a_photo_takes_what_crosses_the_cut():
     parts = make_network(small_resnet, 20).parts
     (tensor,) = parts.trunk.outputs
     _, height, width, channels = tensor.shape
-    assert bytes_a_photo(parts) == 4 * height * width * channels
+    assert bytes_per_photo(parts) == 4 * height * width * channels
 
 
 def test_phases_are_planned_from_where_the_run_stands(decoded):
@@ -318,7 +318,7 @@ def test_phases_are_planned_from_where_the_run_stands(decoded):
     tuned, head = frozen.phases(0)
     assert (tuned.input_kind, tuned.epochs, tuned.visits) == ("activations", 3, 3)
     assert (head.input_kind, head.epochs, head.visits) == ("features", 2, 2)
-    assert head.bytes_a_photo == 4 * 96
+    assert head.bytes_per_photo == 4 * 96
     assert head.spared_cost == pytest.approx(tuned.spared_cost + tuned.other_cost)
     assert len(frozen.phases(plan.head_steps - 1)) == 2
     assert frozen.phases(plan.head_steps) == [tuned]

@@ -22,8 +22,10 @@ from research.data.augmentation import (
 )
 from research.data.loader import DataLoader
 from research.data.source import Source
+from research.loop.plan import Plan
+from research.loop.steps import Network
+from research.models.backbone import Backbone, build_backbone, first_trainable_layer, stage_starts
 from research.models.backbone_table import find_backbone
-from research.models.build import Backbone, build_backbone, first_trainable_layer, stage_starts
 from research.models.split import split_backbone
 from research.models.weights import load_weights
 from research.models.wrapper import Wrapper, freeze_below, penalize
@@ -37,8 +39,6 @@ from research.system.python_file import is_python_reference, load_from_file
 from research.tasks.checks import find_task
 from research.tasks.losses import balanced_weights
 from research.tasks.task import Task
-from research.training.plan import Plan
-from research.training.steps import Network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from research.data.loader import DataLoader
-from research.training.steps import Network
+from research.loop.steps import Network
 
 
 def describe_kept(

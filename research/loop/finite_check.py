@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from research.loop.learner import Learner
 from research.runs.logbook import Records
 from research.system.errors import UserError
-from research.training.learner import Learner
 
 
 class TrainingDivergedError(UserError):

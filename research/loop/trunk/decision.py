@@ -45,7 +45,7 @@ class Phase:
       photos: the numbers of photos and views.
       epochs: the number of epochs.
       visits: how often each training photo is used in them.
-      bytes_a_photo: size of the cached outputs for one view of one photo.
+      bytes_per_photo: size of the cached outputs for one view of one photo.
       spared_cost: cost of the frozen layers for one photo, in operations.
       other_cost: cost of the layers that must still run, forward only.
       devices: how many share the steps; only one of them fills the cache.
@@ -55,7 +55,7 @@ class Phase:
     photos: PhotoCounts
     epochs: int
     visits: float
-    bytes_a_photo: int
+    bytes_per_photo: int
     spared_cost: float
     other_cost: float
     devices: int = 1
@@ -63,7 +63,7 @@ class Phase:
     @property
     def size(self) -> int:
         """The size of the whole cache in bytes."""
-        return self.kept_photos * self.bytes_a_photo
+        return self.kept_photos * self.bytes_per_photo
 
     @property
     def gain(self) -> float:

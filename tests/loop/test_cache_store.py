@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from research.loop.trunk import store as cache_store
+from research.loop.trunk.store import CacheStore
 from research.system.errors import UserError
-from research.training.trunk import store as cache_store
-from research.training.trunk.store import CacheStore
 from tests.helpers import ROOT
 
 MADE_FROM = {"photos": "abc", "layers": [1, 2]}
@@ -138,7 +138,7 @@ WAITING_WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
-from research.training.trunk.store import CacheStore
+from research.loop.trunk.store import CacheStore
 
 def make(make_rows):
     rows = make_rows((5, 4), np.float32)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
+from research.loop.meter import Stopwatch
 from research.models.wrapper import Wrapper
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group
 from research.optimization.loss_scale import LossScale
 from research.tasks.metrics import Tally
-from research.training.meter import Stopwatch
 
 
 class RunState:
