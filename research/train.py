@@ -8,16 +8,22 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from research.data.batches import share_out
 from research.data.loader import DataLoader
+from research.data.order import share_out
 from research.data.source import Source
 from research.loop.agreement import check_settings
 from research.loop.finite_check import check_finite, read_scalars
 from research.loop.learner import Learner
 from research.loop.learning_rate_finder import suggest_learning_rates
 from research.loop.meter import Interval, Meter
-from research.loop.preparation import Run, begin_or_resume, open_photos, set_up
-from research.loop.trunk.frozen_layers import EpochInput
+from research.loop.preparation import (
+    Run,
+    begin_or_resume,
+    make_learner,
+    open_photos,
+    record_own_classes,
+    set_up,
+)
 from research.runs import console
 from research.runs.logbook import Records
 from research.runs.profiler import StepProfiler
@@ -29,7 +35,6 @@ from research.system.cluster import find_cluster
 from research.system.errors import UserError
 from research.system.garbage import collected
 from research.system.interruption import Interrupted, deferred
-from research.system.python_file import reference_of
 from research.system.stop_request import StopRequest
 from research.system.team import Team
 from research.tasks.metrics import Metrics
@@ -56,7 +61,7 @@ def train(
         and the last good checkpoint stays; or another worker ended (`WorkerLostError`).
       Interrupted: a signal asked to stop, in the main thread; steps that were made are saved.
     """
-    config = _with_own_classes(config, source, task)
+    config = record_own_classes(config, source, task)
     cluster = find_cluster(config.distribution)
     # First, so that a folder that cannot be used is reported at once.
     leads = cluster is None or cluster.is_chief
@@ -89,20 +94,6 @@ def train(
     return directory
 
 
-def _with_own_classes(
-    config: TrainConfig, source: Source | None, task: type[Task] | None
-) -> TrainConfig:
-    """Records classes that are given from Python in the settings, as the flags would name them."""
-    if source is not None and config.source is None:
-        config = dataclasses.replace(
-            config,
-            source=reference_of(type(source)),
-            dataset=TrainConfig.dataset,
-            image_folder=None,
-        )
-    return dataclasses.replace(config, task=reference_of(task)) if task else config
-
-
 def train_together(
     config: TrainConfig,
     team: Team,
@@ -129,20 +120,9 @@ def train_together(
     run = set_up(config, team, source, task)
     print(console.describe_run(run), flush=True)
     records, inputs, resumed = begin_or_resume(run, config, directory, resuming)
-    histograms = records.make_histograms(config.histogram_every)
-
-    @functools.cache
-    def learner_of(epoch_input: EpochInput, begun: int) -> Learner:
-        return Learner(
-            team.strategy,
-            run.task,
-            epoch_input.network,
-            run.groups[:begun],
-            run.state,
-            run.options,
-            run.averages,
-            histograms,
-        )
+    learner_of = functools.cache(
+        functools.partial(make_learner, run, records.make_histograms(config.histogram_every))
+    )
 
     if resumed:
         validated = run.position.steps_done < run.plan.steps_per_epoch

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from research.data.batches import make_batches, share_out
+from research.data.batches import make_batches
+from research.data.order import share_out
 from research.data.split_arrays import SplitArrays
 from research.loop.builder import build_network, make_groups
 from research.loop.learner import Learner, StepOptions

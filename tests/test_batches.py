@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from research.data.augmentation import AugmentationPipeline, HorizontalFlip
-from research.data.batches import Share, continued_order, epoch_order, make_batches
+from research.data.batches import make_batches
+from research.data.order import Share, continued_order, epoch_order
 from research.data.split_arrays import SplitArrays
 
 

@@ -7,10 +7,12 @@ import pytest
 import tensorflow as tf
 
 from research.data.augmentation import AugmentationPipeline, HorizontalFlip
-from research.data.batches import epoch_order, share_out
 from research.data.folder_source import FolderSource
 from research.data.loader import DataLoader
+from research.data.order import epoch_order, share_out
 from research.data.split_arrays import load_split
+from research.loop.trunk.frozen_layers import view_batches
+from research.runs.console import damage_report
 from research.system.errors import UserError
 from tests.helpers import draw_photos
 
@@ -74,7 +76,7 @@ def test_short_epochs_together_show_all_photos(photo_folder):
     shown = np.concatenate(
         [batch["image"] for epoch in range(epochs) for batch in loader.epoch_batches(epoch)]
     )[:photos]
-    (whole,) = loader.view_batches("train", 0, photos)
+    (whole,) = view_batches(loader, "train", 0, photos)
     np.testing.assert_array_equal(shown, whole["image"])
     (rest,) = list(loader.epoch_batches(1, start=1))
     np.testing.assert_array_equal(rest["image"], list(loader.epoch_batches(1))[1]["image"])
@@ -120,7 +122,7 @@ def test_damaged_photos_are_skipped_counted_and_named(tmp_path):
     folder = draw_photos(tmp_path, 30)
     whole = DataLoader(16, 8, source=FolderSource(str(folder)))
     whole_count = whole.num_train_examples
-    assert whole.damage_report() is None
+    assert damage_report(whole) is None
     names = whole.examples("train").names
     (folder / names[3]).write_bytes(b"")
     content = (folder / names[5]).read_bytes()
@@ -128,7 +130,7 @@ def test_damaged_photos_are_skipped_counted_and_named(tmp_path):
     loader = DataLoader(16, 8, source=FolderSource(str(folder)))
     assert loader.num_train_examples == whole_count - 2
     assert names[3] not in loader.examples("train").names
-    report = loader.damage_report()
+    report = damage_report(loader)
     assert "skipped 2 damaged photos" in report
     assert f"{names[3]}: empty file" in report
     assert names[5] in report
@@ -146,7 +148,7 @@ def test_a_long_report_of_damaged_photos_is_shortened(tmp_path):
         (folder / name).write_bytes(b"no image")
     broken = DataLoader(16, 8, source=FolderSource(str(folder)))
     broken.examples("train")
-    report = broken.damage_report().splitlines()
+    report = damage_report(broken).splitlines()
     assert report[0] == "skipped 25 damaged photos:"
     assert report[-1].strip() == "... and 15 more"
 

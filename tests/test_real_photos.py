@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from research.data.loader import DataLoader
 from research.data.tfds_source import TfdsSource
+from research.runs.console import damage_report
 from tests.helpers import ROOT, run_script
 
 SHARED = ROOT.parent / "shared"
@@ -34,7 +35,7 @@ def test_splits_hold_each_photo_once():
     assert loader.class_names == ("cat", "dog")
     for name, label in zip(names[0], loader.examples("train").labels, strict=True):
         assert loader.get_label_name(label) in name.lower()
-    assert loader.damage_report() is None
+    assert damage_report(loader) is None
 
 
 def test_a_head_on_frozen_features_tells_cats_from_dogs(tmp_path):

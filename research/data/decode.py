@@ -1,49 +1,27 @@
-"""Decodes image files to pixels, also in parallel, or reports why a file cannot be decoded."""
+"""Decodes image files to pixels, or reports why a file cannot be decoded."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import io
-import itertools
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from research.data.source import Example
 from research.system.errors import one_line
-from research.system.machine import processors
 
 # By default Pillow tries every format it knows, including formats that start another program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "PPM")
 MAX_PIXELS = 120_000_000  # photos of the largest cameras; a pixel takes four bytes of memory
 LARGE_PIXELS = 30_000_000  # larger photos are decoded one at a time, to limit the peak memory
 BACKGROUND = (255, 255, 255)  # replaces transparent parts
-CHUNK_BYTES = 2**23  # of stored photos that a thread takes at a time
-
-Result = TypeVar("Result")
 
 _one_large = threading.Lock()
 
 
 class DamagedImageError(Exception):
     """The bytes hold no usable image. The message is a short reason."""
-
-
-@contextlib.contextmanager
-def pillow_warnings_hidden() -> Iterator[None]:
-    """Hides Pillow's warnings about unusual but readable photos, in all threads of the process.
-
-    The warning filters are global, so open this context in one thread only.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def decode_image(encoded: bytes | np.ndarray | None, size: int | None = None) -> np.ndarray:
@@ -125,64 +103,3 @@ def _to_rgb(image: Image.Image, size: int | None) -> np.ndarray:
         opaque.paste(image, mask=image.getchannel("A"))
         image = opaque
     return np.asarray(image)
-
-
-@contextlib.contextmanager
-def in_parallel(
-    examples: Iterator[Example],
-    work: Callable[[bytes | np.ndarray], Result],
-    photos_per_chunk: int = 32,
-) -> Iterator[Iterator[tuple[Example, Result | DamagedImageError]]]:
-    """Gives an iterator over each example and the result of `work` for its image, in order.
-
-    The threads end with the `with` block. If they ended with a generator, Python could collect the
-    generator in one of its own threads, which cannot wait for itself.
-
-    Args:
-      examples: read in this thread, a few chunks ahead of the results.
-      work: called in several threads at once. If it raises `DamagedImageError`, or the image cannot
-        be read, the error is the result.
-      photos_per_chunk: photos that a thread takes at a time. A chunk is smaller if its photos are
-        large.
-    """
-
-    def work_on(chunk: list[Example]) -> list[Result | DamagedImageError]:
-        results: list[Result | DamagedImageError] = []
-        for example in chunk:
-            try:
-                if example.image is None:
-                    raise DamagedImageError(example.problem)
-                results.append(work(example.image))
-            except DamagedImageError as damage:
-                results.append(damage)
-        return results
-
-    def in_order() -> Iterator[tuple[Example, Result | DamagedImageError]]:
-        chunks = _chunks(examples, photos_per_chunk)
-        submitted = ((chunk, pool.submit(work_on, chunk)) for chunk in chunks)
-        waiting = collections.deque(itertools.islice(submitted, 2 * workers))
-        while waiting:
-            chunk, results = waiting.popleft()
-            waiting.extend(itertools.islice(submitted, 1))
-            yield from zip(chunk, results.result(), strict=True)
-
-    workers = processors()
-    pool = ThreadPoolExecutor(workers)
-    with pillow_warnings_hidden():
-        try:
-            yield in_order()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _chunks(examples: Iterator[Example], photos_per_chunk: int) -> Iterator[list[Example]]:
-    chunk: list[Example] = []
-    size = 0
-    for example in examples:
-        chunk.append(example)
-        size += 0 if example.image is None else np.asarray(example.image).nbytes
-        if len(chunk) >= photos_per_chunk or size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk

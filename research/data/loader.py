@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Mapping
@@ -11,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from research.data.augmentation import AugmentationPipeline, HorizontalFlip
-from research.data.batches import Preprocessing, Share, continued_order, make_batches
-from research.data.decode import DamagedImageError, decode_image, pillow_warnings_hidden
+from research.data.batches import Preprocessing, make_batches
 from research.data.open_source import open_source
+from research.data.order import Share, continued_order
+from research.data.raw_photos import random_raw_images
 from research.data.source import Source
 from research.data.split_arrays import SplitArrays, load_split
 from research.system.errors import UserError
@@ -44,6 +44,9 @@ class DataLoader:
       augmentation: random changes of the training photos, new in each epoch.
       mirror_averaging: whether evaluation batches also hold the mirror images.
 
+    Attributes:
+      loaded: the splits that were decoded so far.
+
     Raises:
       UserError: when a split that is used has no usable photo.
     """
@@ -60,7 +63,7 @@ class DataLoader:
     seed: int = 0
     augmentation: AugmentationPipeline = dataclasses.field(default_factory=AugmentationPipeline)
     mirror_averaging: bool = False
-    _loaded: dict[str, SplitArrays] = dataclasses.field(default_factory=dict, init=False)
+    loaded: dict[str, SplitArrays] = dataclasses.field(default_factory=dict, init=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -124,18 +127,6 @@ class DataLoader:
             mirrored=self.mirror_averaging,
         )
 
-    def view_batches(self, split: str, view: int, batch_size: int) -> tf.data.Dataset:
-        """Returns all photos of a split once, in stored order, all in the same view."""
-        examples, augmentation = self.examples(split), self.augmentation_of(split)
-        return make_batches(
-            examples,
-            np.arange(len(examples)),
-            batch_size,
-            self.preprocessing,
-            augmentation=augmentation,
-            numbers=np.tile(augmentation.numbers_of(view), (len(examples), 1)),
-        )
-
     def augmentation_of(self, split: str) -> AugmentationPipeline:
         """Returns the augmentation that defines the views of a split.
 
@@ -159,32 +150,21 @@ class DataLoader:
         """Returns a loader in the same order with other inputs, which are not preprocessed."""
         other = copy.copy(self)
         other.preprocessing = None
-        other._loaded = dict(loaded)
+        other.loaded = dict(loaded)
         return other
 
     def examples(self, split: str) -> SplitArrays:
         """Returns the decoded photos of a split. They are kept from the first call on."""
-        if split not in self._loaded:
+        if split not in self.loaded:
             with photo_bar(f"decoding {split}", self.source.count(split)) as bar:
-                loaded = load_split(self.source, split, self.image_size, bar.update)
-            if not len(loaded):
+                decoded = load_split(self.source, split, self.image_size, bar.update)
+            if not len(decoded):
                 raise UserError(
-                    f"the {split} split has no usable photo ({len(loaded.damaged)} damaged); "
+                    f"the {split} split has no usable photo ({len(decoded.damaged)} damaged); "
                     "expected at least one: give more photos"
                 )
-            self._loaded[split] = loaded
-        return self._loaded[split]
-
-    def damage_report(self) -> str | None:
-        """Returns a summary of the damaged photos in all loaded splits, or None without any."""
-        damaged = [entry for loaded in self._loaded.values() for entry in loaded.damaged]
-        if not damaged:
-            return None
-        shown = [f"  {name}: {reason}" for name, reason in damaged[:10]]
-        if len(damaged) > len(shown):
-            shown.append(f"  ... and {len(damaged) - len(shown)} more")
-        photos = "photo" if len(damaged) == 1 else "photos"
-        return "\n".join([f"skipped {len(damaged)} damaged {photos}:", *shown])
+            self.loaded[split] = decoded
+        return self.loaded[split]
 
     def get_label_name(self, label: int) -> str:
         """Returns the name of a class; raises IndexError if the label is out of range."""
@@ -193,23 +173,5 @@ class DataLoader:
         return self.class_names[int(label)]
 
     def get_random_raw_images(self, n: int) -> list[tuple[np.ndarray, int]]:
-        """Returns `n` random training photos in their own size, as pairs (uint8 RGB, label).
-
-        The seed decides which. They are taken from the first `shuffle_size` photos. The result is
-        shorter if fewer photos are usable.
-        """
-        count = min(self.shuffle_size, self.source.count("train"))
-        order = np.random.default_rng([self.seed, n]).permutation(count).tolist()
-        drawn: list[tuple[np.ndarray, int]] = []
-        # A thousand full-size photos take gigabytes, so further ones are read only if needed.
-        tried = 2 * n
-        while order and len(drawn) < n:
-            places, order = order[:tried], order[tried:]
-            stored = zip(range(max(places) + 1), self.source.examples("train"), strict=False)
-            found = {place: example for place, example in stored if place in places}
-            for place in places:
-                with contextlib.suppress(DamagedImageError), pillow_warnings_hidden():
-                    if len(drawn) < n:
-                        drawn.append((decode_image(found[place].image), found[place].label))
-            tried *= 4
-        return drawn
+        """Returns `n` random training photos in their own size; see `random_raw_images`."""
+        return random_raw_images(self.source, n, self.shuffle_size, self.seed)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from research.data.decode import DamagedImageError, decode_image, in_parallel
+from research.data.decode import DamagedImageError, decode_image
 from research.data.rows import Rows, rows_in_a_file
 from research.data.source import Example, Source
+from research.data.thread_pool import in_parallel
 from research.system.errors import UserError
 from research.system.machine import fits_in_memory
 

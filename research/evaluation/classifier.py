@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from research.data.batches import make_batches, share_out
+from research.data.batches import make_batches
+from research.data.order import share_out
 from research.data.split_arrays import SplitArrays
 from research.loop.builder import build_network, follow_weights
 from research.loop.steps import predict_step

@@ -25,7 +25,7 @@ from research.evaluation.scores import (
 )
 from research.loop.builder import make_loader
 from research.runs import pictures
-from research.runs.console import short_path
+from research.runs.console import damage_report, short_path
 from research.runs.durable_files import write_file
 from research.runs.run_directory import RunDirectory
 from research.runs.summaries import EvaluationSummaries
@@ -81,7 +81,7 @@ class Evaluator:
             print(f"\n{evaluation}" if evaluations else evaluation)
             self._write(evaluation)
             evaluations.append(evaluation)
-        report = self._loader.damage_report()
+        report = damage_report(self._loader)
         if report:
             print(report, flush=True)
         return evaluations

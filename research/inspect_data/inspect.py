@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from research.data.decode import DamagedImageError, in_parallel
+from research.data.decode import DamagedImageError
 from research.data.source import SPLITS, Source
+from research.data.thread_pool import in_parallel
 from research.inspect_data.fingerprints import MAX_PAIRS, Fingerprint, fingerprint, similar_pairs
 from research.system.progress import photo_bar
 

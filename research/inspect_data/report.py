@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from research.data.decode import decode_image, pillow_warnings_hidden
+from research.data.decode import decode_image
 from research.data.loader import DataLoader
 from research.data.source import SPLITS, Source
+from research.data.thread_pool import pillow_warnings_hidden
 from research.inspect_data.fingerprints import MAX_PAIRS
 from research.inspect_data.inspect import KINDS, LOOKS_ALIKE, Duplicate, Inspection, Photo
 from research.runs.pictures import photo_grid

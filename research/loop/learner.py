@@ -11,6 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from research.data.batches import Batch
+from research.loop.device_loop import compile_loop
 from research.loop.run_state import RunState
 from research.loop.steps import (
     Network,
@@ -20,7 +21,7 @@ from research.loop.steps import (
     eval_step,
     reduce_gradients,
 )
-from research.models.wrapper import trained_statistics
+from research.models.batch_norm import compile_averaging, trained_statistics
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group
 from research.runs.histograms import Histograms
@@ -101,9 +102,11 @@ class Learner:
         with strategy.scope():
             self._eval_tally = state.tally.empty_copy()
         self._train_step = self._compile_train_step()
-        self._train_loop = self._compile_train_loop()
+        self._train_loop = compile_loop(self._train_step, strategy)
         self._eval_step = self._compile_eval_step()
-        self._average_statistics = self._compile_average_statistics()
+        self._average_statistics = compile_averaging(
+            trained_statistics(self.network.model), strategy
+        )
 
     def train_step(self, batch: Batch) -> Scalars:
         """Makes one update; returns the step's scalars by tag.
@@ -223,37 +226,6 @@ class Learner:
             number += 1
         return StepsDone(scalars, waiting, number)
 
-    def _compile_train_loop(self) -> tf.types.experimental.GenericFunction:
-        """Returns a function that makes several steps without returning to Python."""
-
-        def step(batches: Iterator[Batch]) -> tuple[Scalars, tf.Tensor]:
-            begin = tf.timestamp()
-            with tf.control_dependencies([begin]):
-                batch = next(batches)
-            arrived = self.strategy.experimental_local_results(batch["weight"])
-            with tf.control_dependencies(arrived):
-                waited = tf.timestamp() - begin
-            return self._train_step(batch), waited
-
-        @tf.function(autograph=False)
-        def loop(batches: Iterator[Batch], count: tf.Tensor) -> tuple[Scalars, tf.Tensor]:
-            def another(
-                number: tf.Tensor, _: Scalars, waited: tf.Tensor
-            ) -> tuple[tf.Tensor, Scalars, tf.Tensor]:
-                scalars, more = step(batches)
-                return number + 1, scalars, waited + more
-
-            scalars, waited = step(batches)
-            _, scalars, waited = tf.while_loop(
-                lambda number, *_: number < count,
-                another,
-                (tf.constant(1), scalars, waited),
-                parallel_iterations=1,
-            )
-            return scalars, waited
-
-        return loop
-
     def _compile_eval_step(self) -> tf.types.experimental.GenericFunction:
         """Returns the step that adds a batch's sums to those of the evaluation."""
         task = self.task.for_validation()
@@ -276,25 +248,6 @@ class Learner:
     def metrics(self, sums: SumsRead) -> Metrics:
         """Returns the metrics that follow from sums."""
         return mean_metrics(sums, self.task.figures)
-
-    def _compile_average_statistics(self) -> tf.types.experimental.GenericFunction | None:
-        """Returns a function that averages BatchNorm statistics; None if none are trained."""
-        statistics = trained_statistics(self.network.model)
-        if not statistics or self.strategy.num_replicas_in_sync == 1:
-            return None
-
-        def on_replica() -> None:
-            context = tf.distribute.get_replica_context()
-            values = [tf.identity(variable.value) for variable in statistics]
-            means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
-            for variable, mean in zip(statistics, means, strict=True):
-                variable.assign(mean)
-
-        @tf.function(autograph=False)
-        def average() -> None:
-            self.strategy.run(on_replica)
-
-        return average
 
     def average_statistics(self) -> None:
         """Gives all devices the mean of the statistics that BatchNorm learned on each device.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from research.data.batches import Batch, share_out
+from research.data.batches import Batch
+from research.data.order import share_out
 from research.loop.builder import build_group
 from research.loop.learner import Learner
 from research.loop.preparation import Run

@@ -23,14 +23,15 @@ from research.loop.builder import (
     make_task,
     weigh_classes,
 )
-from research.loop.learner import StepOptions
+from research.loop.learner import Learner, StepOptions
 from research.loop.plan import Plan, Position, make_plan
 from research.loop.run_state import RunState, make_checkpoint, variables_of
-from research.loop.trunk.frozen_layers import FrozenLayers, RunInputs
+from research.loop.trunk.frozen_layers import EpochInput, FrozenLayers, RunInputs
 from research.models.cost import largest_output
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group
 from research.runs.checkpoints import Checkpoints
+from research.runs.histograms import Histograms
 from research.runs.logbook import Logbook, Records
 from research.runs.run_directory import RunDirectory
 from research.runs.tracker import open_tracker
@@ -40,6 +41,7 @@ from research.settings.train_config import TrainConfig
 from research.system.devices import resolve_xla
 from research.system.errors import UserError
 from research.system.machine import free_memory
+from research.system.python_file import reference_of
 from research.system.team import Team
 from research.tasks.checks import sum_shapes
 from research.tasks.metrics import mean_metrics
@@ -100,6 +102,20 @@ class Run:
         return epoch * self.plan.steps_per_epoch >= last_beginning
 
 
+def record_own_classes(
+    config: TrainConfig, source: Source | None, task: type[Task] | None
+) -> TrainConfig:
+    """Records classes that are given from Python in the settings, as the flags would name them."""
+    if source is not None and config.source is None:
+        config = dataclasses.replace(
+            config,
+            source=reference_of(type(source)),
+            dataset=TrainConfig.dataset,
+            image_folder=None,
+        )
+    return dataclasses.replace(config, task=reference_of(task)) if task else config
+
+
 def open_photos(config: TrainConfig) -> Source:
     """Opens the photos that a config names."""
     return open_source(config.dataset, config.image_folder, config.data_dir, config.source)
@@ -152,6 +168,29 @@ def set_up(
     xla = resolve_xla(config.xla, exchange_within_step(config, task) if replicas > 1 else None)
     options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
     return Run(config, team, task, built, loader, plan, groups, state, averages, frozen, options)
+
+
+def make_learner(
+    run: Run, histograms: Histograms | None, epoch_input: EpochInput, begun: int
+) -> Learner:
+    """Returns what trains an epoch.
+
+    Args:
+      run: as it was set up.
+      histograms: to write of weights and gradients; None for none.
+      epoch_input: the network and the photos of the epoch.
+      begun: how many groups are trained in it.
+    """
+    return Learner(
+        run.team.strategy,
+        run.task,
+        epoch_input.network,
+        run.groups[:begun],
+        run.state,
+        run.options,
+        run.averages,
+        histograms,
+    )
 
 
 def exchange_within_step(config: TrainConfig, task: Task) -> str | None:

@@ -12,13 +12,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import keras
 import tensorflow as tf
 
 from research.data.batches import Batch
 from research.models.split import SplitBackbone
 from research.models.wrapper import Wrapper
-from research.optimization.groups import Group
+from research.optimization.groups import Group, penalties
 from research.tasks.metrics import Sums
 from research.tasks.task import Gradients, Task
 
@@ -110,7 +109,7 @@ def reduce_gradients(
     totals, sums = _sum_over_devices(gradients)
     means = [tf.math.divide_no_nan(total / loss_scale, sums["weight"]) for total in totals]
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(mean)) for mean in means])
-    penalty, slopes = _penalties(variables)
+    penalty, slopes = penalties(variables)
     means = [
         mean if slope is None else mean + slope for mean, slope in zip(means, slopes, strict=True)
     ]
@@ -154,22 +153,3 @@ def _sum_over_devices(values: Any) -> Any:
     context = tf.distribute.get_replica_context()
     flat = tf.nest.flatten(values)
     return tf.nest.pack_sequence_as(values, context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
-
-
-def _penalties(
-    variables: Sequence[keras.Variable],
-) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
-    """Returns the sum of the variables' regularizers and its gradients; None where there is none.
-
-    A penalty does not depend on photos: it is added once, not for each device or part of a batch.
-    """
-    values = [variable.value for variable in variables]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(values)
-        penalties = [
-            tf.cast(variable.regularizer(variable.value), tf.float32)
-            for variable in variables
-            if variable.regularizer is not None
-        ]
-        penalty = tf.add_n([tf.zeros([]), *penalties])
-    return penalty, tape.gradient(penalty, values)

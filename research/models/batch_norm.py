@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -125,3 +126,42 @@ def _is_weighable(layer: keras.layers.Layer) -> bool:
         and not getattr(layer, "renorm", False)
         and layer.axis in (-1, len(layer._inbound_nodes[0].input_tensors[0].shape) - 1)
     )
+
+
+def trained_statistics(model: keras.Model) -> list[keras.Variable]:
+    """Returns the moving means and variances of trained BatchNorm layers."""
+    return [
+        variable
+        for layer in model.backbone._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
+def compile_averaging(
+    statistics: Sequence[keras.Variable], strategy: tf.distribute.Strategy
+) -> Callable[[], None] | None:
+    """Returns a function that gives all devices the mean of their statistics.
+
+    Args:
+      statistics: moving means and variances, which each device has changed by itself.
+      strategy: whose devices.
+
+    Returns:
+      None if there is nothing to average.
+    """
+    if not statistics or strategy.num_replicas_in_sync == 1:
+        return None
+
+    def on_replica() -> None:
+        context = tf.distribute.get_replica_context()
+        values = [tf.identity(variable.value) for variable in statistics]
+        means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+        for variable, mean in zip(statistics, means, strict=True):
+            variable.assign(mean)
+
+    @tf.function(autograph=False)
+    def average() -> None:
+        strategy.run(on_replica)
+
+    return average

@@ -129,13 +129,3 @@ def summarize_parts(model: Wrapper, index: int) -> tuple[PartSummary, ...]:
         PartSummary("backbone, not trained", 0, fixed),
         PartSummary("head", 1, model.head.count_params()),
     )
-
-
-def trained_statistics(model: Wrapper) -> list[keras.Variable]:
-    """Returns the moving means and variances of trained BatchNorm layers."""
-    return [
-        variable
-        for layer in model.backbone._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-        for variable in (layer.moving_mean, layer.moving_variance)
-    ]

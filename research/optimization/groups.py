@@ -86,3 +86,22 @@ def check_partition(groups: Sequence[Group], trainable: Sequence[keras.Variable]
         if len(names) != 1:
             found = f"in {' and '.join(names)}" if names else "in no group"
             raise ValueError(f"{variable.path} is {found}; expected exactly one group")
+
+
+def penalties(
+    variables: Sequence[keras.Variable],
+) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
+    """Returns the sum of the variables' regularizers and its gradients; None where there is none.
+
+    A penalty does not depend on photos: it is added once, not for each device or part of a batch.
+    """
+    values = [variable.value for variable in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        penalties = [
+            tf.cast(variable.regularizer(variable.value), tf.float32)
+            for variable in variables
+            if variable.regularizer is not None
+        ]
+        penalty = tf.add_n([tf.zeros([]), *penalties])
+    return penalty, tape.gradient(penalty, values)

@@ -21,6 +21,7 @@ from research.runs.run_directory import RunDirectory
 from research.settings.train_config import TASKS
 
 if TYPE_CHECKING:
+    from research.data.loader import DataLoader
     from research.loop.builder import BuiltNetwork
     from research.loop.learning_rate_finder import Sweep
     from research.loop.meter import Interval
@@ -49,11 +50,23 @@ def describe_run(run: Run) -> str:
         *parts_table(built, run.groups),
         "",
     ]
-    if report := loader.damage_report():
+    if report := damage_report(loader):
         lines.append(report)
     if config.weights == "none" and config.bn_mode == "frozen":
         lines.append("note: BatchNorm keeps its initial values; --bn_mode=train trains it")
     return "\n".join(lines)
+
+
+def damage_report(loader: DataLoader) -> str | None:
+    """Returns a summary of the damaged photos in all loaded splits, or None without any."""
+    damaged = [entry for loaded in loader.loaded.values() for entry in loaded.damaged]
+    if not damaged:
+        return None
+    shown = [f"  {name}: {reason}" for name, reason in damaged[:10]]
+    if len(damaged) > len(shown):
+        shown.append(f"  ... and {len(damaged) - len(shown)} more")
+    photos = "photo" if len(damaged) == 1 else "photos"
+    return "\n".join([f"skipped {len(damaged)} damaged {photos}:", *shown])
 
 
 def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from research.data.decode import DamagedImageError, decode_image, pillow_warnings_hidden
+from research.data.decode import DamagedImageError, decode_image
+from research.data.thread_pool import pillow_warnings_hidden
 from tests.helpers import ROOT
 
 
@@ -204,7 +205,7 @@ def test_damaged_content_is_refused_with_a_reason(content, reason):
 # A program without TensorFlow, which would take far more memory than the images.
 PEAK_OF_BOMBS = """
 import pathlib, struct, sys, zlib
-from research.data.decode import DamagedImageError, decode_image, pillow_warnings_hidden
+from research.data.decode import DamagedImageError, decode_image
 
 def png(side):
     packer = zlib.compressobj(1)

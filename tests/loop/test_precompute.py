@@ -19,9 +19,9 @@ from research.data.augmentation import (
     RandAugment,
     RandomCrop,
 )
-from research.data.batches import share_out
 from research.data.folder_source import FolderSource
 from research.data.loader import DataLoader, scale_to_unit
+from research.data.order import share_out
 from research.loop.builder import feature_epochs, make_groups
 from research.loop.learner import Learner
 from research.loop.plan import make_plan
@@ -107,7 +107,7 @@ def loader_of(
         augmentation=augmentation or AugmentationPipeline(),
         mirror_averaging=mirror_averaging,
     )
-    loader._loaded = dict(decoded._loaded)
+    loader.loaded = dict(decoded.loaded)
     return loader
 
 
@@ -372,7 +372,7 @@ def test_what_was_made_from_something_else_is_never_used(decoded, on_disk):
     examples = other_photos.examples("train")
     pixels = examples.inputs[0].copy()
     pixels[-1, 0, 0, 0] ^= 1
-    other_photos._loaded["train"] = dataclasses.replace(examples, inputs=(pixels,))
+    other_photos.loaded["train"] = dataclasses.replace(examples, inputs=(pixels,))
     assert made_anew(make_network(small_resnet, 20), other_photos) == 1
     otherwise_prepared = loader_of(decoded)
     otherwise_prepared.preprocessing = lambda image: image / 255.0

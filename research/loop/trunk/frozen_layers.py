@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from research.data.batches import Batch
+from research.data.batches import Batch, make_batches
 from research.data.loader import DataLoader
 from research.data.rows import Rows, rows_in_a_file
 from research.loop.plan import Plan
@@ -212,7 +212,7 @@ class FrozenLayers:
         """Runs frozen layers over all photos and views of an input."""
         network, loader, phase = epoch_input.network, epoch_input.loader, choice.phase
         # Traced once, for full batches and for the short last batch of each split.
-        signature = loader.view_batches("train", 0, BATCH_SIZE).element_spec
+        signature = view_batches(loader, "train", 0, BATCH_SIZE).element_spec
 
         @tf.function(input_signature=[signature], autograph=False)
         def run(batch: Batch) -> tuple[tf.Tensor, ...]:
@@ -242,6 +242,19 @@ def _default_folder() -> Path:
     return Path(root) / "finetune-loop"
 
 
+def view_batches(loader: DataLoader, split: str, view: int, batch_size: int) -> tf.data.Dataset:
+    """Returns all photos of a split once, in stored order, all in the same view."""
+    examples, augmentation = loader.examples(split), loader.augmentation_of(split)
+    return make_batches(
+        examples,
+        np.arange(len(examples)),
+        batch_size,
+        loader.preprocessing,
+        augmentation=augmentation,
+        numbers=np.tile(augmentation.numbers_of(view), (len(examples), 1)),
+    )
+
+
 def _first_rows_are_right(
     run: Callable[[Batch], Sequence[tf.Tensor]],
     loader: DataLoader,
@@ -252,7 +265,7 @@ def _first_rows_are_right(
 
     A layer's code may have changed while its configuration did not.
     """
-    made = run(next(iter(loader.view_batches(split, 0, BATCH_SIZE))))
+    made = run(next(iter(view_batches(loader, split, 0, BATCH_SIZE))))
     for tensor, rows in zip(made, found, strict=True):
         expected = tensor.numpy().astype(np.float32)
         tolerance = 0.02 * float(np.abs(expected).max())
@@ -273,7 +286,7 @@ def _fill(
     rows: list[Rows] = []
     count = views * len(loader.examples(split))
     for view in range(views):
-        for batch in loader.view_batches(split, view, BATCH_SIZE):
+        for batch in view_batches(loader, split, view, BATCH_SIZE):
             made = [tensor.numpy() for tensor in run(batch)]
             if not rows:
                 rows = [make_rows((count, *values.shape[1:]), values.dtype) for values in made]

@@ -1,0 +1,39 @@
+"""Photos in their own size, to look at."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from research.data.decode import DamagedImageError, decode_image
+from research.data.source import Source
+from research.data.thread_pool import pillow_warnings_hidden
+
+
+def random_raw_images(
+    source: Source, n: int, first: int, seed: int
+) -> list[tuple[np.ndarray, int]]:
+    """Returns random training photos in their own size, as pairs (uint8 RGB, label).
+
+    Args:
+      source: where the photos come from.
+      n: the number of photos. The result is shorter if fewer photos are usable.
+      first: the photos are chosen from so many at the beginning of the split.
+      seed: decides which photos are chosen.
+    """
+    count = min(first, source.count("train"))
+    order = np.random.default_rng([seed, n]).permutation(count).tolist()
+    drawn: list[tuple[np.ndarray, int]] = []
+    # A thousand full-size photos take gigabytes, so further ones are read only if needed.
+    tried = 2 * n
+    while order and len(drawn) < n:
+        places, order = order[:tried], order[tried:]
+        stored = zip(range(max(places) + 1), source.examples("train"), strict=False)
+        found = {place: example for place, example in stored if place in places}
+        for place in places:
+            with contextlib.suppress(DamagedImageError), pillow_warnings_hidden():
+                if len(drawn) < n:
+                    drawn.append((decode_image(found[place].image), found[place].label))
+        tried *= 4
+    return drawn

@@ -1,0 +1,93 @@
+"""Processes stored photos on all processors, with a few of them in memory at a time."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from research.data.decode import DamagedImageError
+from research.data.source import Example
+from research.system.machine import processors
+
+CHUNK_BYTES = 2**23  # of stored photos that a thread takes at a time
+
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def pillow_warnings_hidden() -> Iterator[None]:
+    """Hides Pillow's warnings about unusual but readable photos, in all threads of the process.
+
+    The warning filters are global, so open this context in one thread only.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def in_parallel(
+    examples: Iterator[Example],
+    work: Callable[[bytes | np.ndarray], Result],
+    photos_per_chunk: int = 32,
+) -> Iterator[Iterator[tuple[Example, Result | DamagedImageError]]]:
+    """Gives an iterator over each example and the result of `work` for its image, in order.
+
+    The threads end with the `with` block. If they ended with a generator, Python could collect the
+    generator in one of its own threads, which cannot wait for itself.
+
+    Args:
+      examples: read in this thread, a few chunks ahead of the results.
+      work: called in several threads at once. If it raises `DamagedImageError`, or the image cannot
+        be read, the error is the result.
+      photos_per_chunk: photos that a thread takes at a time. A chunk is smaller if its photos are
+        large.
+    """
+
+    def work_on(chunk: list[Example]) -> list[Result | DamagedImageError]:
+        results: list[Result | DamagedImageError] = []
+        for example in chunk:
+            try:
+                if example.image is None:
+                    raise DamagedImageError(example.problem)
+                results.append(work(example.image))
+            except DamagedImageError as damage:
+                results.append(damage)
+        return results
+
+    def in_order() -> Iterator[tuple[Example, Result | DamagedImageError]]:
+        chunks = _chunks(examples, photos_per_chunk)
+        submitted = ((chunk, pool.submit(work_on, chunk)) for chunk in chunks)
+        waiting = collections.deque(itertools.islice(submitted, 2 * workers))
+        while waiting:
+            chunk, results = waiting.popleft()
+            waiting.extend(itertools.islice(submitted, 1))
+            yield from zip(chunk, results.result(), strict=True)
+
+    workers = processors()
+    pool = ThreadPoolExecutor(workers)
+    with pillow_warnings_hidden():
+        try:
+            yield in_order()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _chunks(examples: Iterator[Example], photos_per_chunk: int) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
+    size = 0
+    for example in examples:
+        chunk.append(example)
+        size += 0 if example.image is None else np.asarray(example.image).nbytes
+        if len(chunk) >= photos_per_chunk or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
