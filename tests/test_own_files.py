@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -10,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research.loop.builder import make_task
+from research.system.errors import UserError
+from research.train import train
 from tests.helpers import (
+    SMALL_CONFIG,
     SMALL_RUN,
     read_checkpoint,
     read_metrics,
@@ -202,24 +207,32 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
         ),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line_and_nothing_on_disk(
-    flag, content, message, tmp_path, photo_folder
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(
+    flag, content, message, tmp_path, photo_folder, one_device
 ):
     if content is not None:
         (tmp_path / "mine.py").write_text(content)
-    flags = [*FLAGS, flag.replace("FILE", "mine.py")]
-    if not flag.startswith("--source"):
-        flags.append(f"--image_folder={photo_folder}")
-    process = run_script(tmp_path, "run_train.py", *flags)
-    assert process.returncode == 2, process.stderr
-    (line,) = process.stderr.splitlines()
-    assert message in line
+    name, _, value = flag.removeprefix("--").partition("=")
+    value = value.replace("FILE", f"{tmp_path}/mine.py")
+    photos = {} if name == "source" else {"image_folder": str(photo_folder)}
+    settings = {name: (value,) if name == "augmentation" else value, **photos}
+    with pytest.raises(UserError) as refused:
+        train(dataclasses.replace(SMALL_CONFIG, ckpt_dir=str(tmp_path / "run"), **settings))
+    assert message in str(refused.value)
     assert not Path(tmp_path, "run").exists()
 
 
-def test_smoothing_is_refused_where_the_task_s_losses_leave_it_out(tmp_path, photo_folder):
-    task = f"--task={ROOT / 'examples' / 'focal_loss.py'}:FocalLoss"
-    flags = [*FLAGS, f"--image_folder={photo_folder}", task, "--label_smoothing=0.1"]
+def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, photo_folder):
+    (tmp_path / "mine.py").write_text("def broken(:")
+    flags = [*FLAGS, f"--image_folder={photo_folder}", "--task=mine.py:Mine"]
     process = run_script(tmp_path, "run_train.py", *flags)
     assert process.returncode == 2
-    assert "label_smoothing is 0.1, but the losses of FocalLoss do not take it" in process.stderr
+    (line,) = process.stderr.splitlines()
+    assert "mine.py:Mine', whose file cannot be imported (SyntaxError" in line
+    assert not Path(tmp_path, "run").exists()
+
+
+def test_smoothing_is_refused_where_the_task_s_losses_leave_it_out():
+    task = f"{ROOT / 'examples' / 'focal_loss.py'}:FocalLoss"
+    with pytest.raises(UserError, match="but the losses of FocalLoss do not take it"):
+        make_task(dataclasses.replace(SMALL_CONFIG, task=task, label_smoothing=0.1))

@@ -62,7 +62,8 @@ class Reader:
         return None if found is None else [np.array(array) for array in found]
 
     def _read_run(self, path: Path) -> Any:
-        from research.runs.checkpoints import Checkpoints, find_checkpoint, restore_model
+        from research.runs.checkpoints import Checkpoints
+        from research.runs.restore import find_checkpoint, restore_model
         from research.runs.run_directory import RunDirectory
 
         self._forget()
