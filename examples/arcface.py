@@ -1,4 +1,4 @@
-"""ArcFace: cosines as logits, and a margin for the photo's own class (arXiv 1801.07698).
+"""ArcFace: cosine logits, and an angular margin for the true class (arXiv 1801.07698).
 
 python run_train.py --dataset=digits --task=examples/arcface.py:ArcFace
 """
@@ -15,7 +15,7 @@ SCALE, MARGIN = 16.0, 0.3
 
 
 class Cosine(keras.layers.Dense):
-    """SCALE times the cosine of the angle between the features and each class's direction."""
+    """SCALE times the cosine of the angle between the features and the weights of each class."""
 
     def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         directions = tf.math.l2_normalize(tf.convert_to_tensor(self.kernel), axis=0)
@@ -23,7 +23,7 @@ class Cosine(keras.layers.Dense):
 
 
 class ArcFace(Task):
-    """Classification where the angle to the photo's own class has to be smaller by MARGIN."""
+    """Classification with MARGIN added to the angle of the true class in the loss."""
 
     def make_head(
         self, feature_shape: tuple[int, ...], class_names: tuple[str, ...], seed: int

@@ -1,4 +1,4 @@
-"""A source of one's own: photos as arrays, here squares and circles that are drawn in memory.
+"""Your own source: photos as arrays, here squares and circles that are drawn in memory.
 
 python run_train.py --source=examples/array_source.py:Shapes --backbone=SmallResNet --weights=none
 """
@@ -16,7 +16,7 @@ SIZE = 64
 
 
 class Shapes(Source):
-    """White shapes on grey, of random size and place."""
+    """White shapes on grey, with random size and position."""
 
     class_names = ("circle", "square")
 

@@ -1,6 +1,6 @@
-"""Distillation from an exported larger run (Hinton et al. 2015, arXiv 1503.02531).
+"""Distillation from an exported larger model (Hinton et al. 2015, arXiv 1503.02531).
 
---source=examples/distillation.py:Taught --task=examples/distillation.py:Distillation
+run_train.py --source=examples/distillation.py:Taught --task=examples/distillation.py:Distillation
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ TEMPERATURE, SHARE = 2.0, 0.7
 
 
 class Taught(Source):
-    """Photos with the teacher's log-probabilities, which arrive in the batch as `teacher`."""
+    """Photos with the teacher's log-probabilities, which the batch contains as `teacher`."""
 
     def __init__(self) -> None:
         self.photos = open_source(PHOTOS, None, None)
@@ -32,7 +32,7 @@ class Taught(Source):
 
 
 class Distillation(Task):
-    """The cross-entropy with the labels, and that with the teacher's softened answers."""
+    """Weighted sum of the loss with the labels and the loss with the teacher's soft targets."""
 
     def losses(self, logits: tf.Tensor, batch: dict[str, tf.Tensor]) -> tf.Tensor:
         targets = tf.nn.softmax(batch["teacher"] / TEMPERATURE)

@@ -13,7 +13,7 @@ UNITS, DROPOUT = 64, 0.5
 
 
 class DropoutHead(Task):
-    """Classification by two dense layers, with Dropout before each."""
+    """Classification with two dense layers and Dropout before each of them."""
 
     def make_head(
         self, feature_shape: tuple[int, ...], class_names: tuple[str, ...], seed: int

@@ -1,4 +1,4 @@
-"""Focal loss: photos that are classified well count less (Lin et al. 2017, arXiv 1708.02002).
+"""Focal loss: well-classified photos have a lower weight (Lin et al. 2017, arXiv 1708.02002).
 
 python run_train.py --dataset=sketches --task=examples/focal_loss.py:FocalLoss
 """
@@ -14,7 +14,7 @@ FOCUS = 2.0  # the paper's gamma
 
 
 class FocalLoss(Task):
-    """Cross-entropy times (1 - p) ** FOCUS, where p is the probability of the photo's class."""
+    """Cross-entropy times (1 - p) ** FOCUS, where p is the probability of the true class."""
 
     def losses(self, logits: tf.Tensor, batch: dict[str, tf.Tensor]) -> tf.Tensor:
         losses = cross_entropy(logits, batch["label"])

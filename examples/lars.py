@@ -1,4 +1,4 @@
-"""A new optimizer: LARS, a rate for each layer (You et al. 2017, arXiv 1708.03888).
+"""Your own optimizer: LARS, a learning rate per variable (You et al. 2017, arXiv 1708.03888).
 
 python run_train.py --dataset=sketches --backbone_optimizer=examples/lars.py:Lars
 """
@@ -12,7 +12,7 @@ MOMENTUM, TRUST = 0.9, 0.001
 
 
 class Lars(keras.optimizers.Optimizer):
-    """Momentum, where each variable's gradient is scaled to a share of the variable's norm."""
+    """SGD with momentum. Each gradient is scaled to a norm of TRUST times that of its variable."""
 
     def build(self, variables: list[keras.Variable]) -> None:
         if not self.built:

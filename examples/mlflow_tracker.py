@@ -1,6 +1,6 @@
-"""A tracker: sends settings and figures to MLflow, by default to the folder ./mlruns.
+"""Your own tracker: sends settings and metrics to MLflow, by default to the folder ./mlruns.
 
-pip install mlflow
+pip install -e '.[mlflow]'
 python run_train.py --dataset=sketches --tracker=examples/mlflow_tracker.py:MlflowTracker
 """
 
@@ -15,7 +15,7 @@ from research.runs.tracker import Tracker
 
 
 class MlflowTracker(Tracker):
-    """One MLflow run for each start of the program."""
+    """Creates one MLflow run per start of the program."""
 
     def begin(self, settings: Mapping[str, Any], folder: str) -> None:
         mlflow.start_run(run_name=folder)

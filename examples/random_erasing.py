@@ -1,4 +1,4 @@
-"""Random erasing: a grey box somewhere in half of the photos (Zhong et al. 2017, arXiv 1708.04896).
+"""Random erasing: a grey box in half of the photos (Zhong et al. 2017, arXiv 1708.04896).
 
 python run_train.py --dataset=sketches --augmentation=examples/random_erasing.py:RandomErasing
 """
@@ -9,12 +9,12 @@ import tensorflow as tf
 
 from research.data.augmentation import Augmentation
 
-LARGEST = 0.5  # side of the box, as a share of the photo's
+LARGEST = 0.5  # largest side of the box, as a share of the photo's side
 GREY = 127.5
 
 
 class RandomErasing(Augmentation):
-    """Takes five numbers for each photo: whether, height, width, top and left."""
+    """The five random numbers of a photo select: erase or not, height, width, top, left."""
 
     numbers = 5
 
@@ -26,7 +26,7 @@ class RandomErasing(Augmentation):
         return tf.where(erased & rows & columns, GREY, photos)
 
     def _inside(self, size: int, length: tf.Tensor, begin: tf.Tensor) -> tf.Tensor:
-        """Tells which rows or columns the box covers, bool (batch, size)."""
+        """Returns whether the box covers each row or column, bool (batch, size)."""
         share = LARGEST * length
         first = begin * (1 - share)
         place = (tf.range(size, dtype=tf.float32) + 0.5) / size

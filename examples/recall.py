@@ -1,4 +1,4 @@
-"""One more metric: the recall of one class, and the accuracy of the k most probable classes.
+"""Other metrics: the recall of one class, and top-5 accuracy.
 
 python run_train.py --dataset=digits --task=examples/recall.py:Recall
 """
@@ -17,7 +17,7 @@ CLASS, MOST_PROBABLE = 1, 5
 
 
 class Recall(Task):
-    """Classification that reports `recall` of the class with index 1, and `top_5`."""
+    """Classification that also reports `recall` of the class with index 1, and `top_5`."""
 
     def metrics(self, logits: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         labels = batch["label"]

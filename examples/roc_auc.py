@@ -1,4 +1,4 @@
-"""A figure that is not a mean: the area under the ROC curve, in each epoch.
+"""A metric that is not a mean: the area under the ROC curve, computed in each epoch.
 
 python run_train.py --dataset=sketches --task=examples/roc_auc.py:RocAuc
 """
@@ -13,13 +13,13 @@ import tensorflow as tf
 from research.tasks.losses import class_logits
 from research.tasks.task import Task
 
-BINS = 1000  # of the probability: the area is right to about 1 / BINS
+BINS = 1000  # of the probability; the error of the area is about 1 / BINS
 
 
 class RocAuc(Task):
-    """Classification of two classes that reports `roc_auc`.
+    """Classification of two classes that also reports `roc_auc`.
 
-    Histograms of the probability add up over batches and devices; the area follows from them.
+    The area is computed from histograms, which are summed over batches and devices.
     """
 
     def metrics(self, logits: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -32,6 +32,6 @@ class RocAuc(Task):
     def figures(self, means: Mapping[str, np.ndarray]) -> Mapping[str, float]:
         means = dict(means)
         positives, negatives = means.pop("positives"), means.pop("negatives")
-        below = np.cumsum(negatives) - negatives / 2  # a tie counts a half
+        below = np.cumsum(negatives) - negatives / 2  # a tie counts as one half
         area = (positives * below).sum() / (positives.sum() * negatives.sum())
         return {**super().figures(means), "roc_auc": float(area)}

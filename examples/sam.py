@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: the gradient at the worst point nearby (arXiv 2010.01412).
+"""Sharpness-aware minimization: the gradient at a nearby point of higher loss (arXiv 2010.01412).
 
 python run_train.py --dataset=sketches --task=examples/sam.py:Sam
 """
@@ -17,9 +17,9 @@ RADIUS = 0.05
 
 
 class Sam(Task):
-    """Two passes: up the slope by RADIUS, and the gradient from there."""
+    """Moves the weights by RADIUS along the gradient, and returns the gradient at this point."""
 
-    communicates = True  # all devices climb to the same point
+    communicates = True  # all devices use the sum of their gradients for the move
 
     def gradients(
         self,

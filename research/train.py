@@ -1,4 +1,4 @@
-"""The training loop: what happens in a run, in the order in which it happens."""
+"""The training loop: sets up a run, trains and validates each epoch, and saves checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from research.loop.preparation import (
     begin_or_resume,
     make_learner,
     open_photos,
-    record_own_classes,
+    record_python_classes,
     set_up,
 )
 from research.runs import console
@@ -44,28 +44,28 @@ from research.tasks.task import Task
 def train(
     config: TrainConfig, source: Source | None = None, task: type[Task] | None = None
 ) -> RunDirectory | None:
-    """Trains, or resumes, the run that a config describes.
+    """Trains a run, or resumes it if its folder already holds it.
 
     Args:
-      config: of the run.
-      source: photos to take instead of those that the config names.
-      task: what to learn instead of the task that the config names.
+      config: the run's settings.
+      source: the photos. None opens those that the config names.
+      task: the task class. None takes the one that the config names.
 
     Returns:
-      The run's folder; None on a worker of several hosts that is not the chief, and where only
-      learning rates were to be found.
+      The run's folder. None in a worker that is not the chief, and if `config.find_learning_rate`
+      is set, because nothing is trained then.
 
     Raises:
-      UserError: a setting does not fit the data, the weights or the folder; another process trains
-        there, or it cannot be written; the loss became infinite or NaN (`TrainingDivergedError`),
-        and the last good checkpoint stays; or another worker ended (`WorkerLostError`).
-      Interrupted: a signal asked to stop, in the main thread; steps that were made are saved.
+      UserError: a setting does not fit the data, the weights or the folder; the folder is in use or
+        cannot be written; the loss became infinite or NaN (`TrainingDivergedError`, the previous
+        checkpoint is kept); or another worker ended (`WorkerLostError`).
+      Interrupted: a signal requested a stop (only in the main thread); completed steps are saved.
     """
-    config = record_own_classes(config, source, task)
+    config = record_python_classes(config, source, task)
     cluster = find_cluster(config.distribution)
-    # First, so that a folder that cannot be used is reported at once.
-    leads = cluster is None or cluster.is_chief
-    directory, resuming = find_run(config) if leads else (None, False)
+    # Checked before the slow set-up, so that an unusable folder is reported at once.
+    is_chief = cluster is None or cluster.is_chief
+    directory, resuming = find_run(config) if is_chief else (None, False)
     if config.find_learning_rate and cluster is not None:
         raise UserError(
             "find_learning_rate is given, but the environment variable TF_CONFIG names several "
@@ -102,15 +102,15 @@ def train_together(
     source: Source | None = None,
     task: type[Task] | None = None,
 ) -> None:
-    """Trains in this process and in those of the team. Only the chief has a folder.
+    """Trains in this process, together with the other workers. Only the chief has a folder.
 
     Args:
-      config: of the run.
-      team: this process and those that train with it.
+      config: the run's settings.
+      team: this process and the other workers of the run.
       directory: the run's folder; None in a worker that is not the chief.
       resuming: whether the folder holds a run to continue.
-      source: photos to take instead of those that the config names.
-      task: what to learn instead of the task that the config names.
+      source: the photos. None opens those that the config names.
+      task: the task class. None takes the one that the config names.
     """
     own = [config.to_json(), python_files(config)]
     check_settings(own, team.from_chief(own))
@@ -120,7 +120,7 @@ def train_together(
     run = set_up(config, team, source, task)
     print(console.describe_run(run), flush=True)
     records, inputs, resumed = begin_or_resume(run, config, directory, resuming)
-    learner_of = functools.cache(
+    get_learner = functools.cache(
         functools.partial(make_learner, run, records.make_histograms(config.histogram_every))
     )
 
@@ -136,10 +136,10 @@ def train_together(
         while not run.is_finished:
             epoch = run.position.epoch
             epoch_input = inputs.for_epoch(epoch)
-            first = epoch * run.plan.steps_per_epoch
-            begun = sum(group.schedule.first_step <= first for group in run.groups)
+            first_step = epoch * run.plan.steps_per_epoch
+            started = sum(group.schedule.first_step <= first_step for group in run.groups)
             with collected():
-                loop.train_epoch(learner_of(epoch_input, begun), epoch_input.loader)
+                loop.train_epoch(get_learner(epoch_input, started), epoch_input.loader)
         stalled = int(run.state.epochs_without_gain.numpy())
         skipped = run.state.loss_scale.read().skipped_steps
         records.end(run.state.current_step, skipped, stalled)
@@ -150,10 +150,10 @@ class Loop:
     """Trains a run epoch by epoch.
 
     Attributes:
-      run: all that was built.
-      records: where figures and checkpoints are written.
-      profiler: traces some steps.
-      stop: whether a signal asked to stop.
+      run: everything that `set_up` built.
+      records: writes metrics and checkpoints.
+      profiler: traces the steps of the setting `profile_steps`.
+      stop: tells whether a signal requested a stop.
     """
 
     run: Run
@@ -165,8 +165,8 @@ class Loop:
         """Trains to the end of the current epoch, validates, and saves a checkpoint.
 
         Raises:
-          TrainingDivergedError: a value is not finite; the last checkpoint is still good.
-          Interrupted: a signal asked to stop; everything is saved.
+          TrainingDivergedError: a value is infinite or NaN; the last checkpoint is kept.
+          Interrupted: a signal requested a stop; all steps are saved.
         """
         run, state, records = self.run, self.run.state, self.records
         epoch = run.position.epoch
@@ -184,17 +184,17 @@ class Loop:
             raise Interrupted(number, records.resume_hint(step))
 
     def train_steps_of_epoch(self, learner: Learner, loader: DataLoader) -> Interval:
-        """Makes the remaining steps of an epoch.
+        """Runs the remaining training steps of an epoch.
 
         Returns:
-          The speed of the steps made here, and the metrics of the whole epoch.
+          The metrics of the whole epoch, and the speed of the steps run in this call.
 
         Raises:
-          TrainingDivergedError: a value is not finite; the last checkpoint is still good.
-          Interrupted: a signal asked to stop; the last step is saved.
+          TrainingDivergedError: a value is infinite or NaN; the last checkpoint is kept.
+          Interrupted: a signal requested a stop; all completed steps are saved.
         """
         run, state, records = self.run, self.run.state, self.records
-        plan, every = run.plan, run.config.checkpoint_every
+        plan, save_every = run.plan, run.config.checkpoint_every
         step, (epoch, start) = state.current_step, run.position
         begin, end = epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch
         batches = iter(
@@ -207,23 +207,23 @@ class Loop:
         meter = Meter(state.tally.read(), learner.metrics)
         with console.EpochProgress(epoch + 1, plan.epochs, plan.steps_per_epoch, start) as progress:
             while step < end:
-                due = plan.next_due(step, learner.steps_per_interval, every)
-                pause = self.profiler.limit(step, due)
-                with self.profiler.traced(pause):
-                    done = learner.train_steps(batches, pause - step, self.stop.is_asked)
-                step += done.number
+                due = plan.next_due(step, learner.steps_per_interval, save_every)
+                end_of_call = self.profiler.limit(step, due)
+                with self.profiler.traced(end_of_call):
+                    done = learner.train_steps(batches, end_of_call - step, self.stop.is_asked)
+                step += done.steps
                 meter.waited(done.waiting_seconds)
-                saving = every is not None and step % every == 0
-                is_due = step % learner.steps_per_interval == 0 or step == end
-                if not (is_due or saving or self.stop.is_asked()):
-                    continue  # fetching figures makes the host wait for the device
+                saving = save_every is not None and step % save_every == 0
+                figures_due = step % learner.steps_per_interval == 0 or step == end
+                if not (figures_due or saving or self.stop.is_asked()):
+                    continue  # fetching figures would make the host wait for the device
                 sums = state.tally.read()
                 figures = read_scalars(learner, step, done.scalars)
                 check_finite(step, records, {"loss": float(sums["loss"]), **figures})
                 records.interval(step, meter.interval(sums), figures)
                 progress.show(step - begin, meter.epoch(sums))
-                number = self.stop.signal(all_ask=is_due)
-                if (saving or number) and step < end:  # the last step's follows the validation
+                number = self.stop.signal(all_ask=figures_due)
+                if (saving or number) and step < end:  # the last step is saved after validation
                     learner.average_statistics()
                     state.count_seconds()
                     records.save(step)
@@ -236,7 +236,7 @@ class Loop:
 
         Raises:
           TrainingDivergedError: the loss is infinite or NaN.
-          Interrupted: a signal asked to stop; the steps before the validation are saved.
+          Interrupted: a signal requested a stop; the steps before the validation are saved.
         """
         state, records = self.run.state, self.records
         step = state.current_step

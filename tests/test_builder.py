@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.data.loader import DataLoader
-from research.loop.builder import make_augmentation, make_task, weigh_classes
+from research.loop.builder import make_augmentation, make_task, set_class_weights
 from research.loop.preparation import check_views
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
@@ -118,7 +118,7 @@ def test_balanced_class_weights_count_the_photos_that_are_trained_on():
 
     labels = some_photos(20).labels
     task = make_task(TrainConfig(class_weights="balanced", label_smoothing=0.1))
-    weigh_classes(task, Photos())
+    set_class_weights(task, Photos())
     expected = tuple(20 / (2 * np.sum(labels == label)) for label in (0, 1))
     assert task.class_weights == pytest.approx(expected)
     assert task.label_smoothing == 0.1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from research.loop.learning_rate_finder import UNSETTLED, Sweep, smooth, suggest_rate
+from research.loop.learning_rate_finder import IGNORED_STEPS, Sweep, smooth, suggest_rate
 
 RATES = np.geomspace(1e-6, 1.0, 60)
 
@@ -27,9 +27,10 @@ def test_no_suggestion_where_the_loss_never_falls(losses):
 
 
 def test_no_suggestion_from_too_few_steps():
-    assert suggest_rate(list(RATES[:UNSETTLED]), [1.0] * UNSETTLED) is None
+    assert suggest_rate(list(RATES[:IGNORED_STEPS]), [1.0] * IGNORED_STEPS) is None
 
 
 def test_why_there_is_none_is_told():
     assert "within 4 steps" in Sweep("head", (1e-3,) * 3, (1.0,) * 3, None).why_none
-    assert Sweep("head", (1e-3,) * 60, (1.0,) * 60, None).why_none == "as the loss does not fall"
+    flat = Sweep("head", (1e-3,) * 60, (1.0,) * 60, None)
+    assert flat.why_none == "because the loss does not fall"

@@ -230,7 +230,7 @@ def test_workers_with_other_settings_are_refused(photos, tmp_path):
     with Workers(tmp_path, [flags, [*flags, "--batch_size=16"]]) as workers:
         code, _, error = workers.wait(1, 90)
         assert code == 2, error
-        assert "batch_size is 8 there and 16 here" in error.splitlines()[-1]
+        assert "batch_size is 8 on the chief and 16 on this worker" in error.splitlines()[-1]
         code, _, error = workers.wait(0, 90)
         assert code == 2, error
         assert "another worker ended or does not answer" in error.splitlines()[-1]
@@ -243,7 +243,8 @@ def test_workers_with_other_photos_are_refused(photos, tmp_path):
     with Workers(tmp_path, flags) as workers:
         code, _, error = workers.wait(1, 90)
     assert code == 2
-    assert "the chief has other photos: train_photos is 66 there and" in error.splitlines()[-1]
+    line = error.splitlines()[-1]
+    assert "have different photos: train_photos is 66 on the chief and" in line
 
 
 def test_unsupported_settings_of_several_workers_are_one_line(tmp_path):

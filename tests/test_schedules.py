@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from research.optimization.schedules import InTurn, Rising, Schedule
+from research.optimization.schedules import Rising, Schedule, SequentialSchedule
 
 
 def test_constant():
@@ -46,7 +46,7 @@ def test_staircase_is_divided_by_ten_three_times():
 
 
 def test_one_schedule_after_another():
-    both = InTurn(Schedule("cosine", 1.0, 0, 10), Schedule("cosine", 0.1, 10, 30))
+    both = SequentialSchedule(Schedule("cosine", 1.0, 0, 10), Schedule("cosine", 0.1, 10, 30))
     rates = [float(both(step)) for step in (0, 5, 10, 20)]
     np.testing.assert_allclose(rates, [1.0, 0.5, 0.1, 0.05], rtol=1e-5)
     assert str(both) == "1 then 0.1, cosine"

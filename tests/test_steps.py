@@ -227,24 +227,6 @@ def test_every_optimizer_learns_and_resumes_exactly(optimizer, tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
-def test_random_layers_go_on_where_they_were(tmp_path):
-    """EfficientNet drops paths at random; its counters are no weights, and must be saved too."""
-    # In block 7, which has one layer of its kind, nothing is dropped.
-    config = dataclasses.replace(CONFIG, backbone="EfficientNetB0", unfreeze_from="block6")
-    examples = some_photos(8)
-    learner = make_learner(config)
-    train(learner, examples, 8)
-    checkpoint = make_checkpoint(model_of(learner), learner.groups, learner.state)
-    path = checkpoint.save(str(tmp_path / "step"))
-    on = train(learner, examples, 8)
-    other = make_learner(config)
-    # Without its counters, it would drop what the first step dropped.
-    make_checkpoint(model_of(other), other.groups, other.state).restore(path).assert_consumed()
-    assert train(other, examples, 8) == on
-    for one, two in zip(weights(learner), weights(other), strict=True):
-        np.testing.assert_array_equal(one, two)
-
-
 def test_head_alone_leaves_the_statistics_of_batch_norm_as_they_were():
     learner = make_learner(dataclasses.replace(CONFIG, bn_mode="train", head_epochs=1))
     before = [variable.numpy() for variable in model_of(learner).backbone.variables]

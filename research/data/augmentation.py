@@ -1,4 +1,4 @@
-"""Augmentation: random changes of training photos, computed from random numbers as arguments."""
+"""Augmentation: random changes of training photos, with random numbers as arguments."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def make_batches(
 
     Returns:
       A data set of batches with these keys:
-        image: float32 (batch, height, width, 3), or the activations of the cached trunk.
+        image: float32 (batch, height, width, 3), or the cached activations or features.
         label: (batch, ...), int32 for classes.
         weight: float32 (batch,), 1 for examples and 0 for padding.
         mirrored: like `image`, if requested.
@@ -97,7 +97,7 @@ def make_batches(
             images = [preprocessing(image) for image in images]
         return images[0] if len(images) == 1 else tuple(images)
 
-    # It has no Python control flow on tensors, and AutoGraph would take time to find that out.
+    # AutoGraph is not needed without Python control flow on tensors, and would take time.
     @tf.autograph.experimental.do_not_convert
     def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
         images = read(indices)
@@ -115,8 +115,8 @@ def make_batches(
             images[0], batch["partner_share"] = mixing.mix(images[0], read(partners)[0], drawn)
         return {"image": preprocess(images), **batch}
 
-    # There is nothing to tune, and an iterator waits for the tuning thread when it ends, for up to
-    # five seconds per epoch.
+    # All parallelism is fixed, so autotuning is disabled. Its thread would delay the end of each
+    # iterator by up to five seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
     return (

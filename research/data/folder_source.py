@@ -1,4 +1,4 @@
-"""Photos from a folder, by class, or by split and class."""
+"""Photos from a folder with one subfolder per class, or per split and class."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def split_fraction(name: str) -> float:
 
 
 class FolderSource(Source):
-    """A folder with one subfolder of images per class, or `train`, `val` and `test` with these.
+    """A folder with one subfolder of images per class, or with such a folder per split.
 
     Without split folders, the hash of a photo's path below the class folder decides its split: 80 %
     train, 10 % validation, 10 % test. So the split of a photo does not change when other photos are
-    added or removed. Existing splits are kept. With `train` and one other split folder, the other
-    is `test`, and the hash assigns 10 % of `train` to validation. Photos are ordered by the hash,
-    which mixes the classes.
+    added or removed. Existing split folders are kept. With `train` and one other split folder, the
+    other is `test`, and the hash assigns 10 % of `train` to validation. Photos are ordered by the
+    hash, which mixes the classes.
 
     Raises:
       UserError: the folder does not exist or cannot be read, has fewer than two classes with

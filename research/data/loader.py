@@ -173,5 +173,5 @@ class DataLoader:
         return self.class_names[int(label)]
 
     def get_random_raw_images(self, n: int) -> list[tuple[np.ndarray, int]]:
-        """Returns `n` random training photos in their own size; see `random_raw_images`."""
+        """Returns `n` random training photos in their original size; see `random_raw_images`."""
         return random_raw_images(self.source, n, self.shuffle_size, self.seed)

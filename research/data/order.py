@@ -1,4 +1,4 @@
-"""Which photos are in which batch, and which device takes them."""
+"""The order of the photos in an epoch, and their distribution over the devices."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def share_out(
       parts: batches per step, see `Share`.
     """
     # All elements have the same shape and all workers have the same number of them. So the workers
-    # do not have to ask each other at each step whether another element follows.
+    # need not communicate at each step to find out whether another element follows.
     strategy.extended.experimental_enable_get_next_as_optional = False
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:

@@ -1,4 +1,4 @@
-"""Photos in their own size, to look at."""
+"""Random photos in their original size, for display."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from research.data.thread_pool import pillow_warnings_hidden
 def random_raw_images(
     source: Source, n: int, first: int, seed: int
 ) -> list[tuple[np.ndarray, int]]:
-    """Returns random training photos in their own size, as pairs (uint8 RGB, label).
+    """Returns random training photos in their original size, as pairs (uint8 RGB, label).
 
     Args:
       source: where the photos come from.
       n: the number of photos. The result is shorter if fewer photos are usable.
-      first: the photos are chosen from so many at the beginning of the split.
+      first: number of photos at the beginning of the split to choose from.
       seed: decides which photos are chosen.
     """
     count = min(first, source.count("train"))
     order = np.random.default_rng([seed, n]).permutation(count).tolist()
     drawn: list[tuple[np.ndarray, int]] = []
-    # A thousand full-size photos take gigabytes, so further ones are read only if needed.
+    # A thousand full-size photos take gigabytes, so more photos are read only if needed.
     tried = 2 * n
     while order and len(drawn) < n:
         places, order = order[:tried], order[tried:]

@@ -17,7 +17,7 @@ from research.data.thread_pool import in_parallel
 from research.system.errors import UserError
 from research.system.machine import fits_in_memory
 
-CHUNK_BYTES = 2**21  # of decoded pixels that a thread makes at a time
+CHUNK_BYTES = 2**21  # maximum size of the decoded pixels of one chunk of photos
 # The keys of a batch that arrays of a source must not use.
 BATCH_KEYS = ("image", "mirrored", "label", "weight", "partner_label", "partner_share")
 
@@ -28,7 +28,7 @@ class SplitArrays:
 
     Attributes:
       inputs: model inputs, arrays of shape (views * examples, ...). Photos are one array, uint8 RGB
-        (examples, size, size, 3). A cached trunk has one or several arrays of activations.
+        (examples, size, size, 3). Cached outputs are one or several arrays of activations.
       labels: (examples, ...), int32 for whole numbers such as class indices, otherwise float32.
       names: a readable name of each example.
       damaged: names and reasons of the photos that could not be decoded and are left out.

@@ -1,4 +1,4 @@
-"""Processes stored photos on all processors, with a few of them in memory at a time."""
+"""Processes stored photos on all processors, with few of them in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from research.data.decode import DamagedImageError
 from research.data.source import Example
 from research.system.machine import processors
 
-CHUNK_BYTES = 2**23  # of stored photos that a thread takes at a time
+CHUNK_BYTES = 2**23  # a chunk of stored photos ends when it reaches this size
 
 Result = TypeVar("Result")
 

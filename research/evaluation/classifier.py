@@ -12,7 +12,7 @@ import tensorflow as tf
 from research.data.batches import make_batches
 from research.data.order import share_out
 from research.data.split_arrays import SplitArrays
-from research.loop.builder import build_network, follow_weights
+from research.loop.builder import build_network, make_averages
 from research.loop.steps import predict_step
 from research.runs.restore import find_checkpoint, restore_model
 from research.runs.run_directory import RunDirectory
@@ -103,7 +103,7 @@ class Classifier:
         self._strategy = strategy = devices.start(self.config).strategy
         with strategy.scope():
             self.built = build_network(self.config, self.class_names, self.task, with_weights=False)
-            self._averages = follow_weights(self.config, self.built.network.model)
+            self._averages = make_averages(self.config, self.built.network.model)
         step = functools.partial(predict_step, self.built.network)
         self._compute = tf.function(lambda batch: strategy.run(step, (batch,)), autograph=False)
         self.restore(path)

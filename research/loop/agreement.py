@@ -17,8 +17,8 @@ SPLITS_OF_A_RUN = ("train", "validation")
 def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
     """Raises `UserError` unless this worker was given the same settings as the chief.
 
-    Paths may differ: photos are compared by name, Python files by content, and weights come from
-    the chief.
+    Paths may differ: photos are compared by name, Python files by content, and the chief sends the
+    weights to all workers.
 
     Args:
       own: the settings of this worker as JSON, and the digests of its Python files by setting.
@@ -28,8 +28,8 @@ def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
     for name, digest in own[1].items():
         differences.pop(name, None)
         if chief[1].get(name) != digest:
-            differences[name] = (f"a file of SHA-256 {chief[1].get(name)}", digest)
-    _refuse_others(
+            differences[name] = (f"a file with SHA-256 {chief[1].get(name)}", digest)
+    _raise_if_different(
         "settings",
         {
             name: differences[name]
@@ -41,24 +41,24 @@ def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
 
 
 def check_data(data: Mapping[str, Any], chief: Mapping[str, Any]) -> None:
-    """Raises `UserError` if this worker has other photos than the chief."""
+    """Raises `UserError` unless this worker has the same photos as the chief."""
     differences = {
         name: (chief[name], value) for name, value in data.items() if chief[name] != value
     }
-    _refuse_others("photos", differences, "give all workers the same ones")
+    _raise_if_different("photos", differences, "give all workers the same photos")
 
 
-def _refuse_others(what: str, differences: Mapping[str, tuple[Any, Any]], remedy: str) -> None:
+def _raise_if_different(noun: str, differences: Mapping[str, tuple[Any, Any]], remedy: str) -> None:
     if differences:
         named = "; ".join(
-            f"{name} is {there!r} there and {here!r} here"
+            f"{name} is {there!r} on the chief and {here!r} on this worker"
             for name, (there, here) in differences.items()
         )
-        raise UserError(f"the chief has other {what}: {named}; {remedy}")
+        raise UserError(f"this worker and the chief have different {noun}: {named}; {remedy}")
 
 
 def describe_data(photos: DataLoader) -> dict[str, Any]:
-    """Returns what identifies a run's photos: their number, and hashes of names and contents."""
+    """Returns the number of photos of each split, and hashes of names, contents and labels."""
     described: dict[str, Any] = {}
     for split in SPLITS_OF_A_RUN:
         examples = photos.examples(split)
@@ -76,7 +76,7 @@ def describe_data(photos: DataLoader) -> dict[str, Any]:
 
 
 def list_photos(photos: DataLoader) -> list[PhotoEntry]:
-    """Returns an entry for each photo of `describe_data`, to name one that changed."""
+    """Returns an entry for each photo, so that an error message can name a changed photo."""
     listed = []
     for split in SPLITS_OF_A_RUN:
         examples = photos.examples(split)

@@ -1,4 +1,4 @@
-"""Builds what a config describes: task, network, parameter groups, photos."""
+"""Builds the parts of a run from its settings: task, network, parameter groups, photos."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from research.models.wrapper import Wrapper, freeze_below, penalize
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group, check_partition, make_group
 from research.optimization.optimizers import OPTIMIZERS
-from research.optimization.schedules import InTurn, LearningRate, Schedule, Shape
+from research.optimization.schedules import LearningRate, Schedule, SequentialSchedule, Shape
 from research.settings.train_config import WEIGHTS_BY_NAME, TrainConfig
 from research.system.errors import UserError
 from research.system.python_file import is_python_reference, load_from_file
@@ -47,8 +47,8 @@ class BuiltNetwork:
 
     Attributes:
       network: the model and its two parts.
-      backbone: the table's entry.
-      first_trainable: index of the first backbone layer that is trained.
+      backbone: the backbone's entry in the table of backbones.
+      first_trainable: index of the first trained layer of the backbone.
       origin: the source of the backbone's weights, in a few words.
     """
 
@@ -64,25 +64,29 @@ def build_network(
     task: Task | None = None,
     with_weights: bool = True,
 ) -> BuiltNetwork:
-    """Builds the model of a config, under the caller's strategy scope.
+    """Builds the model of a config, in the caller's strategy scope.
 
     Args:
-      config: of the run.
+      config: the run's settings.
       class_names: by label.
-      task: makes the head; the built-in one if None.
-      with_weights: False leaves the backbone as initialised; a checkpoint is restored later.
+      task: makes the head. None takes the built-in task.
+      with_weights: whether to load the weights of the config. False keeps the initial weights, for
+        example if a checkpoint is restored later.
 
     Raises:
-      UserError: the weights are missing or do not fit, or `unfreeze_from` names no layer.
+      UserError: the weights are missing or do not fit the backbone, or `unfreeze_from` names no
+        layer of it.
     """
-    # Again: reading data may have used the generators that initialise weights.
+    # Seeded again, because reading data may have used the generators that initialise weights.
     keras.utils.set_random_seed(config.seed)
     backbone = find_backbone(config.backbone)
-    named = with_weights and config.weights == "imagenet"
-    base_model = build_backbone(backbone, config.image_size, "imagenet" if named else None)
+    is_imagenet = with_weights and config.weights == "imagenet"
+    base_model = build_backbone(backbone, config.image_size, "imagenet" if is_imagenet else None)
     first = first_trainable_layer(base_model, backbone, config.unfreeze_from)
     total = len(base_model.variables)
-    origin = f"loaded {total} of {total} variables, ImageNet" if named else "none loaded, random"
+    origin = "none loaded, random"
+    if is_imagenet:
+        origin = f"loaded {total} of {total} variables, ImageNet"
     if with_weights and config.weights not in WEIGHTS_BY_NAME:
         origin = str(load_weights(base_model, config.weights))
     model = Wrapper(base_model, seed=config.seed, task=task, class_names=class_names)
@@ -97,15 +101,16 @@ def make_groups(
     """Puts each trainable variable in the group `head` or `backbone`.
 
     The backbone's schedule begins after the epochs that train the head alone. If stages have
-    different learning rates or begin at different times, each stage is a group, the last one first.
+    different learning rates or begin at different times, each stage is a group; the last stage
+    comes first.
 
     Raises:
-      UserError: there are too few epochs for the last stage to begin.
+      UserError: there are too few epochs to unfreeze all stages.
     """
-    parts = _parts_to_train(config, model)
-    _check_beginnings(plan, len(parts))
-    of_head = _of_head(config, plan, not parts)
-    groups = [build_group(config, "head", model.head.trainable_variables, of_head, step)]
+    parts = _backbone_parts(config, model)
+    _check_unfreezing(plan, len(parts))
+    schedule: LearningRate = _head_schedule(config, plan, not parts)
+    groups = [build_group(config, "head", model.head.trainable_variables, schedule, step)]
     for index, (name, variables) in enumerate(parts):
         schedule = Schedule(
             shape_of("backbone_schedule", config.backbone_schedule),
@@ -126,26 +131,26 @@ def build_group(
     schedule: LearningRate,
     step: tf.Variable,
 ) -> Group:
-    """Builds a group with the optimizer that a config has for it; see `make_group`."""
+    """Builds a group with the optimizer that the config names for it; see `make_group`."""
     setting = "head_optimizer" if name == "head" else "backbone_optimizer"
     optimizer = getattr(config, setting)
     if is_python_reference(optimizer):
         build = load_from_file(setting, optimizer)
     else:
         build = OPTIMIZERS[optimizer]
-        taken = set(inspect.signature(build).parameters) - {"learning_rate"}
-        build = functools.partial(build, **{name: getattr(config, name) for name in taken})
+        settings = set(inspect.signature(build).parameters) - {"learning_rate"}
+        build = functools.partial(build, **{name: getattr(config, name) for name in settings})
     return make_group(name, variables, build, schedule, step, config.weight_decay)
 
 
 def shape_of(setting: str, schedule: str) -> str | Shape:
-    """Returns the shape of a schedule: a name of the table, or a function of the user's own."""
+    """Returns the name of a schedule in `SCHEDULES`, or the shape loaded from the user's file."""
     if is_python_reference(schedule):
         return Shape(load_from_file(setting, schedule))
     return schedule
 
 
-def _check_beginnings(plan: Plan, parts: int) -> None:
+def _check_unfreezing(plan: Plan, parts: int) -> None:
     """Raises `UserError` if a part of the backbone would never be trained."""
     epochs = plan.epochs - plan.head_epochs
     between = plan.unfreezing_steps // plan.steps_per_epoch
@@ -153,25 +158,25 @@ def _check_beginnings(plan: Plan, parts: int) -> None:
     if between and 0 < epochs < needed:
         raise UserError(
             f"gradual_unfreezing is {between} and epochs is {epochs}, but there are {parts} "
-            f"stages to unfreeze, and the last one would begin with epoch {needed}; give at least "
+            f"stages to unfreeze, and the last one would begin in epoch {needed}; give at least "
             f"--epochs={needed}, a smaller --gradual_unfreezing, or a later --unfreeze_from"
         )
 
 
-def _of_head(config: TrainConfig, plan: Plan, is_alone: bool) -> LearningRate:
-    """Returns the head's schedule: one while it is trained alone, and one after that."""
+def _head_schedule(config: TrainConfig, plan: Plan, is_only_group: bool) -> LearningRate:
+    """Returns the head's schedule, in two phases if the backbone joins the training later."""
     peak, warmup = config.head_learning_rate, plan.warmup_steps
     shape = shape_of("head_schedule", config.head_schedule)
-    if is_alone or plan.head_steps in (0, plan.steps):
+    if is_only_group or plan.head_steps in (0, plan.steps):
         return Schedule(shape, peak, 0, plan.steps, warmup)
     tuned = config.tuned_head_learning_rate
-    return InTurn(
+    return SequentialSchedule(
         Schedule(shape, peak, 0, plan.head_steps, warmup),
         Schedule(shape, tuned, plan.head_steps, plan.steps, warmup),
     )
 
 
-def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list[keras.Variable]]]:
+def _backbone_parts(config: TrainConfig, model: Wrapper) -> list[tuple[str, list[keras.Variable]]]:
     """Returns the name and the variables of each group of the backbone."""
     if config.stage_decay == 1 and not config.gradual_unfreezing:
         unfrozen = list(model.backbone.trainable_variables)
@@ -190,18 +195,18 @@ def _parts_to_train(config: TrainConfig, model: Wrapper) -> list[tuple[str, list
 
 
 def feature_epochs(loader: DataLoader, plan: Plan, groups: Sequence[Group]) -> int:
-    """Returns the number of epochs at the beginning that can be trained from cached features.
+    """Returns the number of initial epochs that can be trained from cached features.
 
-    They train the head alone, and a photo has a countable number of views in them.
+    These epochs train only the head, with a countable number of views per photo.
     """
     head_alone = len(groups) == 1 and loader.augmentation.views is not None
     return plan.epochs if head_alone else plan.head_epochs
 
 
-def follow_weights(config: TrainConfig, model: Wrapper) -> WeightAverages | None:
-    """Returns averages of all trained weights, built under the caller's strategy scope.
+def make_averages(config: TrainConfig, model: Wrapper) -> WeightAverages | None:
+    """Returns averages of all trained weights, built in the caller's strategy scope.
 
-    The statistics of a trained BatchNorm are averages already, so they are not averaged again.
+    The moving statistics of BatchNorm are already averages, so they are not averaged again.
 
     Returns:
       None if the config does not ask for averages.
@@ -212,10 +217,10 @@ def follow_weights(config: TrainConfig, model: Wrapper) -> WeightAverages | None
 
 
 def make_loader(config: TrainConfig, source: Source) -> DataLoader:
-    """Returns a run's photos, with the preprocessing of its backbone.
+    """Returns the loader of a run's photos, with the preprocessing of its backbone.
 
     Raises:
-      UserError: an augmentation's file cannot be imported.
+      UserError: the file of an augmentation cannot be imported.
     """
     return DataLoader(
         config.image_size,
@@ -244,15 +249,14 @@ def make_augmentation(config: TrainConfig) -> AugmentationPipeline:
 
 
 def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:
-    """Returns a run's task. Its class weights follow from the photos, see `weigh_classes`.
+    """Returns a run's task. Its class weights are set later, by `set_class_weights`.
 
     Args:
-      config: of the run.
-      kind: the class to build instead of the one that the config names.
+      config: the run's settings.
+      kind: the task class. None takes the one that the config names.
 
     Raises:
-      UserError: the task's file cannot be imported, or a setting asks for what the task's losses
-        do not take into account.
+      UserError: the task's file cannot be imported, or the task's losses do not support a setting.
     """
     kind = kind or find_task(config.task)
     check_supported(config, kind)
@@ -260,14 +264,14 @@ def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:
 
 
 def check_supported(config: TrainConfig, kind: type[Task]) -> None:
-    """Raises `UserError` if a setting asks for what a task's losses do not take into account."""
-    asked = {
+    """Raises `UserError` if the losses of a task do not support a setting."""
+    values = {
         "label_smoothing": config.label_smoothing,
         "class_weights": config.class_weights != "none",
         "mixup": config.mixup,
         "cutmix": config.cutmix,
     }
-    for name, value in asked.items():
+    for name, value in values.items():
         if value and name not in kind.supports:
             raise UserError(
                 f"{name} is {getattr(config, name)!r}, but the losses of {kind.__name__} do not "
@@ -275,17 +279,17 @@ def check_supported(config: TrainConfig, kind: type[Task]) -> None:
             )
 
 
-def weigh_classes(task: Task, loader: DataLoader) -> None:
-    """Gives a task class weights by which all classes of the training photos count the same.
+def set_class_weights(task: Task, loader: DataLoader) -> None:
+    """Sets class weights that give all classes of the training photos the same total weight.
 
     Raises:
-      UserError: the labels are not classes.
+      UserError: the labels are not class indices.
     """
     labels = loader.examples("train").labels
     if labels.ndim != 1 or labels.dtype != np.int32:
         raise UserError(
             f"class_weights is 'balanced', but labels are {labels.dtype} of shape "
-            f"{labels.shape[1:]}; expected the index of a class: give --class_weights=none"
+            f"{labels.shape[1:]}; expected class indices; give --class_weights=none"
         )
     task.class_weights = balanced_weights(
         np.bincount(labels, minlength=len(loader.class_names)).tolist()

@@ -1,4 +1,4 @@
-"""Runs several training steps in one call, in a loop on the device."""
+"""Runs several training steps in one call, in a loop inside the graph."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Scalars = dict[str, tf.Tensor]
 def compile_loop(
     train_step: Callable[[Batch], Scalars], strategy: tf.distribute.Strategy
 ) -> tf.types.experimental.GenericFunction:
-    """Returns a function that makes several steps without returning to Python.
+    """Returns a function that runs several steps without returning to Python.
 
     Args:
-      train_step: makes one step.
-      strategy: on whose devices the step runs.
+      train_step: runs one step.
+      strategy: the strategy that `train_step` uses.
 
     Returns:
-      A function of batches and the number of steps, an int32 scalar. It returns the scalars of the
-      last step, and the seconds that the steps waited for input, a float64 scalar.
+      A function of an iterator of batches and the number of steps, an int32 scalar. It returns the
+      scalars of the last step, and the seconds spent waiting for input, a float64 scalar.
     """
 
     def step(batches: Iterator[Batch]) -> tuple[Scalars, tf.Tensor]:
@@ -35,16 +35,16 @@ def compile_loop(
 
     @tf.function(autograph=False)
     def loop(batches: Iterator[Batch], count: tf.Tensor) -> tuple[Scalars, tf.Tensor]:
-        def another(
+        def body(
             number: tf.Tensor, _: Scalars, waited: tf.Tensor
         ) -> tuple[tf.Tensor, Scalars, tf.Tensor]:
-            scalars, more = step(batches)
-            return number + 1, scalars, waited + more
+            scalars, seconds = step(batches)
+            return number + 1, scalars, waited + seconds
 
         scalars, waited = step(batches)
         _, scalars, waited = tf.while_loop(
             lambda number, *_: number < count,
-            another,
+            body,
             (tf.constant(1), scalars, waited),
             parallel_iterations=1,
         )

@@ -17,14 +17,14 @@ class TrainingDivergedError(UserError):
 
 
 def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) -> dict[str, float]:
-    """Fetches a step's scalars from the device, and adds the learning rates of the step."""
+    """Fetches a step's scalars from the device, and adds its learning rates and the loss scale."""
     figures = {tag: float(value) for tag, value in scalars.items()}
     for group in learner.groups:
         if f"gradient_norm/{group.name}" in figures:
             figures[f"learning_rate/{group.name}"] = float(group.schedule(step - 1))
     loss_scale = learner.state.loss_scale
     if loss_scale.active:
-        # Gradients may overflow now and then: that is what the loss scale is for.
+        # Gradients may overflow in some steps, which the loss scale skips.
         figures = {tag: value for tag, value in figures.items() if math.isfinite(value)}
         scale, skipped_steps = loss_scale.read()
         figures["loss_scale"] = scale
@@ -32,14 +32,14 @@ def read_scalars(learner: Learner, step: int, scalars: Mapping[str, tf.Tensor]) 
     return figures
 
 
-def check_finite(step: int, logbook: Records, values: Mapping[str, float]) -> None:
+def check_finite(step: int, records: Records, values: Mapping[str, float]) -> None:
     """Raises `TrainingDivergedError` if a value is infinite or NaN, or the loss scale is below 1.
 
-    A loss scale is lowered because gradients overflow. Below 1, the loss itself is the reason.
+    Each overflow of the gradients halves the loss scale. Below 1, the scale is not their cause.
     """
     for name, value in values.items():
         if not math.isfinite(value) or (name == "loss_scale" and value < 1):
-            last = logbook.last_checkpoint
+            last = records.last_checkpoint
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written"
             raise TrainingDivergedError(
                 f"the {name} became {value} by step {step}; training stopped, {kept}; try "

@@ -30,7 +30,7 @@ from research.tasks.task import Gradients, Task
 
 Scalars = dict[str, tf.Tensor]
 
-# Steps between two fetches of figures: few enough to follow training, many enough to cost nothing.
+# Steps between two fetches of metrics from the device. Fetching at each step would be slow.
 STEPS_IN_A_LOOP, STEPS_ONE_BY_ONE = 100, 10
 
 
@@ -39,9 +39,9 @@ class StepOptions:
     """How training steps are computed.
 
     Attributes:
-      accumulate_steps: batches per step, computed one after another to take less memory.
-      clip_norm: the greatest norm of the gradient; None for any.
-      xla: compile each device's forward and backward pass with XLA.
+      accumulate_steps: batches per step, computed one after another to save memory.
+      clip_norm: the largest allowed norm of the gradient; None for no limit.
+      xla: whether to compile each device's forward and backward pass with XLA.
     """
 
     accumulate_steps: int = 1
@@ -53,28 +53,28 @@ class StepsDone(NamedTuple):
     """The result of some training steps.
 
     Attributes:
-      scalars: of the last step, by tag; see `Learner.train_step`.
-      waiting_seconds: how long the steps waited for input.
-      number: the number of steps.
+      scalars: the scalars of the last step, by tag; see `Learner.train_step`.
+      waiting_seconds: time spent waiting for input.
+      steps: the number of steps.
     """
 
     scalars: Scalars
     waiting_seconds: float
-    number: int
+    steps: int
 
 
 class Learner:
     """A network, its parameter groups and a run's state, on all devices of a strategy.
 
     Args:
-      strategy: under which everything was built.
-      task: what is learned.
-      network: what the steps compute with.
+      strategy: the strategy in whose scope the other arguments were built.
+      task: losses, metrics and gradients.
+      network: the model, and the kind of its input.
       groups: the parameter groups to train. If `head` is the only one, the backbone runs in
         inference mode.
-      state: the run's clock and sums.
+      state: the run's step counter and sums.
       options: how training steps are computed.
-      averages: of the weights, to update in training and to evaluate; None to evaluate the weights.
+      averages: averages of the weights, updated in training and used in evaluation; None for none.
       histograms: writes histograms of weights and gradients; None for none.
     """
 
@@ -91,7 +91,7 @@ class Learner:
     ) -> None:
         self.strategy = strategy
         self.task = task
-        # While the head is trained alone, BatchNorm and Dropout of the backbone do not change.
+        # If only the head is trained, BatchNorm and Dropout of the backbone stay in inference mode.
         trains_backbone = any(group.name != "head" for group in groups)
         self.network = dataclasses.replace(network, trains_backbone=trains_backbone)
         self.groups = groups
@@ -109,15 +109,15 @@ class Learner:
         )
 
     def train_step(self, batch: Batch) -> Scalars:
-        """Makes one update; returns the step's scalars by tag.
+        """Runs one training step and returns its scalars by tag.
 
-        They are the gradient norm of each updated group, and the penalty if weights have one. In
-        float16, a step whose gradients overflowed changes only the clock and the loss scale.
+        They are the gradient norm of each group, and the penalty if weights have a regularizer. In
+        float16, a step with overflowed gradients changes only the step counter and the loss scale.
         """
         return self._train_step(batch)
 
     def _compile_train_step(self) -> tf.types.experimental.GenericFunction:
-        """Returns the step that updates the groups, for all devices together."""
+        """Returns the compiled training step over all devices."""
         strategy, network, state, options = self.strategy, self.network, self.state, self.options
         loss_scale, groups = state.loss_scale, self.groups
         variables = [variable for group in groups for variable in group.variables]
@@ -132,7 +132,7 @@ class Learner:
 
         @tf.function(autograph=False)
         def step(batch: Batch) -> Scalars:
-            # The gradients of the mean loss must not overflow, whatever the size of the batch.
+            # Scales the gradient of the mean loss, so that a large batch does not overflow.
             scale = loss_scale.scale / float(self._photos_per_step(batch))
             gradients = self._accumulated(lambda part: compiled(part, scale), batch)
             update: Update = strategy.run(
@@ -143,7 +143,7 @@ class Learner:
                 finite = self._first(update.finite)
                 tf.cond(finite, lambda: self._apply(update), lambda: tf.constant(False))
                 loss_scale.update(finite)
-                # A batch that was skipped counts in no figure of the training.
+                # A skipped batch is excluded from the training metrics.
                 sums = {name: tf.where(finite, value, 0.0) for name, value in sums.items()}
             else:
                 self._apply(update)
@@ -161,19 +161,19 @@ class Learner:
         return step
 
     def _apply(self, update: Update) -> tf.Tensor:
-        """Changes the weights, and their averages."""
+        """Updates the weights and their averages."""
         self.strategy.run(lambda values: apply_gradients(self.groups, values), (update.gradients,))
         if self.averages:
             for group in self.groups:
-                made = self.state.step - group.schedule.first_step
-                self.averages.update(group.variables, made)
+                updates = self.state.step - group.schedule.first_step
+                self.averages.update(group.variables, updates)
         return tf.constant(True)
 
     def _accumulated(self, compute: Callable[[Batch], Gradients], batch: Batch) -> Gradients:
-        """Runs `compute` on the batches of a step, one after another, and adds up the results."""
+        """Runs `compute` on the batches of a step, one after another, and adds the results."""
         strategy, steps = self.strategy, self.options.accumulate_steps
 
-        def of_part(index: tf.Tensor | int) -> Gradients:
+        def compute_part(index: tf.Tensor | int) -> Gradients:
             def on_replica(batch: Batch) -> Gradients:
                 part = tf.nest.map_structure(
                     lambda tensor: tf.reshape(tensor, (steps, -1, *tensor.shape[1:]))[index], batch
@@ -183,51 +183,51 @@ class Learner:
             return strategy.run(on_replica if steps > 1 else compute, (batch,))
 
         def add(index: tf.Tensor, total: Gradients) -> tuple[tf.Tensor, Gradients]:
-            return index + 1, strategy.run(add_gradients, (total, of_part(index)))
+            return index + 1, strategy.run(add_gradients, (total, compute_part(index)))
 
         if steps == 1:
-            return of_part(0)
-        # One at a time: in parallel they would take the memory of one large batch.
+            return compute_part(0)
+        # Parallel iterations would need as much memory as one large batch.
         _, total = tf.while_loop(
-            lambda index, _: index < steps, add, (1, of_part(0)), parallel_iterations=1
+            lambda index, _: index < steps, add, (1, compute_part(0)), parallel_iterations=1
         )
         return total
 
     @property
     def steps_per_interval(self) -> int:
-        """Steps between two fetches of figures, for which the host waits for the device."""
+        """Steps between two fetches of metrics, for which the host waits for the device."""
         return STEPS_IN_A_LOOP if self._loops_on_device else STEPS_ONE_BY_ONE
 
     @property
     def _loops_on_device(self) -> bool:
-        # Starting a step from Python takes longer than a step of the head alone.
+        # Starting a step from Python takes longer than a step that trains only the head.
         return self.network.input_kind == "features"
 
     def train_steps(
-        self, batches: Iterator[Batch], count: int, is_enough: Callable[[], bool] = lambda: False
+        self, batches: Iterator[Batch], count: int, should_stop: Callable[[], bool] = lambda: False
     ) -> StepsDone:
-        """Makes at least one update, with one batch for each.
+        """Runs at least one and at most `count` training steps.
 
         Args:
           batches: one per step.
-          count: the number of updates.
-          is_enough: tells whether to stop early. It is called before each step but the first,
-            except where the steps run in a loop on the device.
+          count: the number of steps.
+          should_stop: returns whether to stop early. It is called before each step except the
+            first, and is not called if the steps run in a loop on the device.
         """
         if self._loops_on_device:
             scalars, waited = self._train_loop(batches, tf.constant(count))
             return StepsDone(scalars, float(waited), count)
-        waiting, scalars, number = 0.0, {}, 0
-        while number == 0 or (number < count and not is_enough()):
+        waiting, scalars, steps = 0.0, {}, 0
+        while steps == 0 or (steps < count and not should_stop()):
             begin = time.perf_counter()
             batch = next(batches)
             waiting += time.perf_counter() - begin
             scalars = self.train_step(batch)
-            number += 1
-        return StepsDone(scalars, waiting, number)
+            steps += 1
+        return StepsDone(scalars, waiting, steps)
 
     def _compile_eval_step(self) -> tf.types.experimental.GenericFunction:
-        """Returns the step that adds a batch's sums to those of the evaluation."""
+        """Returns the compiled step that adds a batch's sums to the sums of the evaluation."""
         task = self.task.for_validation()
 
         @tf.function(autograph=False)
@@ -246,11 +246,11 @@ class Learner:
         return self.metrics(self._eval_tally.read())
 
     def metrics(self, sums: SumsRead) -> Metrics:
-        """Returns the metrics that follow from sums."""
+        """Returns the metrics computed from weighted sums."""
         return mean_metrics(sums, self.task.figures)
 
     def average_statistics(self) -> None:
-        """Gives all devices the mean of the statistics that BatchNorm learned on each device.
+        """Replaces the BatchNorm statistics of each device with their mean over all devices.
 
         Without this, the evaluated model would differ from the saved one.
         """
@@ -262,7 +262,7 @@ class Learner:
         return part.shape[0] * self.strategy.num_replicas_in_sync
 
     def _first(self, value: tf.Tensor) -> tf.Tensor:
-        """Returns the first device's value, of one that is the same on all devices."""
+        """Returns the value on the first device, for a value that is the same on all devices."""
         return self.strategy.experimental_local_results(value)[0]
 
     def _first_of_each(self, values: Sums) -> Sums:

@@ -1,4 +1,4 @@
-"""Suggests learning rates: trains a little while the rate rises, and looks where the loss falls."""
+"""Learning rate finder: trains with a rising rate and finds where the loss falls fastest."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from research.runs import console, pictures
 from research.runs.durable_files import write_file
 
 LOWEST_RATE, HIGHEST_RATE, STEPS = 1e-7, 10.0, 100
-MEMORY = 0.9  # the share of itself that the smoothed loss keeps in a step
-UNSETTLED = 10  # steps in which the average is of few losses
-FEWEST = UNSETTLED + 3  # steps that a suggestion needs
-DIVERGED = 4.0  # times the least loss so far
+SMOOTHING = 0.9  # decay of the moving average of the loss
+IGNORED_STEPS = 10  # the first steps, whose moving average contains only a few losses
+MIN_STEPS = IGNORED_STEPS + 3  # steps that a suggestion needs
+DIVERGENCE = 4.0  # the sweep ends when the loss exceeds this factor times the lowest loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Sweep:
     """The training losses of a group of variables while its learning rate rose.
 
     Attributes:
-      group: its name, as people see it.
+      group: the display name of the group.
       rates: the learning rates.
-      losses: the training loss at each, in nats, smoothed.
-      suggestion: where the loss falls fastest; None if it never falls.
+      losses: the smoothed training loss at each rate, in nats.
+      suggestion: the rate at which the loss falls fastest; None if the loss does not fall.
     """
 
     group: str
@@ -45,10 +45,10 @@ class Sweep:
 
     @property
     def why_none(self) -> str:
-        """Why there is no suggestion, in a few words."""
-        if len(self.rates) < FEWEST:
-            return f"as the loss rose far or became infinite within {len(self.rates) + 1} steps"
-        return "as the loss does not fall"
+        """The reason why there is no suggestion, if there is none."""
+        if len(self.rates) < MIN_STEPS:
+            return f"because the loss diverged within {len(self.rates) + 1} steps"
+        return "because the loss does not fall"
 
 
 def suggest_learning_rates(run: Run, picture: Path) -> None:
@@ -65,26 +65,27 @@ def suggest_learning_rates(run: Run, picture: Path) -> None:
 def find_learning_rates(run: Run) -> list[Sweep]:
     """Sweeps the learning rate of each group, starting from the same weights.
 
-    One group is trained at a time; the head has its initial weights while the others are trained.
+    One group is trained at a time. The head keeps its initial weights while other groups are
+    trained.
 
     Args:
-      run: to find rates for; its own rates and schedules do not matter.
+      run: the run; its own learning rates and schedules are ignored.
     """
     config, network, state, strategy = run.config, run.built.network, run.state, run.team.strategy
 
-    def endless() -> Iterator[Batch]:
+    def endless_batches() -> Iterator[Batch]:
         for epoch in itertools.count():
             epoch_batches = functools.partial(run.loader.epoch_batches, epoch, 0)
             yield from share_out(epoch_batches, strategy, config.accumulate_steps)
 
-    batches = endless()
+    batches = endless_batches()
     sweeps = []
     for group in run.groups:
         before = [variable.numpy() for variable in network.model.variables]
         rising = Rising(LOWEST_RATE, HIGHEST_RATE, state.current_step, state.current_step + STEPS)
         with strategy.scope():
-            alone = build_group(config, group.name, group.variables, rising, state.step)
-        learner = Learner(strategy, run.task, network, (alone,), state, run.options)
+            trained = build_group(config, group.name, group.variables, rising, state.step)
+        learner = Learner(strategy, run.task, network, (trained,), state, run.options)
         sweeps.append(sweep_rates(learner, rising, batches))
         for variable, value in zip(network.model.variables, before, strict=True):
             variable.assign(value)
@@ -92,7 +93,7 @@ def find_learning_rates(run: Run) -> list[Sweep]:
 
 
 def sweep_rates(learner: Learner, rising: Rising, batches: Iterator[Batch]) -> Sweep:
-    """Trains the learner's first group while its rate rises, until the loss has risen far."""
+    """Trains the learner's first group with a rising learning rate, until the loss diverges."""
     rates: list[float] = []
     losses: list[float] = []
     for step in range(rising.first_step, rising.last_step):
@@ -107,7 +108,7 @@ def sweep_rates(learner: Learner, rising: Rising, batches: Iterator[Batch]) -> S
         rates.append(float(rising(step)))
         losses.append(loss)
         smoothed = smooth(losses)
-        if smoothed[-1] > DIVERGED * min(smoothed):
+        if smoothed[-1] > DIVERGENCE * min(smoothed):
             break
     smoothed = smooth(losses)
     suggestion = suggest_rate(rates, smoothed or [0.0])
@@ -118,8 +119,8 @@ def smooth(losses: Sequence[float]) -> tuple[float, ...]:
     """Returns an exponential moving average, with the bias correction of Adam."""
     smoothed, average = [], 0.0
     for count, loss in enumerate(losses, start=1):
-        average = MEMORY * average + (1 - MEMORY) * loss
-        smoothed.append(average / (1 - MEMORY**count))
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        smoothed.append(average / (1 - SMOOTHING**count))
     return tuple(smoothed)
 
 
@@ -127,17 +128,17 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | Non
     """Returns the rate at which the loss falls fastest (Smith 2017, arXiv 1506.01186).
 
     Args:
-      rates: rising geometrically.
+      rates: the learning rates, in a geometric sequence.
       losses: smoothed, one for each rate.
 
     Returns:
       None if the loss does not fall.
     """
-    if len(losses) < FEWEST:
+    if len(losses) < MIN_STEPS:
         return None
-    settled, among = np.asarray(losses[UNSETTLED:]), rates[UNSETTLED:]
-    lowest = int(np.argmin(settled))
-    if lowest < 2 or settled[lowest] >= settled[0]:
+    kept_losses, kept_rates = np.asarray(losses[IGNORED_STEPS:]), rates[IGNORED_STEPS:]
+    lowest = int(np.argmin(kept_losses))
+    if lowest < 2 or kept_losses[lowest] >= kept_losses[0]:
         return None
-    slopes = np.gradient(settled, np.log(np.asarray(among)))
-    return float(among[int(np.argmin(slopes[: lowest + 1]))])
+    slopes = np.gradient(kept_losses, np.log(np.asarray(kept_rates)))
+    return float(kept_rates[int(np.argmin(slopes[: lowest + 1]))])

@@ -1,4 +1,4 @@
-"""`Meter`: metrics of some training steps, their time, and the time they waited for input."""
+"""`Meter`: the metrics, the speed and the input waiting time of training steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MakeMetrics = Callable[[SumsRead], Metrics]
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Figures of some consecutive training steps.
+    """Metrics and speed of consecutive training steps.
 
     Attributes:
       metrics: means over the photos of these steps.
-      photos: the number of photos that this process trained on.
-      seconds: their duration.
-      waiting_seconds: the part of it spent waiting for input.
+      photos: number of photos in the steps that this process ran.
+      seconds: duration of these steps.
+      waiting_seconds: the part of `seconds` spent waiting for input.
     """
 
     metrics: Metrics
@@ -29,7 +29,7 @@ class Interval:
 
     @property
     def photos_per_second(self) -> float:
-        """The speed of training, for this process."""
+        """The speed of the steps that this process ran."""
         return self.photos / self.seconds if self.seconds else 0.0
 
     @property
@@ -39,10 +39,10 @@ class Interval:
 
 
 class Meter:
-    """Measures an epoch.
+    """Measures the metrics and the speed of an epoch.
 
     Args:
-      sums: those of the epoch so far; not zero if the run was resumed within the epoch.
+      sums: the sums of the epoch so far. They are not zero if the run resumes within an epoch.
       metrics: computes metrics from sums.
     """
 
@@ -52,19 +52,19 @@ class Meter:
         self._first = self._last = (time.perf_counter(), 0.0, sums)
 
     def waited(self, seconds: float) -> None:
-        """Counts time that training waited for input."""
+        """Adds time spent waiting for input."""
         self._waiting += seconds
 
     def interval(self, sums: SumsRead) -> Interval:
-        """Returns the figures since the last call, from the epoch's sums so far."""
+        """Returns metrics and speed since the last call, from the sums of the epoch so far."""
         begin, waiting, before = self._last
         self._last = (time.perf_counter(), self._waiting, sums)
-        fresh = {name: value - before[name] for name, value in sums.items()}
-        metrics = self._metrics(fresh)
+        difference = {name: value - before[name] for name, value in sums.items()}
+        metrics = self._metrics(difference)
         return Interval(metrics, metrics.photos, self._last[0] - begin, self._waiting - waiting)
 
     def epoch(self, sums: SumsRead) -> Interval:
-        """Returns the figures of the whole epoch; its speed is that of this process's steps."""
+        """Returns the metrics of the whole epoch, and the speed of the steps of this process."""
         begin, _, before = self._first
         photos = float(sums["weight"] - before["weight"])
         return Interval(self._metrics(sums), photos, time.perf_counter() - begin, self._waiting)

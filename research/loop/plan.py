@@ -14,7 +14,7 @@ class Position(NamedTuple):
     """A position in a run.
 
     Attributes:
-      epoch: counted from 0.
+      epoch: index of the epoch, from 0.
       steps_done: updates made in the epoch; all of them if only the validation is left.
     """
 
@@ -24,15 +24,15 @@ class Position(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The steps of a run, all derived from the settings and the number of photos.
+    """The numbers of steps of a run, derived from the settings and the number of photos.
 
     Attributes:
       steps_per_epoch: updates per epoch.
-      head_epochs: epochs at the beginning that train the head alone.
+      head_epochs: initial epochs that train only the head.
       epochs: all epochs, including `head_epochs`.
-      visits: how often a photo is trained on, on average over all photos.
-      warmup_steps: steps in which a learning rate rises to its value.
-      unfreezing_steps: steps between the beginnings of two stages; 0 if all begin together.
+      visits: the average number of times that a photo is used in training.
+      warmup_steps: steps in which a learning rate rises to its peak.
+      unfreezing_steps: steps between the unfreezing of two stages; 0 to unfreeze all at once.
     """
 
     steps_per_epoch: int
@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def head_steps(self) -> int:
-        """Steps at the beginning that train the head alone."""
+        """Initial steps that train only the head."""
         return self.head_epochs * self.steps_per_epoch
 
     @property
@@ -53,14 +53,11 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     def next_due(self, step: int, *every: int | None) -> int:
-        """Returns the first step after `step` that is a multiple of one of some numbers.
+        """Returns the next step that is a multiple of one of `every`, or that ends the epoch.
 
         Args:
           step: updates made so far.
-          every: the numbers; None for never.
-
-        Returns:
-          The end of the epoch at the latest.
+          every: numbers of steps; None is ignored.
         """
         return min(
             (step // number + 1) * number for number in (*every, self.steps_per_epoch) if number
@@ -71,7 +68,7 @@ class Plan:
 
         Args:
           step: updates made so far.
-          awaits_validation: whether steps were made since the last validation.
+          awaits_validation: whether updates were made since the last validation.
         """
         epoch, done = divmod(step, self.steps_per_epoch)
         if done == 0 and awaits_validation:
@@ -80,10 +77,10 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, photos: int) -> Plan:
-    """Plans a run.
+    """Computes the plan of a run.
 
     Args:
-      config: of the run.
+      config: the run's settings.
       photos: the number of training photos.
     """
     all_steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))

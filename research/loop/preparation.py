@@ -1,4 +1,4 @@
-"""Builds and restores a run, and compares workers, before the first step."""
+"""Builds or restores a run and compares its workers, before the first step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from research.loop.builder import (
     build_network,
     check_supported,
     feature_epochs,
-    follow_weights,
     make_augmentation,
+    make_averages,
     make_groups,
     make_loader,
     make_task,
-    weigh_classes,
+    set_class_weights,
 )
 from research.loop.learner import Learner, StepOptions
 from research.loop.plan import Plan, Position, make_plan
@@ -50,19 +50,19 @@ from research.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that is built before a run's first step.
+    """Everything that is built before a run's first step.
 
     Attributes:
-      config: the settings, with those that the HyperRule chooses filled in.
-      team: this process and those that train with it.
-      task: what is learned.
+      config: the settings, including the values that the HyperRule chose.
+      team: this process and the other workers of the run.
+      task: head, losses and metrics.
       built: the network.
       loader: the photos.
-      plan: the steps.
-      groups: the parameter groups, in the order in which they begin.
-      state: the clock and sums.
-      averages: of the weights; None where none are kept.
-      frozen: the layers that never change.
+      plan: the number of steps and epochs.
+      groups: the parameter groups, in the order in which they begin to train.
+      state: the step counter and running sums.
+      averages: averages of the weights; None if the settings do not ask for them.
+      frozen: the frozen layers, whose outputs can be cached.
       options: how steps are computed.
     """
 
@@ -81,8 +81,8 @@ class Run:
     @property
     def figures(self) -> list[str]:
         """The names of the loss and the task's figures."""
-        nothing = self.state.tally.empty_copy().read()
-        return list(mean_metrics(nothing, self.task.figures).values)
+        zeros = self.state.tally.empty_copy().read()
+        return list(mean_metrics(zeros, self.task.figures).values)
 
     @property
     def position(self) -> Position:
@@ -91,21 +91,21 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all epochs are trained, or early stopping applies."""
+        """Whether all epochs are trained, or early stopping ended the run."""
         patience = self.config.early_stopping
         stalled = patience is not None and int(self.state.epochs_without_gain.numpy()) >= patience
         return stalled or self.position.epoch >= self.plan.epochs
 
     def counts_for_early_stopping(self, epoch: int) -> bool:
-        """Tells whether all groups were trained in an epoch."""
+        """Returns whether all groups are trained in an epoch, so that early stopping counts it."""
         last_beginning = max(group.schedule.first_step for group in self.groups)
         return epoch * self.plan.steps_per_epoch >= last_beginning
 
 
-def record_own_classes(
+def record_python_classes(
     config: TrainConfig, source: Source | None, task: type[Task] | None
 ) -> TrainConfig:
-    """Records classes that are given from Python in the settings, as the flags would name them."""
+    """Returns the settings with a source and a task given as Python objects, as FILE.py:Class."""
     if source is not None and config.source is None:
         config = dataclasses.replace(
             config,
@@ -124,13 +124,13 @@ def open_photos(config: TrainConfig) -> Source:
 def set_up(
     requested: TrainConfig, team: Team, source: Source, kind: type[Task] | None = None
 ) -> Run:
-    """Builds what a config describes, on this process's devices.
+    """Builds a run from its settings, on this process's devices.
 
     Args:
-      requested: the settings as they were given.
-      team: this process and those that train with it.
+      requested: the settings before the HyperRule.
+      team: this process and the other workers of the run.
       source: the photos.
-      kind: what to learn instead of the task that the settings name.
+      kind: the task class. None takes the one that the settings name.
     """
     strategy = team.strategy
     replicas = strategy.num_replicas_in_sync
@@ -140,14 +140,14 @@ def set_up(
     with strategy.scope():
         built = build_network(requested, source.class_names, task)
     with team.chief_first():
-        source.count("train")  # prepares a data set that is not there yet
+        source.count("train")  # prepares the data set if it is not prepared yet
     check_memory(requested, built, source)
     config = follow_hyperrule(requested, loader.num_train_examples)
     if config != requested:
         check_supported(config, type(task))
         loader = loader.with_augmentation(make_augmentation(config))
     if config.class_weights == "balanced":
-        weigh_classes(task, loader)
+        set_class_weights(task, loader)
     plan = make_plan(config, loader.num_train_examples)
     check_traced_steps(config, plan)
     model = built.network.model
@@ -155,7 +155,7 @@ def set_up(
     with strategy.scope():
         state = RunState(shapes)
         groups = make_groups(config, model, state.step, plan)
-        averages = follow_weights(config, model)
+        averages = make_averages(config, model)
     frozen = FrozenLayers(
         built.network,
         loader,
@@ -171,21 +171,21 @@ def set_up(
 
 
 def make_learner(
-    run: Run, histograms: Histograms | None, epoch_input: EpochInput, begun: int
+    run: Run, histograms: Histograms | None, epoch_input: EpochInput, started: int
 ) -> Learner:
-    """Returns what trains an epoch.
+    """Returns the learner that trains an epoch.
 
     Args:
-      run: as it was set up.
-      histograms: to write of weights and gradients; None for none.
+      run: the run, as `set_up` returned it.
+      histograms: writes histograms of weights and gradients; None for none.
       epoch_input: the network and the photos of the epoch.
-      begun: how many groups are trained in it.
+      started: number of groups that are trained in the epoch.
     """
     return Learner(
         run.team.strategy,
         run.task,
         epoch_input.network,
-        run.groups[:begun],
+        run.groups[:started],
         run.state,
         run.options,
         run.averages,
@@ -194,7 +194,7 @@ def make_learner(
 
 
 def exchange_within_step(config: TrainConfig, task: Task) -> str | None:
-    """Returns what exchanges values between devices within a pass, in words; None if nothing."""
+    """Returns why devices exchange values in the forward or backward pass; None if they do not."""
     if config.bn_mode == "sync":
         return "bn_mode is 'sync'"
     return f"the task {type(task).__name__} exchanges values" if task.communicates else None
@@ -203,16 +203,16 @@ def exchange_within_step(config: TrainConfig, task: Task) -> str | None:
 def begin_or_resume(
     run: Run, requested: TrainConfig, directory: RunDirectory | None, resuming: bool
 ) -> tuple[Records, RunInputs, bool]:
-    """Gives all workers the chief's state, and runs the frozen layers.
+    """Restores or creates a run, sends the chief's state to all workers, and fills the caches.
 
     Args:
-      run: as it was set up.
-      requested: its settings as they were given.
-      directory: its folder; None in a worker that is not the chief.
+      run: the run, as `set_up` returned it.
+      requested: the settings before the HyperRule.
+      directory: the run's folder; None in a worker that is not the chief.
       resuming: whether the folder holds a run to continue.
 
     Returns:
-      The records; what the epochs are trained from; and whether a checkpoint was restored.
+      The records, the inputs of the epochs, and whether a checkpoint was restored.
     """
     model, team = run.built.network.model, run.team
     data, listed = describe_data(run.loader), list_photos(run.loader)
@@ -223,7 +223,7 @@ def begin_or_resume(
         if resuming:
             directory.check_data(data, listed)
             cached = directory.read_data().get("cached")
-            # Restored first: the frozen layers must run with these weights.
+            # Restored before the frozen layers run, because they need these weights.
             resumed = checkpoints.restore_latest()
     choices = (
         run.frozen.choose(run.state.current_step, cached)
@@ -254,13 +254,13 @@ def begin_or_resume(
 def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> None:
     """Raises `UserError` if one layer's output for a batch exceeds the free memory.
 
-    Training needs more than that, which is not estimated here. On GPUs, TensorFlow itself reports
-    that their memory is not enough.
+    Training needs more memory than this estimate. GPUs are not checked, because TensorFlow reports
+    when their memory is exhausted.
     """
     if tf.config.list_logical_devices("GPU"):
         return
-    number = keras.config.dtype_policy().compute_dtype
-    bytes_per_photo = largest_output(built.network.model.backbone.layers) * tf.as_dtype(number).size
+    dtype = tf.as_dtype(keras.config.dtype_policy().compute_dtype)
+    bytes_per_photo = largest_output(built.network.model.backbone.layers) * dtype.size
     batch = min(config.batch_size, source.count("train"))
     if batch * bytes_per_photo > free_memory():
         raise UserError(
@@ -271,7 +271,7 @@ def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> No
 
 
 def check_views(config: TrainConfig, loader: DataLoader) -> None:
-    """Raises `UserError` if a cache is asked for, but the views of photos cannot be counted."""
+    """Raises `UserError` if a cache is requested, but the views of photos cannot be counted."""
     endless = loader.augmentation.endless
     if endless and config.epochs and config.trunk_cache in ("memory", "disk"):
         raise UserError(
@@ -282,7 +282,7 @@ def check_views(config: TrainConfig, loader: DataLoader) -> None:
 
 
 def check_traced_steps(config: TrainConfig, plan: Plan) -> None:
-    """Raises `UserError` if the run has fewer steps than the profiler is asked to trace."""
+    """Raises `UserError` if a step of `profile_steps` is after the last step of the run."""
     traced = parse_steps(config.profile_steps)
     if traced and traced[-1] > plan.steps:
         raise UserError(

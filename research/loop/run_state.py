@@ -1,4 +1,4 @@
-"""`RunState`: a run's clock and sums; and all variables that a checkpoint holds."""
+"""`RunState`: the step counter and sums of a run; and the variables of a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from research.tasks.metrics import Tally
 
 
 class RunState:
-    """What a checkpoint holds besides model and optimizers. Built under a strategy scope.
+    """The part of a checkpoint besides model and optimizers. Create it in a strategy scope.
 
     Args:
-      shapes: of the training sums, by name.
+      shapes: the shapes of the training sums, by name.
 
     Attributes:
-      step: int64, the run's only clock: steps made so far, including those that float16 skipped.
-      loss_scale: for float16.
-      tally: the training sums of the epoch under way.
-      best_loss: the least validation loss so far, infinite before the first.
-      epochs_without_gain: int64, the number of epochs since then that count for early stopping.
-      seconds: time spent so far, over all resumptions, from when the network is built. It includes
+      step: int64, the only step counter of the run: steps so far, including steps that float16
+        skipped.
+      loss_scale: the loss scale for float16.
+      tally: the training sums of the current epoch.
+      best_loss: the lowest validation loss so far; infinite before the first validation.
+      epochs_without_gain: int64, number of epochs since the lowest validation loss that count for
+        early stopping.
+      seconds: total time since the network was built, over all processes of the run. It includes
         running the frozen layers, validation and checkpoints. It excludes work that was lost when
-        the process was killed.
+        a process was killed.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -54,11 +56,11 @@ class RunState:
 
     @property
     def within_epoch(self) -> bool:
-        """Whether steps were made since the last validation."""
+        """Whether updates were made since the last validation."""
         return bool(self.tally.read()["weight"] > 0)
 
     def note_validation(self, loss: float, counts: bool) -> bool:
-        """Records a validation loss, and returns whether it is the least so far.
+        """Records a validation loss, and returns whether it is the lowest so far.
 
         Args:
           loss: in nats.
@@ -88,7 +90,7 @@ class RunState:
 
     @property
     def current_step(self) -> int:
-        """Fetches the clock from the device."""
+        """The number of steps so far, fetched from the device."""
         return int(tf.convert_to_tensor(self.step))
 
 

@@ -1,9 +1,9 @@
-"""The training step and the evaluation step, written as if there were one device.
+"""The training step and the evaluation step of one device.
 
-Each function runs in a replica context: on its device's part of the batch. A training step has
-three parts. `Task.gradients` computes without communication, so that XLA can compile it;
-`reduce_gradients` adds up over the devices; `apply_gradients` is skipped if float16 overflowed.
-`learner.py` puts them together in a `tf.function`, around `strategy.run`.
+Each function runs in a replica context, on its device's part of the batch. A training step has
+three parts: `Task.gradients` usually needs no communication, so that XLA can compile it;
+`reduce_gradients` sums over the devices; `apply_gradients` is skipped if float16 overflowed.
+`learner.py` combines them in a `tf.function` that calls `strategy.run` for each part.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ InputKind = Literal["photos", "activations", "features"]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What a step computes with.
+    """A model, and the kind of input that the steps feed to it.
 
     Attributes:
       model: the whole model.
-      parts: its backbone, cut below the first trainable layer.
+      parts: its backbone, split below the first trainable layer.
       input_kind: what `batch["image"]` holds: `photos`; the `activations` that the frozen trunk
         computes from them; or the `features` that go into the head, if only the head is trained.
-      trains_backbone: False while the head alone is trained. The backbone then runs in inference
-        mode also in training steps.
+      trains_backbone: False while only the head is trained. The backbone then runs in inference
+        mode, even in training steps.
     """
 
     model: Wrapper
@@ -46,13 +46,13 @@ class Network:
         """Maps a batch to float32 logits (batch, 1 or classes).
 
         Args:
-          batch: photos, activations or features, as `given` says.
+          batch: photos, activations or features; see `input_kind`.
           training: the mode of the head, and of the backbone if it is trained.
         """
         return self.model.head(self.features(batch, training), training=training)
 
     def features(self, batch: Batch, training: bool) -> tf.Tensor:
-        """Maps a batch to what the head takes: float32 (batch, channels) for the built-in head."""
+        """Maps a batch to the head's input: float32 (batch, channels) for the built-in head."""
         if self.input_kind == "features":
             return batch["image"]
         mode = training and self.trains_backbone
@@ -60,7 +60,7 @@ class Network:
         return self.model.pooling(self.parts.features(activations, batch["weight"], mode))
 
     def activations(self, batch: Batch) -> tuple[tf.Tensor, ...]:
-        """Returns what crosses the cut: read from the batch, or computed from its photos."""
+        """Returns the activations at the cut: from the batch, or computed from its photos."""
         image = batch["image"]
         if self.input_kind == "activations":
             return image if isinstance(image, tuple) else (image,)
@@ -71,8 +71,8 @@ class Update(NamedTuple):
     """An update of the weights, the same on all devices.
 
     Attributes:
-      gradients: of the mean loss and the penalties, clipped; one for each variable.
-      sums: over the whole batch.
+      gradients: clipped gradients of the mean loss and the penalties, one for each variable.
+      sums: the sums of losses, metrics and weights over the whole batch.
       norms: the norm of each group's gradient before clipping, by name, float32 scalars.
       penalty: float32 scalar, the sum of the regularizers.
       finite: bool scalar, whether all gradients are finite.
@@ -86,7 +86,7 @@ class Update(NamedTuple):
 
 
 def add_gradients(first: Gradients, second: Gradients) -> Gradients:
-    """Adds up the results of two batches."""
+    """Adds the results of two batches."""
     return tf.nest.map_structure(tf.add, first, second)
 
 
@@ -96,14 +96,14 @@ def reduce_gradients(
     clip_norm: float | None = None,
     loss_scale: tf.Tensor | float = 1.0,
 ) -> Update:
-    """Adds up over the devices, and divides by the weights once.
+    """Sums gradients over the devices, divides by the total weight, and clips them.
 
     Args:
-      groups: whose variables the gradients belong to, in their order.
-      gradients: of this device.
-      clip_norm: the greatest norm of the gradient over all groups together. A longer gradient is
+      groups: the parameter groups, whose variables have the order of the gradients.
+      gradients: the result of `Task.gradients` on this device.
+      clip_norm: the largest norm of the gradient over all groups together. A larger gradient is
         scaled down to it (Pascanu et al. 2013, arXiv 1211.5063). None for no limit.
-      loss_scale: the factor that `Task.gradients` was given; it is divided out here.
+      loss_scale: the `scale` given to `Task.gradients`. The gradients are divided by it.
     """
     variables = [variable for group in groups for variable in group.variables]
     totals, sums = _sum_over_devices(gradients)
@@ -124,7 +124,7 @@ def reduce_gradients(
 
 
 def apply_gradients(groups: Sequence[Group], gradients: Sequence[tf.Tensor]) -> None:
-    """Lets each group's optimizer update its variables."""
+    """Updates the variables of each group with its optimizer."""
     rest = list(gradients)
     for group in groups:
         own, rest = rest[: len(group.variables)], rest[len(group.variables) :]
@@ -132,14 +132,14 @@ def apply_gradients(groups: Sequence[Group], gradients: Sequence[tf.Tensor]) -> 
 
 
 def eval_step(task: Task, network: Network, batch: Batch) -> Sums:
-    """Returns the batch's sums over all devices, in inference mode."""
+    """Returns the sums of a batch over all devices, in inference mode."""
     return _sum_over_devices(task.sums(predict_step(network, batch), batch))
 
 
 def predict_step(network: Network, batch: Batch) -> tf.Tensor:
-    """Returns the batch's logits, float32 (batch, 1 or classes), in inference mode.
+    """Returns the logits of a batch, float32 (batch, 1 or classes), in inference mode.
 
-    If the batch has mirror images too, the logits are the mean of both.
+    If the batch also has mirror images, the logits are averaged over both images.
     """
     logits = network.logits(batch, training=False)
     if "mirrored" in batch:
@@ -149,7 +149,7 @@ def predict_step(network: Network, batch: Batch) -> tf.Tensor:
 
 
 def _sum_over_devices(values: Any) -> Any:
-    """Adds up each tensor of a structure over the devices, in one exchange."""
+    """Sums each tensor of a structure over the devices, in one all-reduce call."""
     context = tf.distribute.get_replica_context()
     flat = tf.nest.flatten(values)
     return tf.nest.pack_sequence_as(values, context.all_reduce(tf.distribute.ReduceOp.SUM, flat))

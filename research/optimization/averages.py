@@ -42,11 +42,11 @@ class WeightAverages:
           trained: the variables that a step has just changed.
           step: number of earlier updates of these variables.
         """
-        made = tf.cast(step, tf.float32)
-        rest = 1.0 - tf.minimum(self._decay, (1.0 + made) / (10.0 + made))
+        updates = tf.cast(step, tf.float32)
+        rate = 1.0 - tf.minimum(self._decay, (1.0 + updates) / (10.0 + updates))
 
         def move(average: tf.Variable, value: tf.Tensor) -> None:
-            average.assign_add(rest * (value - average))
+            average.assign_add(rate * (value - average))
 
         for variable in trained:
             _, average = self._pairs[id(variable)]

@@ -67,7 +67,7 @@ def make_group(
     if excluded:
         optimizer.exclude_from_weight_decay(var_list=excluded)
     optimizer.build(list(variables))
-    # The gradients are summed over the replicas before, because clipping needs their norm over all
+    # The gradients are already summed over the replicas, because clipping needs their norm over all
     # groups. Keras must not sum them again.
     optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
     return Group(name, tuple(variables), optimizer, schedule)
@@ -91,9 +91,9 @@ def check_partition(groups: Sequence[Group], trainable: Sequence[keras.Variable]
 def penalties(
     variables: Sequence[keras.Variable],
 ) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
-    """Returns the sum of the variables' regularizers and its gradients; None where there is none.
+    """Returns the sum of the regularizers and its gradients; None for variables without one.
 
-    A penalty does not depend on photos: it is added once, not for each device or part of a batch.
+    A penalty does not depend on photos, so it is added once, not per device or part of a batch.
     """
     values = [variable.value for variable in variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:

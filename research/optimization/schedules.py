@@ -57,7 +57,7 @@ def one_cycle(share: tf.Tensor) -> tf.Tensor:
 
 
 def staircase(share: tf.Tensor) -> tf.Tensor:
-    """Is divided by 10 at 30, 60 and 90 % (Kolesnikov et al. 2020, arXiv 1912.11370)."""
+    """Falls to a tenth at 30, 60 and 90 % of steps (Kolesnikov et al. 2020, arXiv 1912.11370)."""
     import tensorflow as tf
 
     return 0.1 ** tf.add_n([tf.cast(share >= stair, tf.float32) for stair in STAIRS])
@@ -96,14 +96,14 @@ class Schedule:
         import tensorflow as tf
 
         shape = SCHEDULES[self.shape] if isinstance(self.shape, str) else self.shape
-        since = tf.cast(step, tf.float32) - float(self.first_step)
+        elapsed = tf.cast(step, tf.float32) - float(self.first_step)
         begin = self.warmup_steps if shape.after_warmup else 0
         steps = max(1, self.last_step - self.first_step - begin)
-        share = tf.clip_by_value((since - begin) / steps, 0.0, 1.0)
+        share = tf.clip_by_value((elapsed - begin) / steps, 0.0, 1.0)
         rate = tf.constant(self.peak, tf.float32) * shape.factor(share)
         if self.warmup_steps and shape.warms_up:
-            rate *= tf.minimum((since + 1.0) / self.warmup_steps, 1.0)
-        return tf.where(since < 0, 0.0, rate)
+            rate *= tf.minimum((elapsed + 1.0) / self.warmup_steps, 1.0)
+        return tf.where(elapsed < 0, 0.0, rate)
 
     def __str__(self) -> str:
         shape = self.shape
@@ -111,8 +111,8 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class InTurn:
-    """Two schedules; the second replaces the first at its own first step."""
+class SequentialSchedule:
+    """Two schedules. The second replaces the first at the first step of the second."""
 
     first: Schedule
     then: Schedule
@@ -131,8 +131,8 @@ class InTurn:
         """Returns the float32 learning rate at a step, counted from 0."""
         import tensorflow as tf
 
-        begun = tf.cast(step, tf.int64) >= self.then.first_step
-        return tf.where(begun, self.then(step), self.first(step))
+        is_second = tf.cast(step, tf.int64) >= self.then.first_step
+        return tf.where(is_second, self.then(step), self.first(step))
 
     def __str__(self) -> str:
         if self.first.peak == self.then.peak:
@@ -165,7 +165,7 @@ class Rising:
         return self.lowest * (self.highest / self.lowest) ** share
 
 
-LearningRate = Schedule | InTurn | Rising
+LearningRate = Schedule | SequentialSchedule | Rising
 
 
 def _half_cosine(begin: float, end: float, share: tf.Tensor) -> tf.Tensor:

@@ -14,12 +14,12 @@ from research.runs.sealed_files import intact_checkpoints, link, move, point, se
 
 
 class Checkpoints:
-    """Saves the state to the folder `latest`, and the best state to the folder `best` too.
+    """Saves the state to the folder `latest`, and the best state also to the folder `best`.
 
-    A checkpoint is written to a temporary folder, with its checksums, and moved to its place once
-    it is on disk. The pointer file `checkpoint` of each folder is replaced after that, the one of
-    `latest` last: a run killed while saving resumes from the previous checkpoint, and repeats the
-    epoch that gave the best one.
+    A checkpoint and its checksums are written to a temporary folder, and moved when they are on
+    disk. Then the pointer file `checkpoint` of each folder is replaced, that of `latest` last. So a
+    run that is killed while saving resumes from the previous checkpoint, and repeats the epoch of
+    the best checkpoint.
 
     Args:
       state: the values to save.

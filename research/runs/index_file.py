@@ -2,8 +2,8 @@
 
 TensorFlow ends the process if it cannot parse an entry of the index. Checksums detect accidental
 damage, not a malicious index with correct checksums. The format is LevelDB's table: blocks of
-entries sorted by key, where a key shares its prefix with the key before. Each tensor has a
-`BundleEntryProto`; see tensorflow/core/util/tensor_bundle.
+entries sorted by key. Each key is stored without the prefix that it shares with the previous key.
+Each tensor has a `BundleEntryProto`; see tensorflow/core/util/tensor_bundle.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
-TRAILER_BYTES = 5  # of a block: compression type and checksum
+TRAILER_BYTES = 5  # after each block: compression type and checksum
 
 
 def check_index(path: str) -> None:
     """Checks that TensorFlow can open a checkpoint's index without ending the process.
 
     Args:
-      path: of the checkpoint, without its file extension.
+      path: path of the checkpoint, without its file extension.
 
     Raises:
       ValueError: the index is damaged, or declares tensors that are larger than the data file.

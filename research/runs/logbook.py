@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Records:
-    """Receives what is to be recorded of a run. This base class keeps nothing.
+    """Receives the metrics and events of a run. This base class discards them.
 
     Args:
       plan: the run's steps.
@@ -74,7 +74,7 @@ class Records:
         """Writes a checkpoint; see `Checkpoints.save`."""
 
     def resume_hint(self, step: int) -> str:
-        """Returns the end of a line: the step is saved, and how to resume."""
+        """Returns the end of a message that says which step is saved and how to resume."""
         return f"; the chief saved step {step:,}: start all workers again to resume"
 
     def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
@@ -82,7 +82,7 @@ class Records:
 
 
 class Logbook(Records):
-    """Keeps the records of a run.
+    """Writes the records of a run.
 
     Args:
       directory: the run's existing folder.

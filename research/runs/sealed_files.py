@@ -144,7 +144,7 @@ def intact_checkpoints(folder: Path, way_out: str) -> list[str]:
             notes.append(f"{str(folder / name)!r} is damaged: {damage}")
     if not notes and not (folder / POINTER).exists():
         return []
-    reasons = "; ".join(notes) or f"{str(folder / POINTER)!r} names none"
+    reasons = "; ".join(notes) or f"{str(folder / POINTER)!r} names no checkpoint"
     raise UserError(f"{str(folder)!r} holds no intact checkpoint ({reasons}); {way_out}")
 
 

@@ -1,4 +1,4 @@
-"""Writes what TensorBoard shows of a run and of its evaluations."""
+"""Writes the TensorBoard summaries of a run and of its evaluations."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ class ModelConfig(settings.Validated):
     mirror_averaging: str = settings.choice(
         "as_trained",
         tuple(MIRROR_AVERAGING),
-        "whether to use the mean of the logits of each photo and its mirror image; 'as_trained' "
-        "uses the run's own setting",
+        "use the mean of the logits of each photo and its mirror image; 'as_trained' uses the "
+        "setting of the run",
     )
     task: str | None = settings.python_file(
         "the run's task as FILE.py:CLASS, if it was trained with your own task"
@@ -56,7 +56,7 @@ class EvalConfig(ModelConfig):
         ("test",), "train, validation, test, or a TFDS expression such as 'train[:10%]'"
     )
     dataset: str | None = settings.declare(
-        None, "TFDS data set to evaluate on, instead of the run's own photos"
+        None, "TFDS data set to evaluate on, instead of the photos of the run"
     )
     image_folder: str | None = settings.path(
         "folder with one subfolder of images per class to evaluate on, instead of the run's own "
@@ -74,8 +74,8 @@ class EvalConfig(ModelConfig):
     )
     resamples: int = settings.count(
         500,
-        "number of bootstrap resamples of the photos for 95 % intervals; 0 for no bootstrap "
-        "intervals",
+        "number of bootstrap resamples of the photos for 95 % intervals; 0 turns bootstrap "
+        "intervals off",
     )
     predictions: str | None = settings.path(
         "CSV file to write: file, label, prediction, probability and logit of each photo"
@@ -152,7 +152,8 @@ class InspectConfig(settings.Validated):
 
     dataset: str = settings.declare("cats_vs_dogs", "name of the TFDS data set to inspect")
     image_folder: str | None = settings.path(
-        "folder with one subfolder of images per class; replaces --dataset"
+        "folder with one subfolder of images per class, or with folders 'train', 'val' and 'test' "
+        "of such subfolders; replaces --dataset"
     )
     data_dir: str | None = settings.path(
         "folder of prepared TFDS data sets; default: the folder that TFDS uses"
@@ -160,7 +161,7 @@ class InspectConfig(settings.Validated):
     distance: int = settings.count(
         72,
         "two photos are near-duplicates if their perceptual hashes of 256 bits differ in at most "
-        "this many bits; 0 finds little more than copies in another file format",
+        "this many bits; with 0, hardly more than copies in other file formats are found",
         maximum=256,
     )
     out: str | None = settings.path(

@@ -44,7 +44,8 @@ class TrainConfig(settings.Validated):
         "download: 'sketches' (drawings of cats and dogs) and 'digits' (handwriting, ten classes)",
     )
     image_folder: str | None = settings.path(
-        "folder with one subfolder of images per class; replaces --dataset"
+        "folder with one subfolder of images per class, or with folders 'train', 'val' and 'test' "
+        "of such subfolders; replaces --dataset"
     )
     data_dir: str | None = settings.path(
         "folder of prepared TFDS data sets; default: the folder that TFDS uses",
@@ -64,25 +65,25 @@ class TrainConfig(settings.Validated):
         160, "photos are resized to this height and width in pixels", minimum=8, maximum=4096
     )
     batch_size: int = settings.count(
-        32, "photos per batch, over all devices together", minimum=1, maximum=2**16
+        32, "global batch size: photos per batch, over all devices", minimum=1, maximum=2**16
     )
     accumulate_steps: int = settings.count(
         1,
-        "number of batches per update. They are computed one after another: N batches give the "
-        "update of one batch N times as large, in the memory of one batch",
+        "number of batches per update, computed one after another. N batches give the same update "
+        "as one batch N times as large, but need only the memory of one batch",
         minimum=1,
         maximum=2**16,
     )
     shuffle_size: int = settings.count(
         1000,
-        "size of the shuffle buffer in photos; each next photo is drawn from it at random; 1 keeps "
+        "size of the shuffle buffer in photos; the next photo is drawn from it at random; 1 keeps "
         "the order",
         minimum=1,
     )
     horizontal_flip: bool = settings.declare(
         True,
-        "flip each training photo left to right with probability 0.5, drawn again in each epoch. "
-        "Turn it off for writing, digits and other images whose meaning changes in a mirror",
+        "flip each training photo horizontally with probability 0.5, drawn again in each epoch. "
+        "Turn it off for text, digits and other images that have another meaning when mirrored",
     )
     random_crop_area: float = settings.rate(
         1.0,
@@ -93,37 +94,37 @@ class TrainConfig(settings.Validated):
     )
     colour_jitter: float = settings.strength(
         0.0,
-        "change brightness, contrast and saturation of each training photo at random, each by up "
-        "to this share",
+        "multiply brightness, contrast and saturation of each training photo by random factors in "
+        "[1 - x, 1 + x], where x is this value",
         maximum=1.0,
     )
     rand_augment: float = settings.strength(
         0.0,
         "apply two random operations (rotate, shear, posterize, ...) of this magnitude to each "
-        "training photo; 10 is the full range, which torchvision calls 30",
+        "training photo; 10 is the full range, which is 30 in torchvision",
         maximum=10.0,
     )
     mixup: float = settings.strength(
         0.0,
-        "blend each training photo and its label with another one; the share is drawn from a Beta "
-        "distribution with this parameter; 0.2 is usual",
+        "blend each training photo and its label with another photo and its label; the share is "
+        "drawn from a Beta distribution with this parameter; 0.2 is usual",
         maximum=100.0,
     )
     cutmix: float = settings.strength(
         0.0,
-        "replace a box of each training photo, and the same share of its label, by another photo; "
-        "the share is drawn as for --mixup; 1.0 is usual. With --mixup too, one of the two is "
-        "drawn at random for each photo",
+        "replace a box of each training photo, and the same share of its label, by those of "
+        "another photo; the share is drawn as for --mixup; 1.0 is usual. If --mixup is also given, "
+        "one of the two is chosen at random for each photo",
         maximum=100.0,
     )
     augmentation: tuple[str, ...] = settings.declare(
         (), "your own augmentation, as FILE.py:CLASS", or_python_file=True
     )
-    backbone: str = settings.declare("ResNet101V2", "Keras name of the pretrained network")
+    backbone: str = settings.declare("ResNet101V2", "name of the backbone; see docs/backbones.md")
     weights: str = settings.declare(
         "imagenet",
         "initial weights of the backbone: 'imagenet', 'none' (random), or a file with Keras "
-        "weights or with a saved Keras model that contains the backbone",
+        "weights or a saved Keras model that contains the backbone",
     )
     unfreeze_from: str = settings.declare(
         "100",
@@ -137,7 +138,7 @@ class TrainConfig(settings.Validated):
         minimum=1,
     )
     epochs: int = settings.count(10, "epochs that train the head and the unfrozen layers")
-    head_epochs: int = settings.count(3, "epochs before --epochs that train only the head")
+    head_epochs: int = settings.count(3, "epochs that train only the head, before --epochs")
     steps_per_epoch: int | None = settings.count(
         None,
         "end each epoch after this many steps; the next epoch continues with the next photos",
@@ -147,12 +148,12 @@ class TrainConfig(settings.Validated):
         None,
         "stop after this many epochs without a lower validation loss, counted from the first epoch "
         "that trains all unfrozen layers; run_eval.py --checkpoint=best evaluates the epoch with "
-        "the lowest one",
+        "the lowest validation loss",
         minimum=1,
     )
     hyperrule: bool = settings.declare(
         False,
-        "choose epochs, schedules, warm-up and mixup by the number of training photos "
+        "choose epochs, schedules, warm-up and mixup from the number of training photos "
         "(BiT-HyperRule); see recipes/hyperrule.flags",
     )
     head_optimizer: str = settings.choice(
@@ -183,8 +184,8 @@ class TrainConfig(settings.Validated):
     )
     stage_decay: float = settings.rate(
         1.0,
-        "layer-wise learning rate decay: each stage has the learning rate of the stage above it "
-        "times this factor; the last stage has --backbone_learning_rate",
+        "layer-wise learning rate decay: each stage has the learning rate of the next stage times "
+        "this factor; the last stage has --backbone_learning_rate",
         maximum=1.0,
     )
     warmup: str = settings.declare(
@@ -194,19 +195,19 @@ class TrainConfig(settings.Validated):
         "has its own warm-up",
     )
     clip_norm: float | None = settings.rate(
-        None, "clip the global norm of the gradients of each update to this value"
+        None, "clip the global norm of the gradients in each update to this value"
     )
     weight_decay: float | None = settings.strength(
         None,
-        "decoupled weight decay: each step subtracts this times the learning rate times the weight "
-        "from each weight, except biases and normalization layers; default: 0.004 for adamw, 0 for "
-        "the others",
+        "decoupled weight decay: each step subtracts this value times the learning rate times the "
+        "weight from each weight, except in biases and normalization layers; default: 0.004 for "
+        "adamw, 0 for the other optimizers",
     )
     l2_penalty: float = settings.strength(
-        0.0, "add this times the sum of the squares of all trained kernels to the loss"
+        0.0, "add this value times the sum of squares of all trained kernels to the loss"
     )
     label_smoothing: float = settings.strength(
-        0.0, "share of each label that is spread evenly over all classes", maximum=0.99
+        0.0, "share of each label that is distributed evenly over all classes", maximum=0.99
     )
     class_weights: str = settings.choice(
         "none",
@@ -216,8 +217,8 @@ class TrainConfig(settings.Validated):
     )
     weight_averaging: float = settings.strength(
         0.99,
-        "decay of the exponential moving average of the trained weights, which is evaluated and "
-        "saved in place of the weights; 0 for no averaging",
+        "decay of the exponential moving average of the trained weights, which evaluation, "
+        "prediction and export use instead of the weights; 0 for no averaging",
         maximum=0.999999,
     )
     mirror_averaging: bool = settings.declare(
@@ -252,7 +253,7 @@ class TrainConfig(settings.Validated):
         "auto",
         ("auto", "none", "mirrored", "multi_worker"),
         "'mirrored' trains on all devices of this machine; 'multi_worker' trains on the devices of "
-        "all machines that the environment variable TF_CONFIG names; 'auto' uses what is available",
+        "all machines listed in the environment variable TF_CONFIG; 'auto' uses what is available",
         changes_result=False,
     )
     worker_timeout: int = settings.count(
@@ -272,9 +273,9 @@ class TrainConfig(settings.Validated):
     trunk_cache: str = settings.choice(
         "auto",
         ("auto", "memory", "disk", "off"),
-        "cache the outputs of the frozen layers for each photo, so that they are not computed in "
-        "each epoch. 'auto' caches if that saves time, in memory or in a temporary file, and uses "
-        "at most half of the free space; 'disk' keeps the cache for later runs",
+        "cache the outputs of the frozen layers for each photo instead of computing them in each "
+        "epoch. 'auto' uses a cache if that saves time, in memory or in a temporary file, with at "
+        "most half of the free space; 'disk' keeps the cache for later runs",
     )
     cache_dir: str | None = settings.path(
         "folder of the files of --trunk_cache=disk; default: ~/.cache/finetune-loop",
@@ -301,7 +302,7 @@ class TrainConfig(settings.Validated):
     )
     profile_steps: str | None = settings.declare(
         None,
-        "A:B writes a trace of the steps A to B for TensorBoard's profiler",
+        "write a trace of steps A to B for TensorBoard's profiler, as A:B, such as 20:30",
         changes_result=False,
     )
     tracker: str | None = settings.python_file(
@@ -314,8 +315,8 @@ class TrainConfig(settings.Validated):
     )
     find_learning_rate: bool = settings.declare(
         False,
-        "do not train; plot the loss over the learning rate, and suggest a learning rate for each "
-        "group",
+        "plot the loss against the learning rate and suggest a learning rate for each parameter "
+        "group, instead of training",
         changes_result=False,
     )
     seed: int = settings.count(

@@ -1,1 +1,1 @@
-"""What is learned: head, losses, metrics."""
+"""Tasks: head, losses, metrics and gradients."""

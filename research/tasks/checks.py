@@ -1,4 +1,4 @@
-"""Finds a task by its setting, and checks what its methods return before a run begins."""
+"""Finds the task of a setting, and checks the results of its methods before training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESERVED = ("loss", "weight", "photos")
 
 
 def find_task(task: str) -> type[Task]:
-    """Returns the class of a built-in task, or of one in a file.
+    """Returns the class of a built-in task, or of a task in a Python file.
 
     Raises:
       UserError: the file cannot be imported or has no such subclass of `Task`.
@@ -29,25 +29,25 @@ def find_task(task: str) -> type[Task]:
 def sum_shapes(
     task: Task, logits: int, batch: Mapping[str, tf.TensorSpec]
 ) -> dict[str, tuple[int, ...]]:
-    """Computes the losses and metrics of two made-up examples, and returns the shapes of the sums.
+    """Computes losses and metrics of two dummy examples, and returns the shapes of their sums.
 
     Args:
-      task: what is learned.
-      logits: how many the head returns for one example.
-      batch: what batches hold.
+      task: the task to check.
+      logits: number of logits that the head returns for one example.
+      batch: the specs of the tensors of a batch, by name.
 
     Raises:
-      UserError: the task returns something else than a float for each example.
+      UserError: the losses, metrics or figures have a wrong shape, type or name.
     """
-    made_up = {
+    examples = {
         name: tf.zeros((2, *spec.shape[1:]), spec.dtype)
         for name, spec in batch.items()
         if name not in ("image", "mirrored")
     }
-    made_up["weight"] = tf.ones(2)
-    some = tf.zeros((2, logits))
+    examples["weight"] = tf.ones(2)
+    zeros = tf.zeros((2, logits))
     kind = type(task).__name__
-    values = {"loss": task.losses(some, made_up), **task.metrics(some, made_up)}
+    values = {"loss": task.losses(zeros, examples), **task.metrics(zeros, examples)}
     if values["loss"].shape != (2,):
         raise UserError(
             f"{kind}.losses returns a tensor of shape {values['loss'].shape} for two examples; "
@@ -55,13 +55,13 @@ def sum_shapes(
         )
     for name, value in values.items():
         if name in RESERVED and name != "loss":
-            raise UserError(f"{kind}.metrics has the name {name!r}, which is taken; rename it")
+            raise UserError(f"{kind}.metrics returns the reserved name {name!r}; rename it")
         if not value.shape.rank or value.shape[0] != 2 or value.dtype != tf.float32:
             raise UserError(
                 f"{kind}.metrics returns {name!r} as {value.dtype.name} of shape {value.shape} for "
                 "two examples; expected float32 of shape (2, ...)"
             )
-    sums = weighted_sums(values, made_up["weight"])
+    sums = weighted_sums(values, examples["weight"])
     figures = mean_metrics({name: value.numpy() for name, value in sums.items()}, task.figures)
     for name, figure in figures.values.items():
         if not isinstance(figure, float):

@@ -8,10 +8,10 @@ import tensorflow as tf
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Returns the cross-entropy of each example in nats, float32 (batch,), computed from logits.
+    """Returns the cross-entropy of each example in nats, float32 (batch,).
 
     Args:
-      logits: float32 (batch, 1), the second class's logit, or (batch, classes).
+      logits: float32 (batch, 1), the logit of the second class, or (batch, classes).
       labels: integers (batch,).
     """
     if logits.shape[-1] == 1:
@@ -21,37 +21,38 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def mean_class_losses(logits: tf.Tensor) -> tf.Tensor:
-    """Returns the mean of `cross_entropy` over all classes as labels, float32 (batch,).
+    """Returns the mean of `cross_entropy` over all possible labels, float32 (batch,).
 
     Args:
-      logits: float32 (batch, 1), the second class's logit, or (batch, classes).
+      logits: float32 (batch, 1), the logit of the second class, or (batch, classes).
     """
     logits = class_logits(logits)
     return tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
 
 
 def class_logits(logits: tf.Tensor) -> tf.Tensor:
-    """Returns one logit for each class, (batch, classes): of a single one, 0 and itself."""
+    """Returns one logit per class, (batch, classes). A single logit z becomes (0, z)."""
     if logits.shape[-1] == 1:
         return tf.concat([tf.zeros_like(logits), logits], axis=-1)
     return logits
 
 
 def predicted_labels(logits: tf.Tensor) -> tf.Tensor:
-    """Returns the class of the largest probability, int32 (batch,)."""
+    """Returns the class with the largest probability, int32 (batch,)."""
     if logits.shape[-1] == 1:
         return tf.cast(logits[:, 0] > 0, tf.int32)
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
 def balanced_weights(photos_per_class: Sequence[int]) -> tuple[float, ...]:
-    """Returns weights by which all classes count the same, and a photo 1 on average.
+    """Returns class weights that give all classes the same total weight.
 
-    As scikit-learn's `class_weight="balanced"`: photos / (classes * photos of the class).
+    The mean weight of a photo is 1, as with scikit-learn's `class_weight="balanced"`: the weight is
+    photos / (classes * photos of the class).
 
     Args:
-      photos_per_class: by label; classes without any get weight 0.
+      photos_per_class: number of photos by label. Classes without photos get the weight 0.
     """
     present = [count for count in photos_per_class if count]
-    each = sum(present) / len(present)
-    return tuple(each / count if count else 0.0 for count in photos_per_class)
+    mean = sum(present) / len(present)
+    return tuple(mean / count if count else 0.0 for count in photos_per_class)

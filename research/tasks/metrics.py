@@ -1,4 +1,4 @@
-"""Metrics as weighted sums over photos, which are divided once, at the end."""
+"""Metrics as weighted sums over photos. The sums are divided by the total weight at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-# By name: `weight`, the sum of the weights; for every other name the weighted sum of its values.
+# Sums by name: `weight` is the sum of the weights, all others are weighted sums of values.
 Sums = dict[str, tf.Tensor]
 SumsRead = dict[str, np.ndarray]
 Means = Mapping[str, np.ndarray]
@@ -17,7 +17,7 @@ Means = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Figures over some photos; NaN over none.
+    """Metrics over some photos; NaN if there are no photos.
 
     Attributes:
       values: `loss` in nats, and the task's figures, by name.
@@ -37,14 +37,14 @@ class Metrics:
 
 
 def weighted_sums(values: Mapping[str, tf.Tensor], weights: tf.Tensor) -> Sums:
-    """Sums values of examples over the batch.
+    """Computes weighted sums over a batch.
 
     Args:
-      values: by name, each float32 (batch, ...).
-      weights: float32 (batch,).
+      values: values of the examples by name, each float32 (batch, ...).
+      weights: weights of the examples, float32 (batch,).
 
     Returns:
-      The weighted sum of each, float32 of the shape of one example's value; and `weight`.
+      The weighted sum of each, float32 with the shape of one example's value; and `weight`.
     """
     sums = {}
     for name, value in values.items():
@@ -54,11 +54,11 @@ def weighted_sums(values: Mapping[str, tf.Tensor], weights: tf.Tensor) -> Sums:
 
 
 def mean_metrics(sums: SumsRead, figures: Callable[[Means], Mapping[str, float]]) -> Metrics:
-    """Divides sums by the weight; means over nothing are NaN.
+    """Divides sums by the total weight; the means are NaN if the weight is zero.
 
     Args:
-      sums: of the losses, under `loss`; of the task's metrics, by name; and `weight`.
-      figures: makes figures of the metrics' means; see `Task.figures`.
+      sums: the sums of the losses as `loss`, of the task's metrics by name, and `weight`.
+      figures: computes figures from the means of the metrics; see `Task.figures`.
     """
     weight = float(sums["weight"])
     means = {
@@ -75,7 +75,7 @@ class Tally:
     """Adds up `Sums` on the device, in one float64 variable that is saved with a run.
 
     Args:
-      shapes: of the sums, by name.
+      shapes: the shapes of the sums, by name.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -90,16 +90,16 @@ class Tally:
         return tf.zeros(sum(map(math.prod, self._shapes.values())), tf.float64)
 
     def add(self, sums: Sums) -> None:
-        """Adds a batch's sums; for inside a `tf.function`, outside of the replicas."""
+        """Adds the sums of a batch, in a `tf.function` and outside the replicas."""
         flat = tf.concat([tf.reshape(sums[name], [-1]) for name in self._shapes], axis=0)
         self.variable.assign_add(tf.cast(flat, tf.float64))
 
     def reset(self) -> None:
-        """Starts again from zero."""
+        """Sets all sums to zero."""
         self.variable.assign(self._zeros())
 
     def read(self) -> SumsRead:
-        """Fetches the sums from the device, waiting for the steps under way."""
+        """Fetches the sums from the device, and waits for running steps."""
         rest = tf.convert_to_tensor(self.variable).numpy()
         sums = {}
         for name, shape in self._shapes.items():

@@ -1,4 +1,4 @@
-"""`Task`: what is learned. Single-label classification, unless a subclass says differently."""
+"""`Task`: head, losses, metrics and gradients. The default is single-label classification."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Gradients(NamedTuple):
-    """What one device computes from its part of a batch: sums, which add up over devices.
+    """The sums that one device computes from its part of a batch.
 
     Attributes:
       values: the gradient of the scaled, weighted sum of the losses, one for each variable.
-      sums: of the losses, the metrics and the weights, by name.
+      sums: the sums of the losses, the metrics and the weights, by name.
     """
 
     values: list[tf.Tensor]
@@ -30,21 +30,21 @@ class Gradients(NamedTuple):
 
 
 class Task:
-    """What is learned: the head, the losses, the metrics, and the gradients of one device.
+    """Defines the head, the losses, the metrics, and the gradients of one device.
 
-    The class itself is single-label classification from logits. To learn something else, subclass
-    it in a file of your own and give `--task=FILE.py:Class`; every method has a default. Methods
-    that take tensors are traced by `tf.function` without AutoGraph: use `tf.where` or `tf.cond`
-    where a condition depends on a tensor.
+    This class implements single-label classification from logits. To define another task, subclass
+    it in your own file and give `--task=FILE.py:Class`; every method has a default. Methods that
+    take tensors are traced by `tf.function` without AutoGraph: use `tf.where` or `tf.cond` for
+    conditions that depend on tensors.
 
     Args:
-      label_smoothing: the share of each label that is given to all classes alike, in [0, 1)
+      label_smoothing: the share of each label that is distributed over all classes, in [0, 1)
         (Szegedy et al. 2015, arXiv 1512.00567).
-      class_weights: a factor for the photos of each class, by label; None for none.
+      class_weights: a factor for the losses of each class, by label; None for no factors.
 
     Attributes:
-      supports: the settings that `losses` takes into account. A subclass with `losses` of its own
-        supports none, unless it says so: a run that asks for one of the others is refused.
+      supports: the settings that `losses` takes into account. If a subclass overrides `losses`, the
+        default is none. A run that uses an unsupported setting raises an error.
       communicates: whether `gradients` exchanges values between devices, which XLA cannot compile.
     """
 
@@ -69,16 +69,16 @@ class Task:
     ) -> tuple[keras.Layer, keras.Layer]:
         """Returns the pooling and the head, which follow the backbone in this order.
 
-        What the pooling returns is what a run may cache, so the pooling must have no weights. The
-        head learns. It is called with `training`, and must return float32 logits (batch, classes);
-        for two classes also (batch, 1), the logit of the second class.
+        A run may cache the outputs of the pooling, so the pooling must have no weights. The head is
+        trained. It is called with `training`, and must return float32 logits (batch, classes), or,
+        for two classes, (batch, 1): the logit of the second class.
 
         Args:
-          feature_shape: of the backbone's output for one photo: (height, width, channels).
-          class_names: by label.
-          seed: of the head's initial weights.
+          feature_shape: shape of the backbone's output for one photo: (height, width, channels).
+          class_names: the class names by label.
+          seed: seed of the head's initial weights.
         """
-        # In float32 under every precision: the logits decide the loss.
+        # Always float32, because the loss is computed from the logits.
         pooling = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")
         head = keras.layers.Dense(
             1 if len(class_names) == 2 else len(class_names),
@@ -89,23 +89,23 @@ class Task:
         return pooling, head
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
-        """Returns the loss of each example, float32 (batch,): training minimises its mean.
+        """Returns the loss of each example, float32 (batch,). Training minimises the mean.
 
-        Validation reports it too, without label smoothing and class weights.
+        Validation also reports it, without label smoothing and class weights.
 
         Args:
           logits: float32 (batch, 1), the second class's logit, or (batch, classes).
-          batch: `label`, the arrays that the source adds by name, and where photos are mixed, int
-            `partner_label` and float32 `partner_share`, both (batch,).
+          batch: `label`; the arrays of the source by name; and, if photos are mixed, the integers
+            `partner_label` and the float32 `partner_share`, both (batch,).
         """
-        losses = self._of_labels(logits, batch["label"])
+        losses = self._label_losses(logits, batch["label"])
         if "partner_label" in batch:
             share = batch["partner_share"]
-            partners = self._of_labels(logits, batch["partner_label"])
+            partners = self._label_losses(logits, batch["partner_label"])
             losses = (1 - share) * losses + share * partners
         return losses
 
-    def _of_labels(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def _label_losses(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         losses = cross_entropy(logits, labels)
         if self.label_smoothing:
             share = self.label_smoothing
@@ -117,7 +117,7 @@ class Task:
     def metrics(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
         """Returns values of each example by name, float32 (batch, ...), to be averaged.
 
-        Extend `super().metrics(...)` to keep accuracy and cross-entropy, by which runs of different
+        Extend `super().metrics(...)` to keep accuracy and cross-entropy, so that runs of different
         tasks can be compared.
 
         Args:
@@ -135,7 +135,7 @@ class Task:
         under the ROC curve, is computed here from means that add up, such as a histogram.
 
         Args:
-          means: float64 arrays, each of the shape of one example's value; NaN over no example.
+          means: float64 arrays with the shape of one example's value; NaN without examples.
         """
         return {name: float(mean) for name, mean in means.items()}
 
@@ -149,16 +149,16 @@ class Task:
     ) -> Gradients:
         """Runs the forward and the backward pass of one device on its part of a batch.
 
-        What follows is not its concern: the sum over accumulated batches and devices, the division
-        by the weights, regularizers, clipping, the loss scale and the update.
+        The caller sums over accumulated batches and devices, divides by the weights and the loss
+        scale, adds the regularizers, clips the gradients and updates the variables.
 
         Args:
-          network: what to compute with, in training mode.
-          batch: this device's part.
-          variables: what to differentiate by, and nothing else.
-          scale: a factor of the losses, but not of the sums returned.
-          values: to compute at instead of the variables' own values, one for each, as SAM does. Of
-            what the network then changes by itself (BatchNorm's statistics) nothing is kept.
+          network: the network, which is run in training mode.
+          batch: this device's part of the batch.
+          variables: the variables to differentiate with respect to.
+          scale: a factor of the losses in the gradients. The returned sums are not scaled.
+          values: one for each variable, used instead of its own value, for example by SAM. Changes
+            of the network's state, such as BatchNorm's statistics, are then discarded.
         """
         if values is None:
             return self._gradients(

@@ -206,6 +206,7 @@ def test_damaged_content_is_refused_with_a_reason(content, reason):
 PEAK_OF_BOMBS = """
 import pathlib, struct, sys, zlib
 from research.data.decode import DamagedImageError, decode_image
+from research.data.thread_pool import pillow_warnings_hidden
 
 def png(side):
     packer = zlib.compressobj(1)

@@ -1,4 +1,4 @@
-"""Built-in data set `digits`: 1,797 handwritten digits, which scikit-learn contains."""
+"""Built-in data set `digits`: the 1,797 handwritten digits of scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A cache of what the frozen layers compute."""
+"""A cache of the outputs of the frozen layers."""

@@ -1,4 +1,4 @@
-"""Decides whether to cache the outputs of the frozen layers instead of computing them per epoch."""
+"""Decides whether to cache the outputs of the frozen layers, and where."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from research.system.errors import UserError
 
 Place = Literal["memory", "file", "disk"]
 
-LEAST_GAIN = 1.03
+MIN_SPEED_UP = 1.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,9 @@ class PhotoCounts:
     Attributes:
       train: training photos.
       validation: validation photos.
-      views: views of each training photo; None if they are endless.
+      views: views of each training photo; None if they cannot be counted.
       validation_views: views of each validation photo.
-      endless: the name of the augmentation with endless views, if there is one.
+      endless: the name of the augmentation whose views cannot be counted, or None.
     """
 
     train: int
@@ -31,8 +31,8 @@ class PhotoCounts:
     endless: str | None = None
 
     @property
-    def shown(self) -> dict[str, int]:
-        """Views to cache of each photo, by split."""
+    def views_by_split(self) -> dict[str, int]:
+        """The number of views to cache per photo, by split."""
         return {"train": self.views or 1, "validation": self.validation_views}
 
 
@@ -41,14 +41,14 @@ class Phase:
     """Epochs of a run that can be trained from cached outputs of the frozen layers.
 
     Attributes:
-      input_kind: what they are trained from instead of photos: `features` or `activations`.
+      input_kind: the cached outputs: `features` or `activations`.
       photos: the numbers of photos and views.
       epochs: the number of epochs.
-      visits: how often each training photo is used in them.
+      visits: the average number of times that a training photo is used in these epochs.
       bytes_per_photo: size of the cached outputs for one view of one photo.
-      spared_cost: cost of the frozen layers for one photo, in operations.
-      other_cost: cost of the layers that must still run, forward only.
-      devices: how many share the steps; only one of them fills the cache.
+      spared_cost: cost of the cached layers for one photo, in operations.
+      other_cost: cost of the forward pass of the other layers, which run in each step.
+      devices: number of devices that train; only one of them fills the cache.
     """
 
     input_kind: Literal["features", "activations"]
@@ -63,7 +63,7 @@ class Phase:
     @property
     def size(self) -> int:
         """The size of the whole cache in bytes."""
-        return self.kept_photos * self.bytes_per_photo
+        return self.cached_views * self.bytes_per_photo
 
     @property
     def gain(self) -> float:
@@ -75,24 +75,25 @@ class Phase:
         validated = self.epochs * self.photos.validation_views * self.photos.validation
         others = (3 * trained + validated) * self.other_cost
         spared = (trained + validated) * self.spared_cost
-        filling = self.devices * self.kept_photos * self.spared_cost
+        filling = self.devices * self.cached_views * self.spared_cost
         return (spared + others) / max(filling + others, 1.0)
 
     @property
-    def kept_photos(self) -> int:
+    def cached_views(self) -> int:
         """The number of cached views over all photos."""
-        photos, shown = self.photos, self.photos.shown
-        return shown["train"] * photos.train + shown["validation"] * photos.validation
+        photos, views = self.photos, self.photos.views_by_split
+        return views["train"] * photos.train + views["validation"] * photos.validation
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
-    """Free bytes.
+class FreeSpace:
+    """Free space, in bytes.
 
     Attributes:
-      memory: for `memory`.
-      temporary: for `file`, a file without a name, which goes with the process.
-      cache: for `disk`, the folder whose files stay for later runs.
+      memory: free main memory, for `memory`.
+      temporary: free space for temporary files, for `file`: an unnamed file that is removed when
+        the process ends.
+      cache: free space in the cache folder, for `disk`; its files stay for later runs.
     """
 
     memory: int
@@ -102,28 +103,28 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Where to cache the outputs, None for no cache; and the reason in one line."""
+    """Where to cache the outputs (None for no cache), and the reason in one line."""
 
     place: Place | None
     reason: str
 
 
-def decide(setting: str, phase: Phase, room: Room, found: bool = False) -> Decision:
+def decide(setting: str, phase: Phase, free_space: FreeSpace, found: bool = False) -> Decision:
     """Decides whether to cache, and where.
 
     Args:
-      setting: `memory`, `disk` and `off` are obeyed. `auto` caches where that is faster, in memory
-        or in a file, in at most half of the free space. `again` caches wherever there is room: a
-        resumed run must do what it did before.
+      setting: `memory`, `disk` and `off` are always applied. `auto` caches if that is faster, in
+        memory or in a file, in at most half of the free space. `again` caches in any place with
+        enough space, because a resumed run must use a cache if it used one before.
       phase: the epochs to cache for.
-      room: the free space.
-      found: an earlier run has cached the same outputs on disk.
+      free_space: the free space in each place.
+      found: whether an earlier run has cached the same outputs on disk.
 
     Raises:
-      UserError: a cache is asked for, and there is no room for it.
+      UserError: a cache is requested, but there is not enough space.
     """
     if setting == "off":
-        return Decision(None, "off, as asked")
+        return Decision(None, "off, as requested")
     if phase.photos.views is None:
         return Decision(None, f"off: {phase.photos.endless} shows photos differently every time")
     if not phase.spared_cost:
@@ -131,20 +132,20 @@ def decide(setting: str, phase: Phase, room: Room, found: bool = False) -> Decis
     found = found and setting != "memory"
     megabytes = phase.size / 1e6
     amount = f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"
-    if setting == "auto" and phase.gain < LEAST_GAIN and not found:
+    if setting == "auto" and phase.gain < MIN_SPEED_UP and not found:
         return Decision(
-            None, f"off: {phase.input_kind} would make it {phase.gain:.2f} times as fast"
+            None, f"off: {phase.input_kind} would make training {phase.gain:.2f} times as fast"
         )
-    place: Place | None = "disk" if found else _place(setting, phase.size, room)
+    place: Place | None = "disk" if found else _place(setting, phase.size, free_space)
     if place is None:
         if setting == "auto":
             return Decision(
-                None, f"off: {amount} of {phase.input_kind} take over half of the free space"
+                None, f"off: {amount} of {phase.input_kind} need over half of the free space"
             )
         way_out = {
             "memory": "give --trunk_cache=auto",
             "disk": "give --trunk_cache=auto, or another --cache_dir",
-            "again": "the run was started with them: make room, also in the folder TMPDIR",
+            "again": "the run was started with this cache; free memory, or space in TMPDIR",
         }
         raise UserError(
             f"there is no room for a trunk cache: {phase.input_kind} of all photos take {amount}; "
@@ -159,16 +160,16 @@ def decide(setting: str, phase: Phase, room: Room, found: bool = False) -> Decis
     )
 
 
-def _place(setting: str, size: int, room: Room) -> Place | None:
+def _place(setting: str, size: int, free_space: FreeSpace) -> Place | None:
     """Returns the first place with enough room, in the order of preference."""
     places: dict[str, list[tuple[Place, int]]] = {
-        "memory": [("memory", room.memory)],
-        "disk": [("disk", room.cache)],
-        "auto": [("memory", room.memory // 2), ("file", room.temporary // 2)],
+        "memory": [("memory", free_space.memory)],
+        "disk": [("disk", free_space.cache)],
+        "auto": [("memory", free_space.memory // 2), ("file", free_space.temporary // 2)],
         "again": [
-            ("memory", room.memory // 2),
-            ("file", room.temporary),
-            ("memory", room.memory),
+            ("memory", free_space.memory // 2),
+            ("file", free_space.temporary),
+            ("memory", free_space.memory),
         ],
     }
     return next((place for place, free in places[setting] if size <= free), None)

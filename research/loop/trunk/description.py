@@ -1,4 +1,4 @@
-"""Describes what cached features and activations follow from, to identify files on disk."""
+"""Describes the origin of cached features and activations, to identify files on disk."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from research.data.loader import DataLoader
 from research.loop.steps import Network
 
 
-def describe_kept(
-    network: Network, loader: DataLoader, kept: str, views: Mapping[str, int]
+def describe_outputs(
+    network: Network, loader: DataLoader, input_kind: str, views: Mapping[str, int]
 ) -> dict[str, dict[str, Any]] | None:
-    """Describes, by split, everything that the cached outputs follow from.
+    """Describes, by split, everything that the cached outputs depend on.
 
-    Augmentation and preprocessing are described by their result for a test image, in each view.
+    Augmentation and preprocessing are described by their results for a test image.
 
     Args:
-      network: whose frozen layers are run.
+      network: the network with the frozen layers.
       loader: the photos, with the views to cache.
-      kept: `features` or `activations`.
+      input_kind: the cached outputs, `features` or `activations`.
       views: the number of views of each photo, by split.
 
     Returns:
-      None if a layer has no configuration.
+      None if a layer has no `get_config()`.
     """
     model, parts = network.model, network.parts
     try:
@@ -37,17 +37,17 @@ def describe_kept(
     except (NotImplementedError, TypeError, ValueError):  # a layer without get_config()
         return None
     frozen, trained = parts.trunk, None
-    if kept == "features":
-        # Trained layers are folded differently, which changes the last bits.
+    if input_kind == "features":
+        # Only frozen BatchNorm layers are folded, and folding changes the last bits of the outputs.
         frozen = model.backbone
         trained = [layer.trainable for layer in model.backbone._flatten_layers()]
     weights = hashlib.sha256()
     for variable in frozen.weights if frozen else ():
         weights.update(f"{variable.shape}".encode())
         weights.update(np.ascontiguousarray(variable.numpy()).data)
-    made_by = {
+    common = {
         "format": 1,
-        "kept": kept,
+        "kept": input_kind,
         "layers_sha256": _hash_of_json([layers, trained]),
         "weights_sha256": weights.hexdigest(),
         "crossing": list(parts.crossing),
@@ -59,26 +59,26 @@ def describe_kept(
     for split, count in views.items():
         (pixels,) = loader.examples(split).inputs
         described[split] = {
-            **made_by,
+            **common,
             "photos": len(pixels),
             "photos_sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
             "views": count,
-            "prepared_sha256": _prepared(loader, split, pixels.shape[1], count),
+            "prepared_sha256": _hash_of_preprocessing(loader, split, pixels.shape[1], count),
         }
     return described
 
 
-def _prepared(photos: DataLoader, split: str, size: int, views: int) -> str:
+def _hash_of_preprocessing(loader: DataLoader, split: str, size: int, views: int) -> str:
     """Hashes the input of the first layer for a test image, in each view."""
     picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.float32)
     digest = hashlib.sha256()
     for view in range(views):
         image: tf.Tensor = tf.constant(picture)
-        augmentation = photos.augmentation_of(split)
+        augmentation = loader.augmentation_of(split)
         if views > 1:
             image = augmentation.apply(image, augmentation.numbers_of(view)[np.newaxis])
-        if photos.preprocessing:
-            image = photos.preprocessing(image)
+        if loader.preprocessing:
+            image = loader.preprocessing(image)
         digest.update(image.numpy().data)
     return digest.hexdigest()
 

@@ -20,21 +20,21 @@ from research.data.loader import DataLoader
 from research.data.rows import Rows, rows_in_a_file
 from research.loop.plan import Plan
 from research.loop.steps import Network
-from research.loop.trunk.decision import Decision, Phase, PhotoCounts, Room, decide
-from research.loop.trunk.description import describe_kept
+from research.loop.trunk.decision import Decision, FreeSpace, Phase, PhotoCounts, decide
+from research.loop.trunk.description import describe_outputs
 from research.loop.trunk.store import CacheStore, MakeRows
 from research.models.split import SplitBackbone
 from research.system.errors import UserError
 from research.system.machine import free_disk, free_memory
 from research.system.progress import photo_bar
 
-# Not --batch_size: the cached outputs must not depend on it, to the last bit.
+# A constant, because the last bits of the outputs depend on the batch size.
 BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EpochInput:
-    """The network and the photos, or cached outputs, of some epochs; hashed by identity."""
+    """The network of some epochs, and their photos or cached outputs; hashed by identity."""
 
     network: Network
     loader: DataLoader
@@ -45,9 +45,9 @@ class RunInputs:
     """The input of each epoch of a run.
 
     Attributes:
-      features_until: the number of epochs at the beginning that can be trained from features.
-      head: the input of these epochs.
-      whole: the input of the epochs after them.
+      features_until: number of initial epochs that can be trained from features.
+      head: the input of the initial epochs.
+      whole: the input of all later epochs.
     """
 
     features_until: int
@@ -76,7 +76,7 @@ class Choice:
     Attributes:
       phase: the epochs.
       decision: whether and where to cache the outputs of the frozen layers.
-      described: by split, what the outputs follow from; None unless they are cached on disk.
+      described: the origin of the outputs, by split; None unless they are cached on disk.
     """
 
     phase: Phase
@@ -85,17 +85,17 @@ class Choice:
 
 
 class FrozenLayers:
-    """Runs a network's frozen layers over all photos before training, where that is faster.
+    """Runs a network's frozen layers over all photos before training, if that is faster.
 
     Args:
-      network: what the steps compute with, unless something is cached.
-      photos: the run's photos.
-      plan: its steps.
-      features_until: the number of epochs at the beginning that train the head alone, on a few
-        views of each photo. They need only what goes into the head.
+      network: the network of the steps if nothing is cached.
+      photos: the loader of the run's photos.
+      plan: the run's steps.
+      features_until: number of initial epochs that train only the head, on a few views of each
+        photo. They need only the features.
       setting: where to cache: `auto`, `memory`, `disk` or `off`.
-      folder: of files that stay for later runs; None for the user's cache folder.
-      devices: how many share a step.
+      folder: the folder of files that stay for later runs; None for the user's cache folder.
+      devices: number of devices that train.
     """
 
     def __init__(
@@ -124,31 +124,31 @@ class FrozenLayers:
           step: updates made so far.
         """
         parts, plan = self._network.parts, self._plan
-        whole = parts.trunk_cost + parts.rest_cost
+        total_cost = parts.trunk_cost + parts.rest_cost
 
         def phase(
             input_kind: Literal["features", "activations"], epochs: int, size: int, spared: float
         ) -> Phase:
             visits = plan.visits * epochs / plan.epochs
-            other = whole - spared
-            shown = self._shown(input_kind)
-            kept = PhotoCounts(
-                shown.num_train_examples,
-                len(shown.examples("validation")),
-                shown.augmentation_of("train").views,
-                shown.augmentation_of("validation").views or 1,
-                shown.augmentation_of("train").endless,
+            other = total_cost - spared
+            loader = self._loader_of(input_kind)
+            photos = PhotoCounts(
+                loader.num_train_examples,
+                len(loader.examples("validation")),
+                loader.augmentation_of("train").views,
+                loader.augmentation_of("validation").views or 1,
+                loader.augmentation_of("train").endless,
             )
-            return Phase(input_kind, kept, epochs, visits, size, spared, other, self._devices)
+            return Phase(input_kind, photos, epochs, visits, size, spared, other, self._devices)
 
         phases = []
         if self._features_until < plan.epochs and step < plan.steps:
-            # First: features can be computed from activations.
-            tuned, size = plan.epochs - self._features_until, bytes_per_photo(parts)
-            phases.append(phase("activations", tuned, size, parts.trunk_cost))
+            # Activations come first, because features can be computed from them.
+            epochs, size = plan.epochs - self._features_until, bytes_per_photo(parts)
+            phases.append(phase("activations", epochs, size, parts.trunk_cost))
         if step < self._features_until * plan.steps_per_epoch:
             size = 4 * math.prod(self._network.model.feature_shape)
-            phases.append(phase("features", self._features_until, size, whole))
+            phases.append(phase("features", self._features_until, size, total_cost))
         return phases
 
     def choose(self, step: int, cached: Mapping[str, bool] | None) -> list[Choice]:
@@ -156,11 +156,11 @@ class FrozenLayers:
 
         Args:
           step: updates made so far.
-          cached: the decisions of the run before it was resumed, or of the chief, by kind of
-            input. They are repeated, so that the weights stay the same.
+          cached: whether the run used a cache before it was resumed, or whether the chief uses
+            one, by kind of input. With `auto` this is repeated, so that the weights are the same.
 
         Raises:
-          UserError: there is no room for the cache.
+          UserError: there is not enough space for the cache.
         """
         choices = []
         for phase in self.phases(step):
@@ -169,26 +169,26 @@ class FrozenLayers:
                 setting = "again" if cached.get(phase.input_kind) else "off"
             described = None
             if setting == "disk" or (setting in ("auto", "again") and self._store.has_entries):
-                shown = self._shown(phase.input_kind)
-                described = describe_kept(
-                    self._network, shown, phase.input_kind, phase.photos.shown
+                loader = self._loader_of(phase.input_kind)
+                described = describe_outputs(
+                    self._network, loader, phase.input_kind, phase.photos.views_by_split
                 )
             if setting == "disk" and described is None:
                 raise UserError(
-                    "trunk_cache is 'disk', but the backbone has a layer without get_config(), by "
-                    "which files are identified; give --trunk_cache=memory or off"
+                    "trunk_cache is 'disk', but the backbone has a layer without get_config(), "
+                    "which identifies the cached files; give --trunk_cache=memory or off"
                 )
             found = described is not None and all(map(self._store.find, described.values()))
-            room = Room(
+            free_space = FreeSpace(
                 free_memory(), free_disk(Path(tempfile.gettempdir())), free_disk(self._folder)
             )
-            decision = decide(setting, phase, room, found)
+            decision = decide(setting, phase, free_space, found)
             print(f"trunk cache  {decision.reason}", flush=True)
             choices.append(Choice(phase, decision, described if decision.place == "disk" else None))
         return choices
 
     def run(self, choices: Sequence[Choice]) -> RunInputs:
-        """Runs the frozen layers.
+        """Runs the frozen layers and caches their outputs as chosen.
 
         Raises:
           UserError: their outputs cannot be written.
@@ -199,19 +199,19 @@ class FrozenLayers:
             if choice.decision.place is None:
                 continue
             if choice.phase.input_kind == "activations":
-                whole = head = self._keep(whole, choice)
+                whole = head = self._cache_outputs(whole, choice)
             else:
-                head = self._keep(head, choice)
+                head = self._cache_outputs(head, choice)
         return RunInputs(self._features_until, head, whole)
 
-    def _shown(self, input_kind: str) -> DataLoader:
-        """Returns the photos with the views of the epochs that have this kind of input."""
+    def _loader_of(self, input_kind: str) -> DataLoader:
+        """Returns the loader with the augmentation of the epochs that have this kind of input."""
         return self._photos.with_few_views() if input_kind == "features" else self._photos
 
-    def _keep(self, epoch_input: EpochInput, choice: Choice) -> EpochInput:
-        """Runs frozen layers over all photos and views of an input."""
+    def _cache_outputs(self, epoch_input: EpochInput, choice: Choice) -> EpochInput:
+        """Runs frozen layers over all photos and views, and returns their outputs as input."""
         network, loader, phase = epoch_input.network, epoch_input.loader, choice.phase
-        # Traced once, for full batches and for the short last batch of each split.
+        # Traced once for full batches and for the shorter last batch of each split.
         signature = view_batches(loader, "train", 0, BATCH_SIZE).element_spec
 
         @tf.function(input_signature=[signature], autograph=False)
@@ -220,20 +220,20 @@ class FrozenLayers:
                 return (network.features(batch, training=False),)
             return network.activations(batch)
 
-        kept = {}
-        with photo_bar("running the frozen layers", phase.kept_photos) as bar:
-            for split, views in phase.photos.shown.items():
+        cached = {}
+        with photo_bar("running the frozen layers", phase.cached_views) as bar:
+            for split, views in phase.photos.views_by_split.items():
                 fill = functools.partial(_fill, run, loader, split, views, bar)
                 if choice.described is not None:
-                    is_right = functools.partial(_first_rows_are_right, run, loader, split)
-                    arrays = self._store.find_or_make(choice.described[split], fill, is_right)
+                    is_valid = functools.partial(_first_rows_match, run, loader, split)
+                    arrays = self._store.find_or_make(choice.described[split], fill, is_valid)
                 else:
                     make_rows = Rows if choice.decision.place == "memory" else rows_in_a_file
                     arrays = tuple(rows.finish() for rows in fill(make_rows))
                 examples = loader.examples(split)
-                kept[split] = dataclasses.replace(examples, inputs=arrays, views=views)
+                cached[split] = dataclasses.replace(examples, inputs=arrays, views=views)
         return EpochInput(
-            dataclasses.replace(network, input_kind=phase.input_kind), loader.with_examples(kept)
+            dataclasses.replace(network, input_kind=phase.input_kind), loader.with_examples(cached)
         )
 
 
@@ -255,18 +255,18 @@ def view_batches(loader: DataLoader, split: str, view: int, batch_size: int) -> 
     )
 
 
-def _first_rows_are_right(
+def _first_rows_match(
     run: Callable[[Batch], Sequence[tf.Tensor]],
     loader: DataLoader,
     split: str,
     found: Sequence[np.ndarray],
 ) -> bool:
-    """Compares the first cached rows with the outputs that the layers compute now.
+    """Returns whether the first cached rows match the current outputs of the layers.
 
     A layer's code may have changed while its configuration did not.
     """
-    made = run(next(iter(view_batches(loader, split, 0, BATCH_SIZE))))
-    for tensor, rows in zip(made, found, strict=True):
+    computed = run(next(iter(view_batches(loader, split, 0, BATCH_SIZE))))
+    for tensor, rows in zip(computed, found, strict=True):
         expected = tensor.numpy().astype(np.float32)
         tolerance = 0.02 * float(np.abs(expected).max())
         first = np.asarray(rows[: len(expected)]).astype(np.float32)
@@ -283,14 +283,15 @@ def _fill(
     bar: tqdm.tqdm,
     make_rows: MakeRows,
 ) -> list[Rows]:
+    """Writes the outputs for all views and photos of a split to new rows."""
     rows: list[Rows] = []
     count = views * len(loader.examples(split))
     for view in range(views):
         for batch in view_batches(loader, split, view, BATCH_SIZE):
-            made = [tensor.numpy() for tensor in run(batch)]
+            outputs = [tensor.numpy() for tensor in run(batch)]
             if not rows:
-                rows = [make_rows((count, *values.shape[1:]), values.dtype) for values in made]
-            for one, values in zip(rows, made, strict=True):
-                one.append(values)
-            bar.update(len(made[0]))
+                rows = [make_rows((count, *values.shape[1:]), values.dtype) for values in outputs]
+            for array, values in zip(rows, outputs, strict=True):
+                array.append(values)
+            bar.update(len(outputs[0]))
     return rows

@@ -19,7 +19,7 @@ import numpy as np
 from research.data.rows import Rows
 from research.system.errors import UserError
 
-# Only numbers: an array of Python objects, mapped from a file, would hold arbitrary pointers.
+# Only numeric types: an array of Python objects in a mapped file would hold arbitrary pointers.
 NUMBER_FORMATS = {
     np.dtype(kind).name: np.dtype(kind)
     for kind in (
@@ -39,12 +39,12 @@ MakeRows = Callable[[tuple[int, ...], np.dtype], Rows]
 class CacheStore:
     """A folder of entries. Each entry is a folder of raw arrays and of `contents.json`.
 
-    An entry gets its name only when it is complete and on disk. Until then it lies in a folder
-    `*.partial`, guarded by a lock that is released when the process ends. The next run that needs
-    the entry removes what a killed run left.
+    An entry is written to a folder `*.partial` and renamed when it is complete and on disk. A lock
+    protects the folder; it is released when the process ends. The next run that writes an entry
+    removes the partial folders of killed runs.
 
     Args:
-      folder: need not exist.
+      folder: contains the entries; need not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class CacheStore:
 
     @property
     def has_entries(self) -> bool:
-        """Whether there is any entry."""
+        """Whether the folder contains an entry."""
         return any(self.folder.glob("*/contents.json"))
 
     def find(self, description: Mapping[str, Any]) -> tuple[np.ndarray, ...] | None:
@@ -73,27 +73,27 @@ class CacheStore:
         self,
         description: Mapping[str, Any],
         make: Callable[[MakeRows], Sequence[Rows]],
-        is_right: Callable[[Sequence[np.ndarray]], bool] = lambda _: True,
+        is_valid: Callable[[Sequence[np.ndarray]], bool] = lambda _: True,
     ) -> tuple[np.ndarray, ...]:
-        """Returns the arrays with this description, and makes them if there are none.
+        """Returns the arrays with this description, and computes them if there are none.
 
-        If another process is making them, this waits for it.
+        If another process is computing them, this method waits for it.
 
         Args:
-          description: of their origin; a JSON object.
-          make: fills rows, which it makes by the function that it is called with.
-          is_right: a last check of arrays that were found. If it fails, they are made again.
+          description: the origin of the arrays; a JSON object.
+          make: computes the arrays. Its argument is a function that creates empty rows.
+          is_valid: checks arrays that were found. If it returns False, they are computed again.
 
         Raises:
           UserError: the folder cannot be written.
         """
         found = self.find(description)
-        if found is not None and is_right(found):
+        if found is not None and is_valid(found):
             return found
         entry = self._entry(description)
         with self._writing(), self._lock(entry):
             found = self.find(description)
-            if found is not None and is_right(found):
+            if found is not None and is_valid(found):
                 return found
             self._remove_leftovers()
             partial = entry.with_name(entry.name + ".partial")
@@ -125,7 +125,7 @@ class CacheStore:
             lock.release()
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed runs left: folders whose lock nobody holds."""
+        """Removes the folders of killed runs: partial folders whose lock is free."""
         for partial in self.folder.glob("*.partial"):
             with (
                 contextlib.suppress(filelock.Timeout),
@@ -176,12 +176,12 @@ class CacheStore:
 
 
 def _open(file: Path, array: Mapping[str, Any]) -> np.ndarray:
-    """Maps a file; raises ValueError or KeyError if its length does not fit its array."""
+    """Maps a file; raises ValueError or KeyError if it does not contain the described array."""
     dtype = NUMBER_FORMATS[array["dtype"]]
     shape = tuple(array["shape"])
     if not all(type(length) is int and length >= 0 for length in shape):
-        raise ValueError(f"{shape} is no shape")
+        raise ValueError(f"{shape} is not a shape")
     expected = math.prod(shape) * dtype.itemsize
     if file.stat().st_size != expected:
-        raise ValueError(f"{str(file)!r} has not {expected} bytes")
+        raise ValueError(f"{str(file)!r} does not have {expected} bytes")
     return np.memmap(file, dtype, "r", shape=shape)
