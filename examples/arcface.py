@@ -1,6 +1,6 @@
 """ArcFace: cosine logits, and an angular margin for the true class (arXiv 1801.07698).
 
-python run_train.py --dataset=digits --task=examples/arcface.py:ArcFace
+Flag: --task=examples/arcface.py:ArcFace
 """
 
 from __future__ import annotations

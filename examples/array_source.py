@@ -1,6 +1,6 @@
 """Your own source: photos as arrays, here squares and circles that are drawn in memory.
 
-python run_train.py --source=examples/array_source.py:Shapes --backbone=SmallResNet --weights=none
+Flags: --source=examples/array_source.py:Shapes --backbone=SmallResNet --weights=none
 """
 
 from __future__ import annotations

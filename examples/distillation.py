@@ -1,6 +1,6 @@
 """Distillation from an exported larger model (Hinton et al. 2015, arXiv 1503.02531).
 
-run_train.py --source=examples/distillation.py:Taught --task=examples/distillation.py:Distillation
+Flags: --source=examples/distillation.py:Taught --task=examples/distillation.py:Distillation
 """
 
 from collections.abc import Iterator

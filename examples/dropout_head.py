@@ -1,6 +1,6 @@
 """A head with a hidden layer and Dropout (Srivastava et al. 2014, JMLR 15).
 
-python run_train.py --dataset=sketches --task=examples/dropout_head.py:DropoutHead
+Flag: --task=examples/dropout_head.py:DropoutHead
 """
 
 from __future__ import annotations

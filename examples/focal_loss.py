@@ -1,6 +1,6 @@
 """Focal loss: well-classified photos have a lower weight (Lin et al. 2017, arXiv 1708.02002).
 
-python run_train.py --dataset=sketches --task=examples/focal_loss.py:FocalLoss
+Flag: --task=examples/focal_loss.py:FocalLoss
 """
 
 from __future__ import annotations

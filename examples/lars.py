@@ -1,6 +1,6 @@
 """Your own optimizer: LARS, a learning rate per variable (You et al. 2017, arXiv 1708.03888).
 
-python run_train.py --dataset=sketches --backbone_optimizer=examples/lars.py:Lars
+Flag: --backbone_optimizer=examples/lars.py:Lars
 """
 
 from __future__ import annotations

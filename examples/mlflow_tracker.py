@@ -1,7 +1,7 @@
 """Your own tracker: sends settings and metrics to MLflow, by default to the folder ./mlruns.
 
 pip install -e '.[mlflow]'
-python run_train.py --dataset=sketches --tracker=examples/mlflow_tracker.py:MlflowTracker
+Flag: --tracker=examples/mlflow_tracker.py:MlflowTracker
 """
 
 from __future__ import annotations

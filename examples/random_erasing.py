@@ -1,6 +1,6 @@
 """Random erasing: a grey box in half of the photos (Zhong et al. 2017, arXiv 1708.04896).
 
-python run_train.py --dataset=sketches --augmentation=examples/random_erasing.py:RandomErasing
+Flag: --augmentation=examples/random_erasing.py:RandomErasing
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Other metrics: the recall of one class, and top-5 accuracy.
 
-python run_train.py --dataset=digits --task=examples/recall.py:Recall
+Flag: --task=examples/recall.py:Recall
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A metric that is not a mean: the area under the ROC curve, computed in each epoch.
 
-python run_train.py --dataset=sketches --task=examples/roc_auc.py:RocAuc
+Flag: --task=examples/roc_auc.py:RocAuc
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sharpness-aware minimization: the gradient at a nearby point of higher loss (arXiv 2010.01412).
 
-python run_train.py --dataset=sketches --task=examples/sam.py:Sam
+Flag: --task=examples/sam.py:Sam
 """
 
 from __future__ import annotations
