@@ -33,6 +33,6 @@ class Recall(Task):
         }
 
     def figures(self, means: Mapping[str, np.ndarray]) -> Mapping[str, float]:
-        shown = dict(super().figures(means))
-        hits, of_class = shown.pop("hits"), shown.pop("of_class")
-        return {**shown, "recall": float(np.divide(hits, of_class))}
+        means = dict(means)
+        hits, of_class = means.pop("hits"), means.pop("of_class")
+        return {**super().figures(means), "recall": float(np.divide(hits, of_class))}

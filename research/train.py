@@ -175,7 +175,7 @@ class Loop:
         validation = self.validate(learner, loader)
         step = state.current_step
         state.count_seconds()
-        records.epoch(step, trained, validation, state.seconds.numpy())
+        records.epoch(step, trained, validation, float(state.seconds.numpy()))
         state.tally.reset()
         is_best = state.note_validation(validation.loss, run.counts_for_early_stopping(epoch))
         records.save(step, is_best)

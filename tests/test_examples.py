@@ -335,7 +335,7 @@ def test_a_teacher_s_answers_arrive_with_each_photo(tmp_path, monkeypatch):
 def test_paths_in_the_docs_exist():
     text = (ROOT / "docs" / "extending.md").read_text()
     paths = set(re.findall(r"research/\w+/\w+\.py", text))
-    assert len(paths) >= 4
+    assert len(paths) >= 3
     assert all((ROOT / path).is_file() for path in paths)
 
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from research.loop.builder import make_task
+from research.runs.tracker import Tracker
 from research.system.errors import UserError
+from research.system.python_file import load_from_file
 from research.train import train
 from tests.helpers import (
     SMALL_CONFIG,
@@ -30,16 +32,16 @@ TRACKER = """
 from research.runs.tracker import Tracker
 class Lines(Tracker):
     def begin(self, settings, folder):
-        self.write("begin", settings["backbone"], folder)
+        self._write("begin", settings["backbone"], folder)
     def interval(self, step, figures):
-        self.write("interval", step, sorted(figures)[:2])
+        self._write("interval", step, sorted(figures)[:2])
     def epoch(self, row):
-        self.write("epoch", row["epoch"], row["validation_loss"])
+        self._write("epoch", row["epoch"], row["validation_loss"])
         if row["epoch"] == 1:
             raise OSError("no route to host")
     def end(self, result):
-        self.write("end")
-    def write(self, *words):
+        self._write("end")
+    def _write(self, *words):
         with open("tracked.txt", "a") as file:
             print(*words, file=file)
 """
@@ -198,6 +200,15 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
         ),
         (
             "--task=FILE:Mine",
+            "import tensorflow as tf\n"
+            "from research.tasks.task import Task\n"
+            "class Mine(Task):\n"
+            "    def metrics(self, logits, batch):\n"
+            "        return {'histogram': tf.ones((2, 5))}\n",
+            "remove means that are not single numbers before you call super().figures",
+        ),
+        (
+            "--task=FILE:Mine",
             "import keras\n"
             "from research.tasks.task import Task\n"
             "class Mine(Task):\n"
@@ -236,3 +247,16 @@ def test_smoothing_is_refused_where_the_task_s_losses_leave_it_out():
     task = f"{ROOT / 'examples' / 'focal_loss.py'}:FocalLoss"
     with pytest.raises(UserError, match="but the losses of FocalLoss do not take it"):
         make_task(dataclasses.replace(SMALL_CONFIG, task=task, label_smoothing=0.1))
+
+
+def test_a_method_that_the_base_class_does_not_have_is_told(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from research.runs.tracker import Tracker\n"
+        "class Mine(Tracker):\n"
+        "    def start(self): pass\n"
+        "    def epoch(self, row): pass\n"
+        "    def _helper(self): pass\n"
+    )
+    load_from_file("tracker", f"{tmp_path / 'mine.py'}:Mine", Tracker)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: Mine defines start, which Tracker does not have; ")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from research.system.errors import UserError
+from research.system.errors import UserError, one_line
 from research.system.python_file import is_python_reference, load_from_file
 from research.tasks.metrics import mean_metrics, weighted_sums
 from research.tasks.task import Task
@@ -62,7 +62,14 @@ def sum_shapes(
                 "two examples; expected float32 of shape (2, ...)"
             )
     sums = weighted_sums(values, examples["weight"])
-    figures = mean_metrics({name: value.numpy() for name, value in sums.items()}, task.figures)
+    read = {name: value.numpy() for name, value in sums.items()}
+    try:
+        figures = mean_metrics(read, task.figures)
+    except TypeError as error:
+        raise UserError(
+            f"{kind}.figures cannot be computed ({one_line(error)}); expected floats: remove means "
+            "that are not single numbers before you call super().figures"
+        ) from error
     for name, figure in figures.values.items():
         if not isinstance(figure, float):
             raise UserError(
