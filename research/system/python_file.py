@@ -60,21 +60,13 @@ def load_from_file(setting: str, reference: str, base: type | None = None) -> An
             f"{setting} is {reference!r}, but {name} is not a subclass of "
             f"{base.__module__}.{base.__name__}"
         )
-    if base is not None:
-        unknown = [
-            name_of
-            for name_of, member in vars(found).items()
-            if callable(member) and not name_of.startswith("_") and not hasattr(base, name_of)
-        ]
-        if unknown:
-            print(
-                f"note: {name} defines {', '.join(unknown)}, which {base.__name__} does not have; "
-                "begin the names of your own methods with an underscore",
-                file=sys.stderr,
-                flush=True,
-            )
     if not callable(found):
         raise UserError(f"{setting} is {reference!r}, but {name} is not a class or function")
+    own = [key for key in vars(found) if not key.startswith("_") and callable(vars(found)[key])]
+    unknown = [key for key in own if base is not None and not hasattr(base, key)]
+    if base is not None and unknown:
+        note = f"note: {name} defines {', '.join(unknown)}, which {base.__name__} does not have"
+        print(f"{note}; begin the names of your own methods with _", file=sys.stderr, flush=True)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -160,26 +161,18 @@ class Task:
           values: one for each variable, used instead of its own value, for example by SAM. Changes
             of the network's state, such as BatchNorm's statistics, are then discarded.
         """
-        if values is None:
-            return self._gradients(
-                network, batch, [variable.value for variable in variables], scale
-            )
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return self._gradients(network, batch, list(values), scale)
-
-    def _gradients(
-        self,
-        network: Network,
-        batch: Batch,
-        values: Sequence[tf.Tensor],
-        scale: tf.Tensor | float,
-    ) -> Gradients:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
+        at = [variable.value for variable in variables] if values is None else list(values)
+        scope = (
+            contextlib.nullcontext()
+            if values is None
+            else keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+        )
+        with scope, tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(at)
             sums = self.sums(network.logits(batch, training=True), batch)
             scaled = sums["loss"] * scale
         zero = tf.UnconnectedGradients.ZERO
-        return Gradients(tape.gradient(scaled, values, unconnected_gradients=zero), sums)
+        return Gradients(tape.gradient(scaled, at, unconnected_gradients=zero), sums)
 
     def sums(self, logits: tf.Tensor, batch: Batch) -> Sums:
         """Returns the weighted sums of losses and metrics over a batch, and of the weights."""
