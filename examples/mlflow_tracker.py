@@ -1,4 +1,4 @@
-"""Your own tracker: sends settings and metrics to MLflow, by default to the folder ./mlruns.
+"""Your own tracker: sends settings and metrics to MLflow, to the local file mlflow.db.
 
 pip install -e '.[mlflow]'
 Flag: --tracker=examples/mlflow_tracker.py:MlflowTracker
@@ -13,11 +13,14 @@ import mlflow
 
 from research.runs.tracker import Tracker
 
+STORE = "sqlite:///mlflow.db"  # show it with: mlflow ui --backend-store-uri sqlite:///mlflow.db
+
 
 class MlflowTracker(Tracker):
     """Creates one MLflow run per start of the program."""
 
     def begin(self, settings: Mapping[str, Any], folder: str) -> None:
+        mlflow.set_tracking_uri(STORE)
         mlflow.start_run(run_name=folder)
         mlflow.log_params(settings)
 

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from research.data.source import Example, Source
 from research.data.split_arrays import SplitArrays, load_split
 from research.loop.learner import Learner
 from research.loop.run_state import make_checkpoint
+from research.runs.tracker import Tracker
 from research.system.errors import UserError
 from research.system.python_file import load_from_file
 from research.tasks.losses import cross_entropy
@@ -371,3 +373,20 @@ def test_labels_of_a_source_have_one_shape():
     labels = load_split(Uneven(), "train", 8).labels
     assert labels.dtype == np.float32
     assert labels.tolist() == [[0.0, 1.0], [1.0, 0.0]]
+
+
+def test_the_tracker_sends_settings_and_figures_to_mlflow(monkeypatch):
+    mlflow = mock.MagicMock()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    tracker = example("mlflow_tracker", "MlflowTracker", Tracker)()
+    tracker.begin({"seed": 3}, "runs/one")
+    tracker.interval(10, {"loss": 0.5})
+    tracker.epoch({"epoch": 1, "step": 12, "validation_loss": 0.25})
+    tracker.end({})
+    mlflow.start_run.assert_called_once_with(run_name="runs/one")
+    mlflow.log_params.assert_called_once_with({"seed": 3})
+    assert mlflow.log_metrics.call_args_list == [
+        mock.call({"interval/loss": 0.5}, 10),
+        mock.call({"epoch": 1.0, "step": 12.0, "validation_loss": 0.25}, 12),
+    ]
+    mlflow.end_run.assert_called_once_with()

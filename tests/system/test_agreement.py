@@ -27,7 +27,7 @@ def test_one_changed_photo_is_refused(photo_folder, tmp_path):
     assert [name for name in described if described[name] != changed[name]] == [
         "train_contents_sha256"
     ]
-    with pytest.raises(UserError, match="other photos: train_contents_sha256 is"):
+    with pytest.raises(UserError, match="different photos: train_contents_sha256 is"):
         check_data(changed, described)
 
 
