@@ -48,8 +48,10 @@ def weighted_sums(values: Mapping[str, tf.Tensor], weights: tf.Tensor) -> Sums:
     """
     sums = {}
     for name, value in values.items():
-        shape = (-1, *(1,) * (len(value.shape) - 1))
-        sums[name] = tf.reduce_sum(tf.reshape(weights, shape) * value, axis=0)
+        own = weights
+        if len(value.shape) > 1:
+            own = tf.reshape(weights, (-1, *(1,) * (len(value.shape) - 1)))
+        sums[name] = tf.reduce_sum(own * value, axis=0)
     return {**sums, "weight": tf.reduce_sum(weights)}
 
 
