@@ -106,6 +106,19 @@ def test_code_is_not_imported_because_a_run_names_it(own, trained, script):
     assert "is only imported if you name it" in line or script == "run_predict.py"
 
 
+@pytest.fixture
+def files_not_named(own):
+    """Makes the files that only config.json names fail if they are imported."""
+    files = [own / f"{name}.py" for name in ("random_erasing", "lars", "lines")]
+    contents = [file.read_text() for file in files]
+    for file in files:
+        file.write_text("raise RuntimeError('imported although no flag names it')")
+    yield
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(content)
+
+
+@pytest.mark.usefixtures("files_not_named")
 def test_a_run_with_a_head_of_its_own_is_evaluated_used_and_exported(own, trained, photo_folder):
     task = "--task=dropout_head.py:DropoutHead"
     evaluation = run_script(own, "run_eval.py", "--ckpt_dir=run", task, "--nopictures")

@@ -89,9 +89,11 @@ class Classifier:
         path = find_checkpoint(self.directory.checkpoints, checkpoint)
         if mirror_averaging is None:
             mirror_averaging = trained.mirror_averaging
-        # The run may have been trained on other devices, or on several machines.
+        # The run may have been trained on other devices, or on several machines. Augmentations are
+        # not used, and their files are not imported.
         self.config = dataclasses.replace(
             trained,
+            augmentation=(),
             image_size=image_size or trained.evaluation_size,
             evaluation_scale=1.0,
             mirror_averaging=mirror_averaging,
