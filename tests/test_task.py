@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.settings import train_config
+from research.tasks import checks
 from research.tasks.losses import balanced_weights
 from research.tasks.task import Task
 
@@ -70,3 +72,7 @@ def test_balanced_weights_are_one_on_average_and_equal_over_classes():
     weights = balanced_weights((10, 30, 0))
     assert weights == (2.0, pytest.approx(2 / 3), 0.0)
     assert 10 * weights[0] + 30 * weights[1] == pytest.approx(40)
+
+
+def test_the_flag_knows_the_tasks_of_the_table():
+    assert tuple(checks.TASKS) == train_config.TASKS

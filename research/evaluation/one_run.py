@@ -102,7 +102,7 @@ class Evaluator:
 
     def _predict(self, split: str) -> Predictions:
         examples = self._loader.examples(split)
-        if examples.labels.ndim != 1 or examples.labels.dtype != np.int32:
+        if not examples.has_class_labels:
             raise UserError(
                 f"the labels of the {split} split are {examples.labels.dtype} of shape "
                 f"{examples.labels.shape[1:]}; expected one class index per photo"

@@ -285,8 +285,9 @@ def set_class_weights(task: Task, loader: DataLoader) -> None:
     Raises:
       UserError: the labels are not class indices.
     """
-    labels = loader.examples("train").labels
-    if labels.ndim != 1 or labels.dtype != np.int32:
+    examples = loader.examples("train")
+    labels = examples.labels
+    if not examples.has_class_labels:
         raise UserError(
             f"class_weights is 'balanced', but labels are {labels.dtype} of shape "
             f"{labels.shape[1:]}; expected class indices; give --class_weights=none"
