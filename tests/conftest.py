@@ -55,11 +55,11 @@ def photo_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(photo_folder: Path) -> Path:
-    """A run of two epochs on `photo_folder`, with histograms, which no test may change."""
+    """A run of two epochs on `photo_folder`, which no test may change."""
     from tests.helpers import FINISHED_RUN, make_once, run_script
 
     def make(folder: Path) -> None:
-        flags = [*FINISHED_RUN, f"--image_folder={photo_folder}", "--histogram_every=3"]
+        flags = [*FINISHED_RUN, f"--image_folder={photo_folder}"]
         process = run_script(folder, "run_train.py", *flags)
         assert process.returncode == 0, process.stderr
 

@@ -27,7 +27,7 @@ from tests.helpers import SMALL_CONFIG
 
 CONFIG = dataclasses.replace(
     SMALL_CONFIG,
-    unfreeze_from="stage2",
+    unfreeze_from="stage3",
     epochs=2,
     head_epochs=0,
     warmup="0steps",

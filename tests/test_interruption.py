@@ -58,7 +58,6 @@ def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(whole, fla
     for (number, code, name), place, call, saved in (
         (first, TRAIN_STEP, 3, "step-3"),
         (second, "research.tasks.metrics:Tally.reset", 1, f"step-{steps}-unvalidated"),
-        (first, TRAIN_STEP, 2, f"step-{steps + 2}"),
     ):
         process = run_with_signal(
             tmp_path, "run_train.py", place, call, [number], *flags, f"--ckpt_dir={where}"
@@ -175,18 +174,3 @@ def test_the_other_programs_end_with_one_line_and_leave_no_files(
     name = script.removesuffix("/__main__.py").rpartition("/")[2]
     assert process.stderr == f"{name}: interrupted by Ctrl-C (SIGINT)\n"
     assert {path for path in whole.rglob("*") if path.is_file()} == before
-
-
-def test_a_closed_pipe_ends_the_process_silently(whole, photo_folder, tmp_path):
-    script = shlex.join([sys.executable, str(ROOT / "run_predict.py"), f"--ckpt_dir={whole}"])
-    process = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {script} {shlex.quote(str(photo_folder))} | head -1"],
-        cwd=tmp_path,
-        env=script_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert process.stdout.startswith("file")
-    assert process.stderr == ""
-    assert process.returncode in (0, 141)  # the reader may close the pipe after the last line

@@ -122,8 +122,7 @@ def test_the_learning_rate_finder_ignores_skipped_steps(float16):
     assert min(sweep.losses) > 0.3
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize(("replicas", "xla"), [(1, False), (2, True)])
 def test_an_overflow_on_one_device_skips_the_step_on_all(float16, replicas, xla):
     """Weights and optimizers do not change; the step advances, and the scale is halved."""
     config = dataclasses.replace(SMALL, bn_mode="train")

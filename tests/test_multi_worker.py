@@ -30,7 +30,7 @@ from tests.helpers import (
 # 66 photos in batches of 8: the last batch has 2 photos, so that a device may have none.
 FLAGS = (
     *SMALL_RUN,
-    "--epochs=3",
+    "--epochs=2",
     "--checkpoint_every=3",
     "--trunk_cache=disk",
     "--cache_dir=../cache",  # shared by both workers
@@ -193,22 +193,22 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
     killed_at = saved()
     with Workers(tmp_path, [flags, flags], {1: (1, signal.SIGTERM)}) as workers:
         ends = [workers.wait(index, 60) for index in range(2)]
-    assert f"resuming after step {killed_at} of 27" in ends[0][1]
+    assert f"resuming after step {killed_at} of 18" in ends[0][1]
     (chief,), (other,) = (error.splitlines() for _, _, error in ends)
     assert [code for code, _, _ in ends] == [143, 143]
-    assert re.search(r"by SIGTERM; step \d+ of 27 is saved: repeat the command with", chief)
+    assert re.search(r"by SIGTERM; step \d+ of 18 is saved: repeat the command with", chief)
     assert re.search(r"by SIGTERM; the chief saved step \d+: start all workers again", other)
     stopped_at = saved()
-    assert 0 < killed_at < stopped_at < 27
+    assert 0 < killed_at < stopped_at < 18
     shutil.copytree(run, tmp_path / "alone" / "run")
 
     chief, _ = train_together(tmp_path, flags)
-    assert f"resuming after step {stopped_at} of 27" in chief
+    assert f"resuming after step {stopped_at} of 18" in chief
     assert_same(together[0] / "host0" / "run", run)
 
     alone = run_script(tmp_path / "alone", "run_train.py", *flags)  # one worker can resume
     assert alone.returncode == 0, alone.stderr
-    assert f"resuming after step {stopped_at} of 27" in alone.stdout
+    assert f"resuming after step {stopped_at} of 18" in alone.stdout
     expected, found = read_metrics(run)[-1], read_metrics(tmp_path / "alone" / "run")[-1]
     for key in ("train_loss", "validation_loss"):
         assert found[key] == pytest.approx(expected[key], rel=1e-4)

@@ -9,10 +9,12 @@ import json
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.applications import efficientnet
 from PIL import ExifTags, Image
 
 from research.data.folder_source import FolderSource
@@ -166,9 +168,11 @@ def test_each_kind_of_preprocessing_is_exported(tmp_path):
     pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
     np.savez(tmp_path / "photos.npz", pixels=pixels, encoded=np.array([b"-"] * 3))
     wanted = {}
+    blocks = [{**block, "repeats": 1} for block in efficientnet.DEFAULT_BLOCKS_ARGS]
     for backbone in ("SmallResNet", "EfficientNetB0", "VGG16"):
         config = dataclasses.replace(SMALL_CONFIG, backbone=backbone, unfreeze_from="none")
-        built = build_network(config, ("a", "b", "c"))
+        with mock.patch.object(efficientnet, "DEFAULT_BLOCKS_ARGS", blocks):
+            built = build_network(config, ("a", "b", "c"))
         names = ("a", "b", "c")
         classifier = SimpleNamespace(built=built, config=config, class_names=names)
         logits = built.network.model(built.backbone.preprocessing(tf.constant(pixels)))
@@ -187,8 +191,9 @@ def test_a_preprocessing_that_is_not_affine_is_refused():
         preprocessing_layer(lambda images: images**2)
 
 
-def test_an_existing_export_is_kept(run, exported):
-    process = run_script(run.parent, "run_export.py", "--ckpt_dir=run")
+def test_an_existing_export_is_kept(run):
+    (run.parent / "kept" / "saved_model").mkdir(parents=True)
+    process = run_script(run.parent, "run_export.py", "--ckpt_dir=run", "--out=kept/saved_model")
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
     assert line.endswith("saved_model', which exists; expected a new file or folder")

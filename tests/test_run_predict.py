@@ -53,7 +53,7 @@ def shown(capsys):
     return captured.out, captured.err.splitlines()
 
 
-def test_the_same_probabilities_as_run_eval(run, photo_folder, tmp_path, capsys):
+def test_the_same_probabilities_as_run_eval(one_device, run, photo_folder, tmp_path, capsys):
     file = tmp_path / "predictions.csv"
     evaluate(EvalConfig(ckpt_dir=(str(run),), predictions=str(file), pictures=False, resamples=0))
     evaluated = {row["file"]: row for row in csv.DictReader(file.read_text().splitlines())}
@@ -121,7 +121,9 @@ def test_a_closed_pipe_ends_the_process_silently(run, photo_folder):
         assert process.wait(60) == 128 + signal.SIGPIPE  # as in a shell
 
 
-def test_many_files_are_processed_in_order_and_in_chunks(run, photo_folder, monkeypatch):
+def test_many_files_are_processed_in_order_and_in_chunks(
+    one_device, run, photo_folder, monkeypatch
+):
     files = find_files([str(photo_folder)])
     missing = photo_folder / "gone.jpg"
     files.insert(3, missing)  # deleted after it was listed

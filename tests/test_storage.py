@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from research.runs.checkpoints import Checkpoints
 from research.runs.event_files import EventFiles
@@ -144,18 +143,6 @@ def test_training_continues_without_event_files(flags, tmp_path):
     assert line.startswith("note: TensorBoard events cannot be written to")
     assert line.endswith("continuing without them")
     assert len(read_metrics(tmp_path / "run")) == 1
-
-
-def test_histograms_are_in_a_separate_file(finished_run):
-    (file,) = (finished_run / "events" / "train").glob("*.histograms")
-    accumulator = EventAccumulator(str(file))
-    accumulator.Reload()
-    tags = [tag for tag in accumulator.Tags()["tensors"] if tag.endswith("head/kernel")]
-    assert {tag.partition("/")[0] for tag in tags} == {"weights", "gradients"}
-    last = read_metrics(finished_run)[-1]["step"]
-    for tag in tags:
-        steps = [event.step for event in accumulator.Tensors(tag)]
-        assert steps == list(range(3, last + 1, 3))
 
 
 def test_event_files_that_fail_later_are_reported_once(tmp_path, capfd):

@@ -39,6 +39,12 @@ def events(folder) -> EventAccumulator:
     return accumulator.Reload()
 
 
+def tags_of(file) -> list[str]:
+    tags = events(file).Tags()["tensors"]
+    assert tags
+    return tags
+
+
 def test_watch_waits_for_the_run_and_ends_after_the_last_checkpoint(watched):
     run, out, error, returncode = watched
     assert (returncode, error) == (0, "")
@@ -75,6 +81,8 @@ def test_a_finished_run_has_a_result(watched):
 
 def test_histograms_of_weights_and_gradients_have_the_requested_steps(watched):
     run, *_ = watched
+    for file in (run / "events" / "train").glob("*.histograms"):  # before and after the kill
+        assert all(tag.partition("/")[0] in ("weights", "gradients") for tag in tags_of(file))
     found = events(run / "events" / "train")
     tags = [tag for tag in found.Tags()["tensors"] if tag.startswith(("weights/", "gradients/"))]
     weights = {tag.partition("/")[2] for tag in tags if tag.startswith("weights/")}
