@@ -1,7 +1,7 @@
 """Opens an untrusted file of weights.
 
-Only arrays in HDF5 are read. Nothing in the file is executed or built, its configuration is not
-read, links to other files are not followed, and memory is limited by the size of the arrays.
+Only arrays in HDF5 and the names of layers are read. Nothing in the file is executed or built,
+links to other files are not followed, and memory is limited by the size of the arrays.
 """
 
 from __future__ import annotations

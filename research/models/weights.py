@@ -13,12 +13,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import keras
@@ -79,13 +81,46 @@ class _Pair:
         return None
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A part of a file that may hold the weights of the model.
+
+    Attributes:
+      pairs: for each layer of the model.
+      stored: the arrays of each layer in this part of the file, by name, in the order of the
+        layers. Empty if the file does not keep this order.
+    """
+
+    pairs: list[_Pair]
+    stored: Mapping[str, Sequence[h5py.Dataset]]
+
+    def problems(self) -> list[str]:
+        """Returns why this part of the file does not fit the model; an empty list if it does."""
+        found = [problem for pair in self.pairs if (problem := pair.problem())]
+        return found or self._gap()
+
+    def _gap(self) -> list[str]:
+        """Names a layer that the model does not have, between layers that it has."""
+        needed = {id(pair.arrays) for pair in self.pairs}
+        layers = [(name, id(arrays) in needed) for name, arrays in self.stored.items()]
+        used = [index for index, (_, is_used) in enumerate(layers) if is_used]
+        for name, is_used in layers[used[0] : used[-1]] if used else ():
+            if not is_used:
+                return [
+                    f"it has the layer {name!r} between layers of this backbone, as a deeper "
+                    "network does"
+                ]
+        return []
+
+
 def load_weights(model: keras.Model, path: str) -> LoadReport:
     """Loads the variables of a functional model from a file, after checking the whole file.
 
     Args:
       model: a built functional model, such as a backbone.
       path: Keras weights (`*.weights.h5`, or HDF5 of Keras 2), or a saved model (`.keras`, `.h5`).
-        A saved model is either this model or contains it, as a nested model or as its first layers.
+        A saved model is either this model or contains it, as a nested model or as layers that
+        follow each other.
         The content decides the format, not the name. In the layout of Keras 3, layers that consist
         of layers but are not models, such as MultiHeadAttention, are not supported.
 
@@ -117,13 +152,13 @@ def load_weights(model: keras.Model, path: str) -> LoadReport:
     return LoadReport(path, len(values), len(model.weights), stored - len(values))
 
 
-def _fitting(candidates: Iterable[list[_Pair]], path: str) -> list[_Pair]:
+def _fitting(candidates: Iterable[_Candidate], path: str) -> list[_Pair]:
     """Returns the first candidate that fits; otherwise raises `UserError` for the closest one."""
     problems = ["it contains no layers of a Keras model"]
-    for number, pairs in enumerate(candidates):
-        found = [problem for pair in pairs if (problem := pair.problem())]
+    for number, candidate in enumerate(candidates):
+        found = candidate.problems()
         if not found:
-            return pairs
+            return candidate.pairs
         if number == 0 or len(found) < len(problems):
             problems = found
     raise UserError(
@@ -170,8 +205,12 @@ def _snake_case(name: str) -> str:
 
 def _keras3_candidates(
     model: keras.Model, arrays: Mapping[str, h5py.Dataset]
-) -> tuple[list[list[_Pair]], int]:
-    """Returns a candidate for each model in the file, outermost first, and the variable count."""
+) -> tuple[list[_Candidate], int]:
+    """Returns a candidate for each model in the file, outermost first, and the variable count.
+
+    The model's layers of a class are the first ones of this class in the file, so that no layer of
+    the same class is left out between them.
+    """
     layers: dict[str, dict[int, h5py.Dataset]] = {}
     roots: set[str] = set()
     for path, array in arrays.items():
@@ -183,7 +222,10 @@ def _keras3_candidates(
     ordered = {path: [found[i] for i in sorted(found)] for path, found in layers.items()}
     leaves = list(_leaves(model))
     candidates = [
-        [_Pair(layer.name, layer.weights, ordered.get(root + path)) for path, layer in leaves]
+        _Candidate(
+            [_Pair(layer.name, layer.weights, ordered.get(root + path)) for path, layer in leaves],
+            {},
+        )
         for root in sorted(roots, key=lambda root: (root.count("/"), root))
     ]
     return candidates, sum(map(len, ordered.values()))
@@ -211,11 +253,11 @@ def _keras2_candidates(
     groups: Mapping[str, h5py.Group],
     arrays: Mapping[str, h5py.Dataset],
     prefix: str,
-) -> tuple[list[list[_Pair]], int]:
+) -> tuple[list[_Candidate], int]:
     """Returns the candidates and the number of variables in the file.
 
-    The first candidate matches layers by order, as Keras does. The others match layers by name, to
-    find nested models.
+    Layers are matched by name, in the whole file and in each nested model. If the file has other
+    names, its layers are matched by order, as Keras does.
     """
     layers: dict[str, list[h5py.Dataset]] = {}
     leaves: dict[str, dict[str, list[h5py.Dataset]]] = {}
@@ -229,14 +271,39 @@ def _keras2_candidates(
                 layers.setdefault(layer, []).append(array)
                 leaves.setdefault(layer, {}).setdefault(leaf, []).append(array)
     whole = {leaf: found for inner in leaves.values() for leaf, found in inner.items()}
-    scopes = [*(inner for inner in leaves.values() if len(inner) > 1), whole]
+    order = {name: place for place, name in enumerate(_layer_order(groups[""]))}
+    scopes = [
+        dict(sorted(scope.items(), key=lambda item: order.get(item[0], len(order))))
+        for scope in (*(inner for inner in leaves.values() if len(inner) > 1), whole)
+    ]
     tops = [layer for layer in model.layers if layer.weights]
     by_order = [
         _Pair(layer.name, layer.trainable_weights + layer.non_trainable_weights, found)
         for layer, found in zip(tops, [*layers.values(), *([None] * len(tops))], strict=False)
     ]
-    candidates = [by_order, *(_by_name(model, scope) for scope in scopes)]
+    candidates = [_Candidate(_by_name(model, scope), scope) for scope in scopes]
+    has_all_names = all(pair.arrays for pair in candidates[-1].pairs)
+    if len(layers) <= len(tops) and not has_all_names:
+        candidates.insert(0, _Candidate(by_order, layers))
     return candidates, sum(map(len, layers.values()))
+
+
+def _layer_order(root: h5py.Group) -> list[str]:
+    """Returns the layers of a saved model in their order, nested ones too; [] if it is not known.
+
+    Keras 2 lists the frozen weights of a nested model after its other weights, so that the order of
+    its weights is not the order of its layers.
+    """
+
+    def names(config: Any) -> Iterator[str]:
+        for layer in config["config"].get("layers", ()):
+            yield layer["config"]["name"]
+            yield from names(layer)
+
+    try:
+        return list(names(json.loads(root.attrs.get("model_config", "{}"))))
+    except (AttributeError, KeyError, MemoryError, RecursionError, TypeError, ValueError):
+        return []
 
 
 def _by_name(model: keras.Model, stored: Mapping[str, Sequence[h5py.Dataset]]) -> list[_Pair]:

@@ -17,6 +17,7 @@ from research.models.backbone import build_backbone
 from research.models.backbone_table import BACKBONES
 from research.models.weights import LoadReport, load_weights
 from research.system.errors import UserError
+from tests.reliability.similar_backbones import check_group
 
 REAL_WEIGHTS = (
     Path(__file__).resolve().parents[3] / "shared/weights/mobilenet_v2_160_dogs_notop.weights.h5"
@@ -262,6 +263,60 @@ def test_a_wrong_shape_is_reported_with_the_layer_and_both_shapes(
         "(1, 1, 4, 4), the file has (1, 1, 4, 6); give a file of the same backbone, or "
         "--weights=none"
     )
+
+
+def chain(names: str, frozen: str = "") -> keras.Model:
+    """A network of layers that all fit each other, named by letters."""
+    outputs = inputs = keras.Input((8, 8, 4))
+    for name in names:
+        outputs = layers.Conv2D(4, 1, name=name, trainable=name not in frozen)(outputs)
+    return keras.Model(inputs, outputs)
+
+
+def whole(model: keras.Model) -> keras.Model:
+    return model
+
+
+def nested(model: keras.Model) -> keras.Model:
+    inputs = keras.Input((8, 8, 4))
+    return keras.Model(inputs, layers.Dense(2)(layers.GlobalMaxPooling2D()(model(inputs))))
+
+
+@pytest.mark.parametrize("wrapped", [whole, nested])
+@pytest.mark.parametrize("frozen", ["", "abx", "bc", "c", "abc"])
+@pytest.mark.parametrize(
+    ("stored", "gap"),
+    [("abc", ""), ("xabc", ""), ("abcxy", ""), ("axbc", "x"), ("abxyc", "x"), ("wabxcy", "x")],
+)
+def test_what_is_left_out_stands_before_or_after_what_is_used(
+    stored: str,
+    gap: str,
+    frozen: str,
+    wrapped: Callable[[keras.Model], keras.Model],
+    tmp_path: Path,
+) -> None:
+    """Keras 2 lists the frozen layers of a nested model after its other layers."""
+    path = tmp_path / "chain.h5"
+    source = chain(stored, frozen)
+    wrapped(source).save(path)
+    model = chain("abc")
+    if gap:
+        with pytest.raises(UserError, match=f"it has the layer '{gap}' between layers of this"):
+            load_weights(model, str(path))
+    else:
+        load_weights(model, str(path))
+        for name in "abc":
+            np.testing.assert_array_equal(
+                model.get_layer(name).kernel, source.get_layer(name).kernel
+            )
+
+
+@pytest.mark.parametrize("names", [("VGG16", "VGG19"), ("ResNet50V2", "ResNet101V2")])
+def test_a_backbone_does_not_load_a_larger_or_smaller_sibling(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    """`python -m tests.reliability.similar_backbones` checks the whole table."""
+    assert check_group([BACKBONES[name] for name in names], tmp_path) == (2, [])
 
 
 def test_last_layer_of_another_shape_changes_nothing(weights_file: Path) -> None:
