@@ -22,8 +22,8 @@ from filelock import FileLock
 
 from research.data.built_in.sketches import sketch_jpeg
 from research.data.folder_source import FolderSource
-from research.data.split_arrays import load_split
-from research.loop.builder import build_network
+from research.loop.agreement import list_photos
+from research.loop.builder import build_network, make_loader
 from research.runs.checkpoints import Checkpoints
 from research.runs.run_directory import RunDirectory
 from research.settings.train_config import TrainConfig
@@ -74,16 +74,16 @@ def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings
     """Writes a run with random weights, without training, with a checkpoint for each of `steps`.
 
     The head of each checkpoint has different weights, with predictions that differ between photos.
-    The first checkpoint is the best. The classes are the subfolders of `photos`.
+    The first checkpoint is the best.
     """
     config = dataclasses.replace(SMALL_CONFIG, image_folder=str(photos), ckpt_dir=str(folder))
     config = dataclasses.replace(config, **settings)
-    class_names = tuple(sorted(child.name for child in photos.iterdir()))
+    loader = make_loader(config, FolderSource(str(photos)))
     directory = RunDirectory(folder)
-    directory.create(config, class_names, {})
-    built = build_network(config, class_names)
-    model, source = built.network.model, FolderSource(str(photos))
-    pixels = load_split(source, "train", config.image_size).inputs[0][:16].astype(np.float32)
+    directory.create(config, loader.class_names, {}, list_photos(loader))
+    built = build_network(config, loader.class_names)
+    model = built.network.model
+    pixels = loader.examples("train").inputs[0][:16].astype(np.float32)
     features = model.pooling(model.backbone(built.backbone.preprocessing(tf.constant(pixels))))
     step = tf.Variable(0, dtype=tf.int64)
     saved = tf.train.Checkpoint(model=model, step=step, averages=[])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from research.runs.restore import restore_model
 from research.runs.run_directory import RunDirectory
 from research.settings.program_configs import EvalConfig
 from research.system.errors import UserError
-from tests.helpers import make_run
+from tests.helpers import draw_photos, make_run
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +189,8 @@ def test_predictions_of_many_classes(one_device, tmp_path):
 def test_a_run_with_other_classes_is_refused_before_any_evaluation(
     runs, photo_folder, tmp_path, capsys
 ):
-    (tmp_path / "photos" / "wolf").mkdir(parents=True)
-    (tmp_path / "photos" / "cat").mkdir()
-    for name in ("wolf", "cat"):
-        (tmp_path / "photos" / name / "1.jpg").write_bytes(sketch_jpeg(0, 1))
+    (tmp_path / "photos").mkdir()
+    (draw_photos(tmp_path / "photos", 12) / "dog").rename(tmp_path / "photos" / "wolf")
     make_run(tmp_path / "run", tmp_path / "photos")
     dirs = (str(runs / "one"), str(tmp_path / "run"))
     config = EvalConfig(ckpt_dir=dirs, image_folder=str(photo_folder))
@@ -294,3 +293,55 @@ def test_watching_times_out_without_a_new_checkpoint(tmp_path, quick):
 def test_conflicting_settings_are_refused(settings, expected):
     with pytest.raises(UserError, match=expected):
         EvalConfig(ckpt_dir=("run",), **settings)
+
+
+@pytest.fixture
+def split_folder(tmp_path):
+    """Photos in the folders train, val and test, and a run on them."""
+    photos = tmp_path / "photos"
+    for number, part in enumerate(("train", "val", "test")):
+        for label, name in enumerate(("cat", "dog")):
+            (photos / part / name).mkdir(parents=True)
+            for index in range(number * 20, number * 20 + 20):
+                (photos / part / name / f"{name}{index}.jpg").write_bytes(sketch_jpeg(label, index))
+    return photos, make_run(tmp_path / "run", photos)
+
+
+def evaluate_quickly(run: Path, **settings) -> list:
+    return evaluate(EvalConfig(ckpt_dir=(str(run),), pictures=False, resamples=0, **settings))
+
+
+def test_photos_that_changed_their_split_are_not_evaluated(one_device, split_folder):
+    """Without `test`, the photos of `val` are the test split, and `train` is divided."""
+    photos, run = split_folder
+    assert evaluate_quickly(run)[0].leaked == {}
+    shutil.rmtree(photos / "test")
+    expected = "of the validation split were in the train split.*the splits changed after"
+    for split in ("test", "validation"):  # the first needs a temperature from the second
+        with pytest.raises(UserError, match=expected):
+            evaluate_quickly(run, split=(split,))
+    assert not list((run / "checkpoints" / "latest").glob("*.validation.json"))
+
+
+def test_other_photos_that_were_trained_on_are_counted(one_device, split_folder, tmp_path, capsys):
+    photos, run = split_folder
+    other = tmp_path / "other"
+    for part, source in (("train", "test"), ("test", "train")):
+        shutil.copytree(photos / source, other / part)
+    for name in ("cat", "dog"):
+        for file in (photos / "val" / name).iterdir():
+            file.rename(other / "test" / name / f"copy of {file.name}")
+    (one,) = evaluate_quickly(run, image_folder=str(other))
+    assert one.photos == 80
+    assert one.leaked == {"train": 40, "validation": 40}
+    printed = capsys.readouterr().out.splitlines()
+    assert "note: 40 of these 80 photos were trained on" in printed
+    assert "note: 40 of these 80 photos were validated on" in printed
+    assert json.loads(Path(f"{one.checkpoint}.other.test.json").read_text())["leaked"] == one.leaked
+
+
+def test_a_copy_of_a_training_photo_in_the_test_split_is_counted(one_device, split_folder):
+    photos, run = split_folder
+    shutil.copy(photos / "train" / "cat" / "cat3.jpg", photos / "test" / "cat" / "other name.jpg")
+    assert evaluate_quickly(run)[0].leaked == {"train": 1}
+    assert evaluate_quickly(run, split=("train",))[0].leaked == {}

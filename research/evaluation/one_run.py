@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from research.data.open_source import open_source
-from research.data.source import Source
+from research.data.source import SPLITS, Source
+from research.data.split_arrays import SplitArrays
 from research.evaluation import figures as drawn
 from research.evaluation.calibration import decide
 from research.evaluation.classifier import Classifier
@@ -107,7 +108,43 @@ class Evaluator:
                 f"the labels of the {split} split are {examples.labels.dtype} of shape "
                 f"{examples.labels.shape[1:]}; expected one class index per photo"
             )
+        if self._is_own:
+            self._check_split(split, examples)
         return Predictions(examples.names, examples.labels, self.classifier.logits(examples))
+
+    def _check_split(self, split: str, examples: SplitArrays) -> None:
+        """Raises `UserError` if a photo of the run's own data was in another split of the run."""
+        directory = self.classifier.directory
+        before = {(one.digest, one.name): one.split for one in directory.read_photos()}
+        found = map(before.get, zip(examples.digests, examples.names, strict=True))
+        moved = [
+            (name, was)
+            for name, was in zip(examples.names, found, strict=True)
+            if was is not None and split in SPLITS and was != split
+        ]
+        if moved:
+            name, was = moved[0]
+            raise UserError(
+                f"{len(moved):,} of {len(examples):,} photos of the {split} split were in the "
+                f"{was} split of the run in {str(directory.path)!r}, for example {name!r}: the "
+                "splits changed after the training; restore them, or give other photos with "
+                "--image_folder"
+            )
+
+    def _leaked(self, split: str, examples: SplitArrays) -> dict[str, int]:
+        """Returns how many photos the run has in its other splits, by the hash of their content."""
+        seen = {
+            name: {
+                one.digest for one in self.classifier.directory.read_photos() if one.split == name
+            }
+            for name in ("train", "validation")
+            if not (self._is_own and name == split)
+        }
+        counts = {
+            name: sum(digest in digests for digest in examples.digests)
+            for name, digests in seen.items()
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def _evaluate(self, split: str, decisions: Decisions | None) -> Evaluation:
         classifier, config = self.classifier, self._config
@@ -125,6 +162,7 @@ class Evaluator:
             mirror_averaging=classifier.config.mirror_averaging,
             photos=len(predictions),
             damaged=len(self._loader.examples(split).damaged),
+            leaked=self._leaked(split, self._loader.examples(split)),
             figures={
                 **overall(predictions, decisions, resamples=config.resamples),
                 **self._task_figures(split, predictions),

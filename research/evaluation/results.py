@@ -37,6 +37,8 @@ class Evaluation:
       mirror_averaging: whether the logits are means over each photo and its mirror image.
       photos: number of evaluated photos.
       damaged: number of photos that could not be decoded; no metric includes them.
+      leaked: number of evaluated photos that the run was trained on (`train`) and validated on
+        (`validation`), although they are of another split or folder; without those that are 0.
       figures: metrics by name, see `scores.overall`.
       classes: metrics of each class.
       confusion: numbers of photos by true class (row) and predicted class (column).
@@ -54,6 +56,7 @@ class Evaluation:
     mirror_averaging: bool
     photos: int
     damaged: int
+    leaked: dict[str, int]
     figures: dict[str, Figure]
     classes: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -93,6 +96,7 @@ class Evaluation:
                 f"Accuracy: {self.accuracy:.2f}",
                 RULE,
                 f"{self.photos:,} photos of {self.data}, {self.split} split",
+                *self._leak_notes(),
                 f"input size: {self.image_size} x {self.image_size} pixels{mirrored}",
                 f"checkpoint after step {self.step:,}: {short_path(self.checkpoint)}",
                 "",
@@ -101,6 +105,13 @@ class Evaluation:
                 *self._class_table(),
             ]
         )
+
+    def _leak_notes(self) -> list[str]:
+        used = {"train": "trained", "validation": "validated"}
+        return [
+            f"note: {count:,} of these {self.photos:,} photos were {used[split]} on"
+            for split, count in self.leaked.items()
+        ]
 
     def _overall_table(self) -> list[str]:
         lines = [f"{'':<34}{'value':>8}   95 % interval"]

@@ -195,6 +195,15 @@ class RunDirectory:
             )
         return data
 
+    def read_photos(self) -> list[PhotoEntry]:
+        """Returns the `photos` given to `create`; an empty list if they cannot be read."""
+        try:
+            lines = self.photos_file.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError):
+            return []
+        columns = (line.split("\t", 2) for line in lines)
+        return [PhotoEntry(*entry) for entry in columns if len(entry) == 3]
+
     def check_data(self, found: dict[str, Any], photos: Sequence[PhotoEntry] = ()) -> None:
         """Raises a `UserError` that names a change, unless the photos are those of `create`."""
         before = self.read_data()
@@ -215,13 +224,10 @@ class RunDirectory:
 
     def _first_change(self, photos: Sequence[PhotoEntry]) -> list[str]:
         """Returns how one photo changed; an empty list if no change is found."""
-        try:
-            lines = self.photos_file.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError):
-            return []
-        columns = (line.split("\t", 2) for line in lines)
-        before = {(entry[0], entry[2]): entry[1] for entry in columns if len(entry) == 3}
+        before = {(split, name): digest for split, digest, name in self.read_photos()}
         now = {(split, name): digest for split, digest, name in photos}
+        if not before:
+            return []
         for (split, name), digest in now.items():
             if before.get((split, name), digest) != digest:
                 return [f"for example, the {split} photo {name!r} has different content"]
