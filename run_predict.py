@@ -21,4 +21,4 @@ def main(config: PredictConfig, paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(PredictConfig, main, takes_paths=True)
+    run(PredictConfig, main, takes_paths=True, stop_at_output_error=True)

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 
 from research.settings.fields import setting_of, value_type
 from research.system.program import ended_by_a_line, fail
+from research.system.standard_streams import safe_streams
 
 Config = TypeVar("Config")
 
@@ -86,7 +87,12 @@ def _parse(arguments: list[str], takes_paths: bool) -> list[str]:
     return list(remaining)
 
 
-def run(config_class: type, main: Callable[..., None], takes_paths: bool = False) -> None:
+def run(
+    config_class: type,
+    main: Callable[..., None],
+    takes_paths: bool = False,
+    stop_at_output_error: bool = False,
+) -> None:
     """Parses the command line, calls `main`, and ends the process.
 
     Args:
@@ -94,6 +100,8 @@ def run(config_class: type, main: Callable[..., None], takes_paths: bool = False
       main: is called with the config. With `takes_paths`, the list of the arguments after the flags
         is its second argument.
       takes_paths: whether arguments after the flags are allowed.
+      stop_at_output_error: whether the program ends if standard output cannot be written. All
+        others continue, and their exit code is 1 instead of 0.
     """
 
     def run_main(arguments: list[str]) -> None:
@@ -104,4 +112,5 @@ def run(config_class: type, main: Callable[..., None], takes_paths: bool = False
             main(config, *([arguments[1:]] if takes_paths else []))
 
     names = define_flags(config_class)
-    app.run(run_main, flags_parser=functools.partial(_parse, takes_paths=takes_paths))
+    with safe_streams(stop_at_output_error):
+        app.run(run_main, flags_parser=functools.partial(_parse, takes_paths=takes_paths))

@@ -146,5 +146,6 @@ def _restore(handlers: dict[signal.Signals, Handler]) -> None:
 
 def _end(number: int, standard_error: int) -> NoReturn:
     interrupted = Interrupted(number)
-    os.write(standard_error, f"{interrupted.line}\n".encode())
+    with contextlib.suppress(OSError):
+        os.write(standard_error, f"{interrupted.line}\n".encode())
     os._exit(interrupted.exit_code)

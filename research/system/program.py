@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -31,7 +29,7 @@ def ended_by_a_line() -> Iterator[None]:
     """Runs a program, and ends the process if the program cannot continue.
 
     A `UserError` prints its line and gives exit code 2. SIGTERM and SIGINT print a line and give
-    143 and 130. A closed standard output prints nothing and gives 141.
+    143 and 130.
     """
     try:
         with interruption.raised():
@@ -42,6 +40,3 @@ def ended_by_a_line() -> Iterator[None]:
     except interruption.Interrupted as interrupted:
         print(interrupted.line, file=sys.stderr)
         sys.exit(interrupted.exit_code)
-    except BrokenPipeError:  # the reader has ended, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
