@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,32 @@ from research.system.team import Team, join_cluster
 
 if TYPE_CHECKING:
     from research.settings.train_config import TrainConfig
+
+
+KERAS_SETTINGS = {"floatx": "float32", "epsilon": 1e-7, "image_data_format": "channels_last"}
+
+
+def set_up_keras() -> None:
+    """Overrules the settings that Keras reads from `~/.keras/keras.json`, and says so.
+
+    Raises:
+      UserError: Keras was imported with another backend before this project.
+    """
+    if keras.config.backend() != "tensorflow":
+        raise UserError(
+            f"Keras was imported with the backend {keras.config.backend()!r} before this project, "
+            "which needs tensorflow; set KERAS_BACKEND=tensorflow before Keras is imported"
+        )
+    for name, value in KERAS_SETTINGS.items():
+        found = getattr(keras.config, name)()
+        if found != value:
+            print(
+                f"note: Keras is configured with {name} {found!r}, but this project needs "
+                f"{value!r}, which is used",
+                file=sys.stderr,
+                flush=True,
+            )
+            getattr(keras.config, f"set_{name}")(value)
 
 
 def prepare(seed: int, deterministic: bool, virtual_devices: int) -> None:
@@ -123,6 +150,7 @@ def start(config: TrainConfig, cluster: Cluster | None = None) -> Team:
             f"virtual_devices is {config.virtual_devices}, but a worker of several uses its GPUs "
             "or its whole CPU; leave out --virtual_devices, or unset TF_CONFIG"
         )
+    set_up_keras()
     prepare(config.seed, config.deterministic, config.virtual_devices)
     set_precision(resolve_precision(config.precision))
     if cluster is not None:

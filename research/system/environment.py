@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
 
+from research.system.errors import UserError
 from research.system.interruption import at_once
 from research.system.machine import processors
 
 
 def prepare() -> None:
-    """Sets the environment variables that TensorFlow reads at import, unless the user set them.
+    """Sets the environment variables that TensorFlow and Keras read at import.
 
+    Keras must use TensorFlow, and TensorFlow must use Keras 3; a note on standard error says it if
+    the user set something else. The other variables are only set if the user did not set them:
     oneDNN is off by default on CPUs without AVX-512, where it makes a train step about three
     times faster. Log level 2 hides TensorFlow's messages below errors. In a container with a
     processor quota, TensorFlow would start one thread per processor of the host.
@@ -20,6 +24,48 @@ def prepare() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(processors()))
+    if os.environ.get("KERAS_BACKEND", "tensorflow") not in ("", "tensorflow"):
+        _note(
+            f"KERAS_BACKEND is {os.environ['KERAS_BACKEND']!r}, but this project needs tensorflow"
+        )
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # also overrules keras.json
+    if os.environ.pop("TF_USE_LEGACY_KERAS", "0").lower() in ("true", "1"):
+        _note("TF_USE_LEGACY_KERAS is set, but this project needs Keras 3")
+
+
+def check_keras_file() -> None:
+    """Raises `UserError` if Keras and TensorFlow cannot be imported because of `keras.json`."""
+    home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    file = os.path.join(home, "keras.json")
+    try:
+        with open(file, encoding="utf-8") as opened:
+            found = json.load(opened)
+    except (OSError, ValueError):  # Keras ignores the file
+        return
+    accepted = {
+        "floatx": ("float16", "float32", "float64"),
+        "image_data_format": ("channels_last", "channels_first"),
+    }
+    if isinstance(found, dict):
+        wrong = [
+            f"{name} {found[name]!r}"
+            for name, choices in accepted.items()
+            if found.get(name, choices[0]) not in choices
+        ]
+        if not isinstance(found.get("epsilon", 1e-7), float):
+            wrong.append(f"epsilon {found['epsilon']!r}")
+    else:
+        wrong = ["no object in braces"]
+    if wrong:
+        raise UserError(
+            f"Keras cannot be imported, because {file!r} has {' and '.join(wrong)}; remove the "
+            "file, or correct it"
+        )
+
+
+def _note(text: str) -> None:
+    if sys.stderr is not None:  # it is None if the process started with a closed standard error
+        print(f"note: {text}, which is used", file=sys.stderr)
 
 
 def import_tensorflow() -> None:
@@ -28,8 +74,12 @@ def import_tensorflow() -> None:
     Its C++ code prints some lines before logging is initialised, so that no setting hides them.
     Standard error is therefore redirected to a file. The file is printed if the import fails, or if
     there is an NVIDIA driver but no GPU is found.
+
+    Raises:
+      UserError: the configuration file of Keras is not valid.
     """
     prepare()
+    check_keras_file()
     sys.stderr.flush()
     standard_error = os.dup(2)
     with tempfile.TemporaryFile() as log, at_once(standard_error):

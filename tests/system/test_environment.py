@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
-from research.system import environment
+from research.system import devices, environment
+from research.system.errors import UserError
+from tests.helpers import ROOT, SMALL_RUN, read_checkpoint, run_script, script_environment
 
 
 @pytest.mark.parametrize("name", ["TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS"])
@@ -21,3 +27,74 @@ def test_onednn_is_enabled_and_threads_match_the_processors(monkeypatch):
     environment.prepare()
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
     assert os.environ["TF_NUM_INTRAOP_THREADS"] == "3"
+
+
+def test_another_keras_is_overruled_and_told(monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    environment.prepare()
+    assert os.environ["KERAS_BACKEND"] == "tensorflow"
+    assert "TF_USE_LEGACY_KERAS" not in os.environ
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["KERAS_BACKEND", "TF_USE_LEGACY_KERAS"]
+    environment.prepare()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"floatx": "bfloat16"}', "has floatx 'bfloat16'; remove the file"),
+        ('{"epsilon": 1}', "has epsilon 1; remove the file"),
+        ('{"image_data_format": "nchw", "floatx": 3}', "has floatx 3 and image_data_format 'nchw'"),
+        ("[]", "has no object in braces"),
+        ("nonsense", None),  # Keras ignores it
+        ('{"floatx": "float64", "epsilon": 0.5, "backend": "torch"}', None),  # overruled
+    ],
+)
+def test_a_file_that_keras_cannot_read_is_one_line(monkeypatch, tmp_path, content, expected):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "keras.json").write_text(content)
+    if expected is None:
+        environment.check_keras_file()
+    else:
+        with pytest.raises(UserError, match=re.escape(expected)):
+            environment.check_keras_file()
+
+
+def test_settings_in_the_home_folder_do_not_change_a_run(photo_folder, tmp_path):
+    """A new process reads them at import. The run is the one without them, bit for bit."""
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--unfreeze_from=none", "--epochs=1"]
+    flags += ["--head_optimizer=adam"]
+    assert run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=one").returncode == 0
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text(
+        '{"floatx": "float16", "epsilon": 0.01, "backend": "torch", '
+        '"image_data_format": "channels_first"}'
+    )
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "run_train.py"), *flags, "--ckpt_dir=other"],
+        cwd=tmp_path,
+        env={**script_environment(tmp_path), "HOME": str(tmp_path), "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert process.returncode == 0, process.stderr
+    told = [line.partition(", but this project needs")[0] for line in process.stderr.splitlines()]
+    assert told == [
+        "note: KERAS_BACKEND is 'jax'",
+        "note: Keras is configured with floatx 'float16'",
+        "note: Keras is configured with epsilon 0.01",
+        "note: Keras is configured with image_data_format 'channels_first'",
+    ]
+    one, other = read_checkpoint(tmp_path / "one"), read_checkpoint(tmp_path / "other")
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_keras_with_another_backend_is_refused(monkeypatch):
+    monkeypatch.setattr("keras.config.backend", lambda: "torch")
+    with pytest.raises(UserError, match="imported with the backend 'torch' before this project"):
+        devices.set_up_keras()
