@@ -215,12 +215,15 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
 
 
 def test_a_missing_worker_is_waited_for_until_the_timeout(photos, tmp_path):
-    flags = [*FLAGS, f"--image_folder={photos}", "--worker_timeout=3"]
+    flags = [*FLAGS, f"--image_folder={photos}", "--worker_timeout=6"]
     with Workers(tmp_path, [flags]) as workers:
         code, _, error = workers.wait(0, 90)
     assert code != 0
-    line = error.splitlines()[-1]
-    assert "connected within 3 s; start every worker" in line
+    note, line = error.splitlines()[-2:]
+    assert re.fullmatch(
+        r"note: this is worker 0 of 2, the chief; waiting for 127.0.0.1:\d+, at most 6 s", note
+    )
+    assert "connected within 6 s; start every worker" in line
     assert "--worker_timeout" in line
     assert not (tmp_path / "host0" / "run").exists()
 
@@ -250,7 +253,10 @@ def test_workers_with_other_photos_are_refused(photos, tmp_path):
 def test_unsupported_settings_of_several_workers_are_one_line(tmp_path):
     """Without TF_CONFIG, or with logical devices; no file is written."""
     config = json.dumps(
-        {"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 0}}
+        {
+            "cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]},
+            "task": {"type": "worker", "index": 0},
+        }
     )
     for flag, environment, expected in (
         ("--distribution=multi_worker", "", "TF_CONFIG is not set"),
@@ -277,3 +283,35 @@ def test_two_workers_train_the_head_from_features_like_one(photos, tmp_path):
     for one, two in pairs:
         assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4)
         assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-4)
+
+
+def run_with_addresses(folder, *addresses: str, flags=()) -> tuple[int, str, str]:
+    """Runs worker 0 of these."""
+    config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": 0}}
+    environment = {"TF_CONFIG": json.dumps(config)}
+    with Started(folder, "run_train.py", [*SMALL_RUN, *flags], environment) as process:
+        return process.end(120)
+
+
+def test_a_cluster_of_one_worker_needs_no_cluster(photos, tmp_path):
+    """Its address, of another job, does not matter."""
+    flags = [f"--image_folder={photos}", "--unfreeze_from=none", "--epochs=1", "--ckpt_dir=run"]
+    flags += ["--distribution=multi_worker", "--virtual_devices=2"]
+    code, out, error = run_with_addresses(tmp_path, "host.invalid:2222", flags=flags)
+    assert code == 0, error
+    assert error == "note: TF_CONFIG names one worker; training without others\n"
+    assert "2 CPU" in out
+
+
+def test_a_host_that_is_not_known_is_told_at_once_and_ends_the_run(tmp_path):
+    flags = ["--dataset=sketches", "--worker_timeout=1", "--ckpt_dir=run"]
+    code, _, error = run_with_addresses(
+        tmp_path, f"127.0.0.1:{free_ports(1)[0]}", "host.invalid:1", flags=flags
+    )
+    assert code == 2
+    note, line = error.splitlines()
+    assert note.startswith("note: this is worker 0 of 2, the chief; the host of host.invalid:1 is")
+    assert note.endswith("; waiting for it")
+    assert "the host of host.invalid:1 is not known (" in line
+    assert "correct TF_CONFIG, or give --distribution=none" in line
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
+import sys
+import time
 from typing import Any
 
 from research.system.errors import UserError
@@ -39,6 +42,8 @@ class Cluster:
 def find_cluster(distribution: str) -> Cluster | None:
     """Returns the workers named in `TF_CONFIG`; None to train without other workers.
 
+    A cluster of one worker is no cluster: a note on standard error says that it is not used.
+
     Args:
       distribution: the setting; `auto` uses `TF_CONFIG` if it is set.
 
@@ -54,13 +59,50 @@ def find_cluster(distribution: str) -> Cluster | None:
             f"expected for example {EXAMPLE}"
         )
     try:
-        return _parse(json.loads(text))
+        cluster = _parse(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"TF_CONFIG is {text[:200]!r}, which does not name the workers ({reason}); expected "
             f"for example {EXAMPLE}, or give --distribution=none"
         ) from error
+    if len(cluster.workers) > 1:
+        return cluster
+    print("note: TF_CONFIG names one worker; training without others", file=sys.stderr, flush=True)
+    return None
+
+
+def wait_for_names(cluster: Cluster, timeout: float) -> None:
+    """Waits until the host name of each worker has an address.
+
+    A note on standard error names the first one that has none.
+
+    Args:
+      cluster: the workers.
+      timeout: in seconds.
+
+    Raises:
+      UserError: a name still has no address.
+    """
+    deadline, is_told = time.monotonic() + timeout, False
+    for address in cluster.workers:
+        while problem := _lookup_problem(address):
+            reason = f"this is {cluster}; the host of {address} is not known ({problem})"
+            if time.monotonic() >= deadline:
+                raise UserError(f"{reason}; correct TF_CONFIG, or give --distribution=none")
+            if not is_told:
+                print(f"note: {reason}; waiting for it", file=sys.stderr, flush=True)
+                is_told = True
+            time.sleep(min(1.0, timeout))
+
+
+def _lookup_problem(address: str) -> str | None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        return str(error.strerror)
+    return None
 
 
 def _parse(value: dict[str, Any]) -> Cluster:

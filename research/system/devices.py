@@ -69,12 +69,12 @@ def make_strategy(distribution: str) -> tf.distribute.Strategy:
     """Returns the strategy that builds and trains the model on this machine.
 
     Args:
-      distribution: `none`, `mirrored` (all GPUs, or all logical CPU devices if there is no GPU), or
-        `auto` (mirrored if there is more than one device).
+      distribution: `none`, `mirrored` (all GPUs, or all logical CPU devices if there is no GPU),
+        or `auto` or `multi_worker` (mirrored if there is more than one device).
     """
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
-    if distribution == "mirrored" or (distribution == "auto" and len(devices) > 1):
+    if distribution == "mirrored" or (distribution != "none" and len(devices) > 1):
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.get_strategy()
 

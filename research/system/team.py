@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from research.system.cluster import Cluster
+from research.system.cluster import Cluster, wait_for_names
 from research.system.errors import UserError, program_name
 from research.system.interruption import by_the_system
 
@@ -28,13 +28,20 @@ LOST = (
 )
 
 
-# Prints a line and kills the process with this number, unless standard input closes in time.
+# Prints a note, then a line, and kills the process with this number, unless standard input closes.
 WATCHER = """
 import os, select, signal, sys
-if not select.select([sys.stdin], [], [], float(sys.argv[2]))[0]:
-    print(sys.argv[3], file=sys.stderr, flush=True)
-    os.kill(int(sys.argv[1]), signal.SIGKILL)
+process, note_after, note, timeout, line = sys.argv[1:]
+def has_ended(seconds):
+    return select.select([sys.stdin], [], [], seconds)[0]
+early = min(float(note_after), float(timeout))
+if not has_ended(early):
+    print(note, file=sys.stderr, flush=True)
+    if not has_ended(float(timeout) - early):
+        print(line, file=sys.stderr, flush=True)
+        os.kill(int(process), signal.SIGKILL)
 """
+NOTE_AFTER = 5.0  # seconds
 
 
 class WorkerLostError(UserError):
@@ -52,8 +59,9 @@ def join_cluster(cluster: Cluster, timeout: int) -> tf.distribute.Strategy:
         connect here in time, the process prints a line on standard error and is killed.
 
     Raises:
-      UserError: TensorFlow cannot connect to the other workers.
+      UserError: the host of a worker is not known, or TensorFlow cannot connect to the others.
     """
+    wait_for_names(cluster, timeout)
     own = cluster.workers[cluster.index]
     others = ", ".join(address for address in cluster.workers if address != own)
     advice = "start every worker, and check the addresses in TF_CONFIG"
@@ -67,7 +75,9 @@ def join_cluster(cluster: Cluster, timeout: int) -> tf.distribute.Strategy:
     # TensorFlow waits in C++ and holds Python's global lock, so that no thread or signal handler
     # runs here. The watcher ends when this process closes its input or dies, and does not receive
     # Ctrl-C.
-    watcher = [sys.executable, "-c", WATCHER, str(os.getpid()), str(timeout), line]
+    note = f"note: this is {cluster}; waiting for {others}, at most {timeout} s"
+    watcher = [sys.executable, "-c", WATCHER, str(os.getpid()), str(NOTE_AFTER), note]
+    watcher += [str(timeout), line]
     with by_the_system(), subprocess.Popen(watcher, stdin=subprocess.PIPE, start_new_session=True):
         try:
             options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout)

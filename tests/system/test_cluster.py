@@ -35,6 +35,15 @@ def test_other_distributions_ignore_tf_config(monkeypatch, distribution):
     assert find_cluster(distribution) is None
 
 
+@pytest.mark.parametrize("distribution", ["auto", "multi_worker"])
+def test_one_worker_is_no_cluster(monkeypatch, capsys, distribution):
+    monkeypatch.setenv("TF_CONFIG", config({"chief": ["host.invalid:2222"]}, "chief"))
+    assert find_cluster(distribution) is None
+    assert capsys.readouterr().err == (
+        "note: TF_CONFIG names one worker; training without others\n"
+    )
+
+
 def test_auto_without_tf_config_has_no_workers(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert find_cluster("auto") is None
