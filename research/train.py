@@ -25,9 +25,11 @@ from research.loop.preparation import (
     set_up,
 )
 from research.runs import console
+from research.runs.checkpoints import has_checkpoint
+from research.runs.find_run import find_run
 from research.runs.logbook import Records
 from research.runs.profiler import StepProfiler
-from research.runs.run_directory import RunDirectory, find_run
+from research.runs.run_directory import RunDirectory
 from research.settings.durations import parse_steps
 from research.settings.train_config import TrainConfig, python_files
 from research.system import devices
@@ -117,7 +119,8 @@ def train_together(
     source = source or open_photos(config)
     if directory and resuming:
         directory.check_class_names(source.class_names)
-    run = set_up(config, team, source, task)
+    has_weights = directory is not None and resuming and has_checkpoint(directory.checkpoints)
+    run = set_up(config, team, source, task, with_weights=not team.from_chief(has_weights))
     print(console.describe_run(run), flush=True)
     records, inputs, resumed = begin_or_resume(run, config, directory, resuming)
     get_learner = functools.cache(
@@ -127,6 +130,8 @@ def train_together(
     if resumed:
         validated = run.position.steps_done < run.plan.steps_per_epoch
         records.resume(run.config, run.figures, run.state.current_step, validated)
+        if run.is_finished:
+            print(console.finished_note(config), flush=True)
     else:
         records.begin(run.config, run.loader, run.figures)
     traced_steps = parse_steps(config.profile_steps) if directory else range(0)

@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,6 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from research.data.folder_source import FolderSource
+from research.models.residual import build_small_resnet
 from tests.helpers import (
     SMALL_RUN,
     draw_photos,
@@ -290,6 +292,45 @@ def test_a_run_of_fewer_steps_with_some_of_them_traced(photo_folder, tmp_path):
     (trace,) = (run / "events" / "train" / "plugins" / "profile").glob("*/*.xplane.pb")
     steps = set(re.findall(rb"step_num.{0,40}", trace.read_bytes(), re.DOTALL))
     assert steps, "the trace names no step"
+
+
+def test_a_run_goes_on_without_what_its_checkpoint_holds_and_for_more_epochs(tmp_path):
+    """The weights are gone, the photos are elsewhere, and the run gets one more epoch."""
+    (tmp_path / "photos").mkdir()
+    draw_photos(tmp_path / "photos", 40)
+    keras.utils.set_random_seed(7)
+    build_small_resnet((32, 32, 3), None).save_weights(tmp_path / "initial.weights.h5")
+    flags = [*SMALL_RUN, "--weights=initial.weights.h5", "--head_epochs=0"]
+    at = [*flags, "--image_folder=photos"]
+    whole = run_script(tmp_path, "run_train.py", *at, "--epochs=2", "--ckpt_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    short = run_script(tmp_path, "run_train.py", *at, "--epochs=1", "--ckpt_dir=run")
+    assert short.returncode == 0, short.stderr
+    assert "variables from initial.weights.h5" in short.stdout
+    (tmp_path / "initial.weights.h5").unlink()
+    (tmp_path / "photos").rename(tmp_path / "moved")
+
+    at = [*flags, "--image_folder=moved", "--ckpt_dir=run"]
+    finished = run_script(tmp_path, "run_train.py", *at, "--epochs=1")
+    assert finished.returncode == 0, finished.stderr
+    assert "note: nothing is left to train; to train longer, increase --epochs" in finished.stdout
+    longer = run_script(tmp_path, "run_train.py", *at, "--epochs=2")
+    assert longer.returncode == 0, longer.stderr
+    assert "weights      those of the checkpoint" in longer.stdout
+    expected, found = read_checkpoint(tmp_path / "whole"), read_checkpoint(tmp_path / "run")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["image_folder"], config["epochs"]) == (str(tmp_path / "moved"), 2)
+
+    (tmp_path / "other").mkdir()
+    draw_photos(tmp_path / "other", 30)
+    at = [*flags, "--image_folder=other", "--ckpt_dir=run", "--epochs=3"]
+    refused = run_script(tmp_path, "run_train.py", *at)
+    assert refused.returncode == 2
+    assert "the photos changed since the run in" in refused.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
 
 
 def test_two_virtual_devices_train_like_one(photo_folder, tmp_path):

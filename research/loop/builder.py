@@ -70,8 +70,8 @@ def build_network(
       config: the run's settings.
       class_names: by label.
       task: makes the head. None takes the built-in task.
-      with_weights: whether to load the weights of the config. False keeps the initial weights, for
-        example if a checkpoint is restored later.
+      with_weights: whether to load the weights of the config. False keeps the initial weights,
+        because a checkpoint is restored later.
 
     Raises:
       UserError: the weights are missing or do not fit the backbone, or `unfreeze_from` names no
@@ -84,7 +84,7 @@ def build_network(
     base_model = build_backbone(backbone, config.image_size, "imagenet" if is_imagenet else None)
     first = first_trainable_layer(base_model, backbone, config.unfreeze_from)
     total = len(base_model.variables)
-    origin = "none loaded, random"
+    origin = "none loaded, random" if with_weights else "those of the checkpoint"
     if is_imagenet:
         origin = f"loaded {total} of {total} variables, ImageNet"
     if with_weights and config.weights not in WEIGHTS_BY_NAME:

@@ -122,7 +122,11 @@ def open_photos(config: TrainConfig) -> Source:
 
 
 def set_up(
-    requested: TrainConfig, team: Team, source: Source, kind: type[Task] | None = None
+    requested: TrainConfig,
+    team: Team,
+    source: Source,
+    kind: type[Task] | None = None,
+    with_weights: bool = True,
 ) -> Run:
     """Builds a run from its settings, on this process's devices.
 
@@ -131,6 +135,8 @@ def set_up(
       team: this process and the other workers of the run.
       source: the photos.
       kind: the task class. None takes the one that the settings name.
+      with_weights: whether to load the initial weights. A checkpoint replaces them on resuming, so
+        that their file is not needed then.
     """
     strategy = team.strategy
     replicas = strategy.num_replicas_in_sync
@@ -138,7 +144,7 @@ def set_up(
     loader = make_loader(requested, source)
     check_views(requested, loader)
     with strategy.scope():
-        built = build_network(requested, source.class_names, task)
+        built = build_network(requested, source.class_names, task, with_weights)
     with team.chief_first():
         source.count("train")  # prepares the data set if it is not prepared yet
     check_memory(requested, built, source)
@@ -225,6 +231,7 @@ def begin_or_resume(
             cached = directory.read_data().get("cached")
             # Restored before the frozen layers run, because they need these weights.
             resumed = checkpoints.restore_latest()
+            directory.update_config(requested)
     choices = (
         run.frozen.choose(run.state.current_step, cached)
         if directory and not run.is_finished

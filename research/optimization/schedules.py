@@ -27,11 +27,13 @@ class Shape(NamedTuple):
         peak.
       after_warmup: True if the share counts only the steps after the warm-up.
       warms_up: True if the rate rises linearly in the warm-up; False if the curve itself rises.
+      depends_on_length: whether the rate at a step depends on the number of steps of the run.
     """
 
     factor: Callable[[tf.Tensor], tf.Tensor | float]
     after_warmup: bool = True
     warms_up: bool = True
+    depends_on_length: bool = True
 
 
 def constant(share: tf.Tensor) -> float:
@@ -65,7 +67,7 @@ def staircase(share: tf.Tensor) -> tf.Tensor:
 
 # To add a schedule, add one entry. A user's function, given as FILE.py:NAME, becomes a `Shape` too.
 SCHEDULES: Mapping[str, Shape] = {
-    "constant": Shape(constant),
+    "constant": Shape(constant, depends_on_length=False),
     "cosine": Shape(cosine),
     "one_cycle": Shape(one_cycle, after_warmup=False, warms_up=False),
     "staircase": Shape(staircase, after_warmup=False),

@@ -16,9 +16,10 @@ import tqdm
 
 from research.models.wrapper import summarize_parts
 from research.optimization.groups import Group
+from research.runs.find_run import length_is_fixed
 from research.runs.pictures import main_metric
 from research.runs.run_directory import RunDirectory
-from research.settings.train_config import TASKS
+from research.settings.train_config import TASKS, TrainConfig
 
 if TYPE_CHECKING:
     from research.data.loader import DataLoader
@@ -143,6 +144,13 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
         f"{' --checkpoint=best' if ended_early else ''}\n"
         f"TensorBoard:  tensorboard --logdir={path}"
     )
+
+
+def finished_note(config: TrainConfig) -> str:
+    """Returns a note for a run that is resumed although nothing is left to train."""
+    reason = length_is_fixed(config)
+    way_out = f"start a new run, because {reason}" if reason else "increase --epochs"
+    return f"note: nothing is left to train; to train longer, {way_out}"
 
 
 def suggestions(sweeps: Sequence[Sweep], picture: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import os
 import platform
@@ -72,7 +71,7 @@ class RunLock:
                 "it has ended, or give another --ckpt_dir"
             ) from error
         except OSError as error:
-            raise _not_writable(self._folder, error.strerror) from error
+            raise not_writable(self._folder, error.strerror) from error
 
     def release(self) -> None:
         """Removes the file and releases the lock, if it is held."""
@@ -148,11 +147,18 @@ class RunDirectory:
             write_atomically(self.data_file, json.dumps(data, indent=2) + "\n")
             listing = "".join("\t".join(entry) + "\n" for entry in photos)
             write_atomically(self.photos_file, listing)
-            written = {**dataclasses.asdict(config), FILE_DIGESTS: python_files(config)}
-            # Written last: the folder counts as a run once config.json exists.
-            write_atomically(self.config_file, json.dumps(written, indent=2) + "\n")
+            self._write_config(config)  # last: the folder counts as a run once it has this file
         except OSError as error:
-            raise _not_writable(self.path, error.strerror) from error
+            raise not_writable(self.path, error.strerror) from error
+
+    def update_config(self, config: TrainConfig) -> None:
+        """Writes the settings of a resumed run, if they differ; see `find_run.py`."""
+        if self.read_config().differences(config):
+            self._write_config(config)
+
+    def _write_config(self, config: TrainConfig) -> None:
+        written = {**dataclasses.asdict(config), FILE_DIGESTS: python_files(config)}
+        write_atomically(self.config_file, json.dumps(written, indent=2) + "\n")
 
     def read_config(self) -> TrainConfig:
         """Returns the run's settings; raises `UserError` if they cannot be read."""
@@ -203,6 +209,10 @@ class RunDirectory:
             return []
         columns = (line.split("\t", 2) for line in lines)
         return [PhotoEntry(*entry) for entry in columns if len(entry) == 3]
+
+    def has_content_hashes(self) -> bool:
+        """Whether the run recorded hashes of its photos; runs of earlier versions did not."""
+        return "train_contents_sha256" in self.read_data()
 
     def check_data(self, found: dict[str, Any], photos: Sequence[PhotoEntry] = ()) -> None:
         """Raises a `UserError` that names a change, unless the photos are those of `create`."""
@@ -286,64 +296,8 @@ def _read(file: Path) -> str:
     )
 
 
-def _not_writable(path: Path, reason: str | None) -> UserError:
+def not_writable(path: Path, reason: str | None) -> UserError:
     return UserError(
         f"ckpt_dir is {str(path)!r}, which cannot be written ({reason}); free disk space, change "
         "the permissions, or give another --ckpt_dir"
     )
-
-
-def default_path(config: TrainConfig) -> Path:
-    """Returns a new folder in runs/, named after the backbone, the data and the time."""
-    source = (config.source or "").rpartition(":")[2]
-    data = source or os.path.basename(config.image_folder or config.dataset)
-    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return Path("runs") / f"{config.backbone}-{data.replace('/', '-')}-{time}"
-
-
-def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
-    """Returns the folder for a run, and whether it already holds a run with these settings.
-
-    Nothing on disk is changed.
-
-    Raises:
-      UserError: the folder holds a run with other settings (all are named) or other files, or
-        cannot be written.
-    """
-    directory = RunDirectory(config.ckpt_dir or default_path(config))
-    if os.path.exists(directory.config_file):
-        differences = directory.read_config().differences(config)
-        before = directory.read_file_digests()
-        for name, digest in python_files(config).items():
-            if name not in differences and before.get(name) != digest:
-                raise UserError(
-                    f"{name} is {getattr(config, name)!r}, whose content changed since the run in "
-                    f"{str(directory.path)!r} was started; restore it, or give another --ckpt_dir"
-                )
-        if differences:
-            named = "; ".join(
-                f"{name} was {old!r} and is now {new!r}" for name, (old, new) in differences.items()
-            )
-            raise UserError(
-                f"ckpt_dir {str(directory.path)!r} holds a run with other settings: {named}; "
-                "give the old settings to resume it, or give another --ckpt_dir"
-            )
-        return directory, True
-    _check_free(directory.path)
-    return directory, False
-
-
-def _check_free(path: Path) -> None:
-    """Raises `UserError` unless the folder is empty or can be created."""
-    try:
-        if path.exists() and any(child.name not in MADE_FIRST for child in path.iterdir()):
-            raise UserError(
-                f"ckpt_dir is {str(path)!r}, which is not empty and holds no run (no config.json); "
-                "expected a new folder, an empty folder, or the folder of a run to resume"
-            )
-        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    except OSError as error:
-        raise _not_writable(path, error.strerror) from error
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        reason = "no write permission" if nearest.is_dir() else f"{str(nearest)!r} is not a folder"
-        raise _not_writable(path, reason)

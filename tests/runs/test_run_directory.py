@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from research.runs.durable_files import write_file
+from research.runs.find_run import default_path, find_run, length_is_fixed
 from research.runs.logbook import Logbook
-from research.runs.run_directory import FIGURES, PhotoEntry, RunDirectory, default_path, find_run
+from research.runs.run_directory import FIGURES, PhotoEntry, RunDirectory
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
 
@@ -112,3 +115,56 @@ def test_a_file_that_cannot_be_written_leaves_no_partial_file(tmp_path):
     with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"):
         write_file(tmp_path / "taken", "text")
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+CONSTANT = {"head_schedule": "constant", "backbone_schedule": "constant"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (CONSTANT, None),
+        ({"head_schedule": "constant", "unfreeze_from": "none"}, None),
+        ({**CONSTANT, "head_schedule": "cosine"}, "head_schedule 'cosine' depends on their number"),
+        ({**CONSTANT, "backbone_schedule": "f.py:own"}, "backbone_schedule .*f.py:own' depends"),
+    ],
+)
+def test_epochs_can_be_added_where_no_learning_rate_depends_on_them(tmp_path, settings, reason):
+    (tmp_path / "f.py").write_text("def own(share):\n    return 1.0\n")
+    if "backbone_schedule" in settings:
+        own = settings["backbone_schedule"].replace("f.py", str(tmp_path / "f.py"))
+        settings = {**settings, "backbone_schedule": own}
+    made = config(tmp_path / "run", epochs=2, **settings)
+    RunDirectory(tmp_path / "run").create(made, ("cat", "dog"), {})
+    longer = dataclasses.replace(made, epochs=3)
+    if reason is None:
+        assert find_run(longer)[1]
+        RunDirectory(tmp_path / "run").update_config(longer)
+        assert RunDirectory(tmp_path / "run").read_config().epochs == 3
+        reason = "only more can be trained"
+    else:
+        assert re.search(reason, length_is_fixed(longer))
+        with pytest.raises(UserError, match=f"cannot be changed, because {reason}"):
+            find_run(longer)
+        reason = "cannot be changed"
+    with pytest.raises(UserError, match=reason):
+        find_run(dataclasses.replace(made, epochs=1))
+
+
+def test_the_hyperrule_decides_on_the_epochs(tmp_path):
+    reason = length_is_fixed(config(tmp_path, hyperrule=True))
+    assert reason == "the HyperRule chooses them"
+
+
+def test_a_file_of_code_may_move_and_a_class_may_not_be_replaced(tmp_path):
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text("class A: ...\nclass B: ...\n")
+    made = config(tmp_path / "run", augmentation=(f"{tmp_path / 'one.py'}:A",))
+    RunDirectory(tmp_path / "run").create(made, ("cat", "dog"), {})
+    moved = dataclasses.replace(made, augmentation=(f"{tmp_path / 'two.py'}:A",))
+    assert find_run(moved)[1]
+    with pytest.raises(UserError, match="augmentation was"):
+        find_run(dataclasses.replace(made, augmentation=(f"{tmp_path / 'two.py'}:B",)))
+    (tmp_path / "two.py").write_text("class A: 'changed'\n")
+    with pytest.raises(UserError, match="augmentation was"):
+        find_run(moved)
