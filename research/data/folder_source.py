@@ -9,7 +9,7 @@ from pathlib import Path
 from research.data.files import image_files
 from research.data.source import SPLITS, Example, Source, read_example
 from research.system.errors import UserError
-from research.system.printable import printable
+from research.system.printable import name_of, path_of, printable
 
 # Names that torchvision, fastai and timm give to the folder of a split.
 SPLIT_FOLDERS = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
@@ -54,8 +54,9 @@ class FolderSource(Source):
         for part, classes in found.items():
             for name, files in classes.items():
                 for file in files:
-                    fraction = split_fraction(file.relative_to(self._root / part / name).as_posix())
-                    path = file.relative_to(self._root).as_posix()
+                    within = self._root / part / path_of(name)
+                    fraction = split_fraction(name_of(file.relative_to(within)))
+                    path = name_of(file.relative_to(self._root))
                     split = next(split for split, end in parts[part].items() if fraction < end)
                     self._files[split].append((fraction, path, names.index(name)))
         for listed in self._files.values():
@@ -66,7 +67,7 @@ class FolderSource(Source):
 
     def examples(self, split: str) -> Iterator[Example]:
         for _, path, label in self._listed(split):
-            yield read_example(self._root / path, label, printable(path))
+            yield read_example(self._root / path_of(path), label, printable(path))
 
     def _listed(self, split: str) -> list[tuple[float, str, int]]:
         if split not in SPLITS:
@@ -101,7 +102,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _files_by_class(folder: Path) -> dict[str, list[Path]]:
-    found = {child.name: image_files(child) for child in _folders(folder)}
+    found = {name_of(Path(child.name)): image_files(child) for child in _folders(folder)}
     return {name: files for name, files in found.items() if files}
 
 

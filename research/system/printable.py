@@ -1,8 +1,20 @@
-"""Escapes text from untrusted sources, such as file names, before it is printed."""
+"""File names as text, and text that is safe to print."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from pathlib import Path
+
+
+def name_of(path: Path) -> str:
+    """Returns a path as text: its bytes decoded as UTF-8, in every locale."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "surrogateescape")
+
+
+def path_of(name: str) -> Path:
+    """Returns the path whose text `name_of` returned."""
+    return Path(os.fsdecode(name.encode("utf-8", "surrogateescape")))
 
 
 def printable(text: str) -> str:

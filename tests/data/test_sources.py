@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from research.data.open_source import open_source
 from research.data.source import SPLITS
 from research.data.tfds_source import TfdsSource, standard_splits
 from research.system.errors import UserError
-from tests.helpers import draw_photos
+from tests.helpers import ROOT, draw_photos
 
 
 def names(source, split):
@@ -231,3 +233,52 @@ def test_a_failed_download_is_one_line_with_the_ways_out(tmp_path, monkeypatch):
 def test_a_data_set_without_class_labels_is_refused(tmp_path):
     with pytest.raises(UserError, match="no image with a class label"):
         TfdsSource("ag_news_subset", str(tmp_path))
+
+
+LISTING = """
+import sys
+from research.data.folder_source import FolderSource
+source = FolderSource(sys.argv[1])
+print(sys.getfilesystemencoding())
+print(ascii(source.class_names))
+for split in ("train", "validation", "test"):
+    for example in source.examples(split):
+        print(split, example.label, ascii(example.name), len(example.image))
+"""
+
+
+@pytest.fixture(scope="module")
+def latin_1(tmp_path_factory) -> dict[str, str]:
+    """The environment of a locale whose file names are not UTF-8."""
+    folder = tmp_path_factory.mktemp("locale")
+    command = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(folder / "de_DE.ISO-8859-1")]
+    if not shutil.which("localedef") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no Latin-1 locale can be made")
+    return {"LOCPATH": str(folder), "LC_ALL": "de_DE.ISO-8859-1"}
+
+
+def listed(folder, environment: dict[str, str]) -> list[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LISTING, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+
+
+def test_names_are_utf8_in_every_locale(tmp_path, request):
+    """The same classes and splits. Only a new process has another locale."""
+    for name in ("Straße", "猫", "Åland"):
+        (tmp_path / name).mkdir()
+        for index in range(12):
+            (tmp_path / name / f"é{index}.jpg").write_bytes(bytes(100 + index))
+    encoding, *expected = listed(tmp_path, {"LC_ALL": "C.UTF-8"})
+    assert encoding == "utf-8"
+    assert ascii(("Straße", "Åland", "猫")) == expected[0]
+    assert {line.split()[0] for line in expected[1:]} == {"train", "validation", "test"}
+    no_coercion = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    encoding, *found = listed(tmp_path, no_coercion)
+    assert (encoding, found) == ("ascii", expected)
+    encoding, *found = listed(tmp_path, request.getfixturevalue("latin_1"))
+    assert (encoding, found) == ("iso8859-1", expected)
