@@ -15,6 +15,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginEventAccumulator,
+)
+from tensorboard.compat.proto import event_pb2
 
 from research.data.folder_source import FolderSource
 from research.models.residual import build_small_resnet
@@ -145,7 +149,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "resume"),
+    ("settings", "killed_at", "step", "resume"),
     [
         # A loop on the device trains the head from features; then activations. Both from files.
         (
@@ -153,6 +157,9 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
                 *("--unfreeze_from=stage3", "--head_epochs=2", "--epochs=1", "--horizontal_flip"),
                 *("--trunk_cache=disk", "--cache_dir=kept"),
             ],
+            # All of the second epoch is recorded, but not its checkpoint.
+            ("research.runs.logbook:Logbook.epoch", 2),
+            15,
             run_script,
         ),
         # Stage after stage, mixed crops, averaged weights; by a Python with another hash seed.
@@ -164,12 +171,17 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
                 *("--mixup=0.4", "--cutmix=1", "--rand_augment=5", "--random_crop_area=0.5"),
                 "--head_schedule=one_cycle",
             ],
+            # Steps are made until 3, 6, 8 and 9, each followed by a checkpoint, and further.
+            ("research.loop.learner:Learner.train_steps", 5),
+            9,
             run_fresh,
         ),
     ],
     ids=["cached", "stages"],
 )
-def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, settings, resume):
+def test_a_killed_run_resumes_to_bit_identical_weights(
+    photo_folder, tmp_path, settings, killed_at, step, resume
+):
     """Killed within its second epoch, some steps after a checkpoint."""
     flags = [
         *SMALL_RUN,
@@ -184,17 +196,15 @@ def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, s
     assert whole.returncode == 0, whole.stderr
     rows = read_metrics(tmp_path / "whole")
     assert [row["step"] for row in rows[:2]] == [8, 16]
-    # Steps are made until 3, 6, 8 and 9, each followed by a checkpoint, and a little further.
-    place = "research.loop.learner:Learner.train_steps"
-    at = signal_at("run_train.py", place, 5, signal.SIGKILL)
+    at = signal_at("run_train.py", *killed_at, signal.SIGKILL)
     killed = run_script(tmp_path, "tests/signalled.py", at, *flags, "--ckpt_dir=killed")
     assert killed.returncode == -signal.SIGKILL
     latest = tf.train.latest_checkpoint(str(tmp_path / "killed" / "checkpoints" / "latest"))
-    assert latest.endswith("step-9")
+    assert latest.endswith(f"step-{step}")
 
     resumed = resume(tmp_path, "run_train.py", *flags, "--ckpt_dir=killed")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"resuming after step 9 of {rows[-1]['step']}" in resumed.stdout
+    assert f"resuming after step {step} of {rows[-1]['step']}" in resumed.stdout
     expected, found = read_checkpoint(tmp_path / "whole"), read_checkpoint(tmp_path / "killed")
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -206,6 +216,38 @@ def test_a_killed_run_resumes_to_bit_identical_weights(photo_folder, tmp_path, s
     compared = ("epoch", "step", "train_loss", "train_accuracy", "validation_loss")
     for row, other in zip(rows, read_metrics(tmp_path / "killed"), strict=True):
         assert [row[key] for key in compared] == [other[key] for key in compared]
+    for split in ("train", "validation"):
+        one, other = (scalars(tmp_path / name / "events" / split) for name in ("whole", "killed"))
+        assert one == other
+        events = raw_events(tmp_path / "killed" / "events" / split)
+        tags = [(event.step, value.tag) for event in events for value in event.summary.value]
+        assert len(set(tags)) == len(tags)
+        assert [at for at, tag in tags if tag == "loss"] == [at for at, _ in one["loss"]]
+        # A TensorBoard that has read the lost events forgets them.
+        restarts = [event.step for event in events if event.session_log.status]
+        assert restarts == [1, step + 1]
+
+
+def raw_events(folder: Path) -> list[event_pb2.Event]:
+    """Returns the events of all files, as they stand there."""
+    return [
+        event_pb2.Event.FromString(record)
+        for file in sorted(folder.glob("*tfevents*"))
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+    ]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns steps and values by tag, as TensorBoard reads them with --load_fast=false."""
+    accumulator = PluginEventAccumulator(str(folder), tensor_size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {
+        tag: [
+            (event.step, float(tf.make_ndarray(event.tensor_proto)))
+            for event in accumulator.Tensors(tag)
+        ]
+        for tag in ("loss", "accuracy")
+    }
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_its_records_again(finished):

@@ -91,8 +91,9 @@ def test_a_full_disk_is_one_line_and_earlier_checkpoints_are_kept(
     # A checkpoint is larger than the limit.
     process = run_script(tmp_path, "run_train.py", *flags, file_size_limit=150_000)
     assert process.returncode == 2, process.stdout
-    note, line = process.stderr.splitlines()
+    note, events, line = process.stderr.splitlines()
     assert f"step-{last}.data is missing; step-{first} is used" in note
+    assert events.startswith("note: TensorBoard events cannot be written to")  # larger, too
     assert f"checkpoints/latest/step-{last}' cannot be written (" in line
     assert f"--ckpt_dir={run}, which resumes after step-{first}" in line
     assert find_checkpoint(run / "checkpoints", "latest").endswith(f"step-{first}")

@@ -12,17 +12,6 @@ from research.runs.durable_files import cannot_be_written, reason_of
 from research.runs.restore import reading
 from research.runs.sealed_files import intact_checkpoints, link, move, point, seal
 
-WAY_OUT = "restore one from a backup, or remove the folder to start over"
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Returns whether `Checkpoints.restore_latest` will find a checkpoint in a folder.
-
-    Raises:
-      UserError: all checkpoints are damaged.
-    """
-    return bool(intact_checkpoints(folder / "latest", WAY_OUT))
-
 
 class Checkpoints:
     """Saves the state to the folder `latest`, and the best state also to the folder `best`.
@@ -88,7 +77,7 @@ class Checkpoints:
           UserError: all checkpoints are damaged, or the checkpoint is of another model or other
             optimizers.
         """
-        self._names = intact_checkpoints(self._latest, WAY_OUT)
+        self._names = intact_checkpoints(self._latest)
         if self.latest is None:
             return False
         with reading(self.latest):

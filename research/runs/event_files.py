@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tensorflow as tf
+from tensorboard.compat.proto import event_pb2
 
 from research.runs.durable_files import reason_of
 
@@ -40,6 +44,27 @@ class EventFiles:
             self._writers[subfolder] = self._make(subfolder)
         with self._tolerating_errors(), self._writers[subfolder].as_default(step):
             yield
+
+    def restart(self, step: int, subfolder: str) -> None:
+        """Removes the events from a step on, which an earlier process wrote, before writing others.
+
+        An event SessionLog.START removes them from a TensorBoard that has read them already. It is
+        in a file of its own, whose name sorts between those of the earlier process and those that
+        TensorFlow will use in this one. TensorBoard ignores the first such event, so that a new run
+        writes one too (tensorboard/backend/event_processing/plugin_event_accumulator.py).
+        """
+        if not self.writable:
+            return
+        folder, now = self._folder / subfolder, time.time()
+        file = folder / f"events.out.tfevents.{int(now):010}.{platform.node()}.{os.getpid()}.0"
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        version = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
+        with self._tolerating_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            for earlier in folder.glob("events.out.tfevents.*"):
+                _keep_events_before(step, earlier)
+            restart = event_pb2.Event(wall_time=now, step=step, session_log=start)
+            _write_events(file, [version, restart])
 
     def writer(self, subfolder: str, suffix: str) -> tf.summary.SummaryWriter:
         """Returns a writer for compiled steps, which check `writable`; see `flush`."""
@@ -80,3 +105,22 @@ class EventFiles:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _keep_events_before(step: int, file: Path) -> None:
+    """Removes later events from a file, and what follows a damaged event."""
+    events = []
+    with contextlib.suppress(tf.errors.DataLossError):
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            events.append(event_pb2.Event.FromString(record))
+    kept = [event for event in events if event.step < step or event.file_version]
+    if len(kept) < len(events):
+        partial = file.with_name(f"partial-{file.name}")
+        _write_events(partial, kept)
+        os.replace(partial, file)
+
+
+def _write_events(file: Path, events: Iterable[event_pb2.Event]) -> None:
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for event in events:
+            writer.write(event.SerializeToString())

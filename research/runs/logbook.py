@@ -110,6 +110,7 @@ class Logbook(Records):
         # A run killed between its first row and its first checkpoint starts over.
         self.directory.keep_metrics_until(0)
         self.directory.forget_result()
+        self.summaries.restart(0)
         self.summaries.settings(config, self.directory.title, figures)
         raw = loader.get_random_raw_images(20)
         grid = pictures.photo_grid(
@@ -123,6 +124,7 @@ class Logbook(Records):
         self, config: TrainConfig, figures: Sequence[str], step: int, validated: bool = True
     ) -> None:
         rows = self.directory.keep_metrics_until(step if validated else step - 1)
+        self.summaries.restart(step, validated)
         self._photos = rows[-1].get("photos", 0) if rows else 0
         self.directory.forget_result()
         self.tracker.send("begin", dataclasses.asdict(config), str(self.directory.path))

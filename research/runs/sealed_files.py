@@ -110,7 +110,9 @@ def _damage_of(prefix: Path, stamps: tuple[tuple[str, int, int, int], ...]) -> s
     return None
 
 
-def intact_checkpoints(folder: Path, way_out: str) -> list[str]:
+def intact_checkpoints(
+    folder: Path, way_out: str = "restore one from a backup, or remove the folder to start over"
+) -> list[str]:
     """Returns names of a folder's checkpoints, oldest first, up to the newest intact one.
 
     The list is empty if the folder has no checkpoint. Damaged checkpoints after the newest intact

@@ -57,6 +57,11 @@ class Summaries:
         with self.files.at(0, "train"):
             tf.summary.text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]))
 
+    def restart(self, step: int, validated: bool = True) -> None:
+        """Removes the events after a step; without `validated`, also those of its validation."""
+        self.files.restart(step + 1, "train")
+        self.files.restart(step + validated, "validation")
+
     def picture(self, tag: str, png: bytes, step: int) -> None:
         """Writes a picture, given as the content of a PNG file."""
         with self.files.at(step, "train"):
