@@ -295,6 +295,42 @@ def test_conflicting_settings_are_refused(settings, expected):
         EvalConfig(ckpt_dir=("run",), **settings)
 
 
+def test_photos_of_some_of_the_classes_are_evaluated(one_device, tmp_path, capsys):
+    """With the labels of the run, in whose order another class precedes."""
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    for label, name in enumerate(("ant", "cat", "dog")):
+        (photos / name).mkdir(parents=True)
+        for index in range(20):
+            jpeg = sketch_jpeg(label % 2, 40 * label + index)
+            (photos / name / f"{name}{index}.jpg").write_bytes(jpeg)
+    run = make_run(tmp_path / "run", photos)
+    (whole,) = evaluate_quickly(run, split=("train",))
+    shutil.copytree(photos, other)
+    shutil.rmtree(other / "ant")
+    capsys.readouterr()
+    (some,) = evaluate_quickly(run, split=("train",), image_folder=str(other))
+    assert capsys.readouterr().err == (
+        "note: the photos have 2 of the 3 classes of the run, without ant\n"
+    )
+    assert some.confusion[0] == (0, 0, 0)
+    assert some.confusion[1:] == whole.confusion[1:]
+    (line,) = [line for line in str(some).splitlines() if line.startswith("ant")]
+    assert line.split() == ["ant", "0", "-", "-", "-"]
+    (other / "dog").rename(other / "wolf")
+    with pytest.raises(UserError, match="the photos have the classes cat, wolf"):
+        evaluate_quickly(run, image_folder=str(other))
+
+
+def test_a_part_of_a_split_of_a_folder_is_evaluated(one_device, split_folder):
+    _, run = split_folder
+    (whole,), (part,) = (
+        evaluate_quickly(run, split=(split,)) for split in ("train", "train[10:50%]")
+    )
+    assert whole.photos == 40
+    assert part.predictions.names == whole.predictions.names[4:20]
+    assert part.leaked == {"train": 16}
+
+
 @pytest.fixture
 def split_folder(tmp_path):
     """Photos in the folders train, val and test, and a run on them."""

@@ -158,7 +158,7 @@ def files(folder: Path) -> set[Path]:
         (("--ckpt_dir=run", "--batch_size=0"), "batch_size is 0"),
         (
             ("--ckpt_dir=run", "--split=test", "--split=tests"),
-            "split is 'tests'; expected one of train",
+            "split is 'tests'; expected train",
         ),
         (("--ckpt_dir=run", "--predictions=."), "cannot be written"),
         (("--ckpt_dir=gone", "--watch", "--watch_timeout=1"), "no run began in"),

@@ -51,8 +51,10 @@ elif form == "tflite":
 else:
     import onnxruntime
     session = onnxruntime.InferenceSession(path)
-    (asked,) = session.get_inputs()
-    answers["onnx"] = session.run(None, {asked.name: pixels.astype("f4")})[0]
+    (asked,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (asked.name, asked.shape[0]) == ("pixels", "batch"), asked
+    assert (given.name, given.shape[0]) == ("probabilities", "batch"), given
+    answers["onnx"] = session.run(["probabilities"], {"pixels": pixels.astype("f4")})[0]
 assert not any(name.split(".")[0] in ("research", "flags") for name in sys.modules)
 print(json.dumps({name: np.asarray(values).tolist() for name, values in answers.items()}))
 """
@@ -146,6 +148,18 @@ def test_a_saved_model_takes_other_sizes_and_formats(exported, photos, tmp_path)
     assert signatures["serving_default"](image_bytes=png)["probabilities"].numpy() == (
         pytest.approx(large, abs=1e-5)
     )
+
+
+def test_a_saved_model_takes_a_batch_of_no_photo(exported):
+    signatures = tf.saved_model.load(str(exported)).signatures
+    answers = (
+        signatures["pixels"](pixels=tf.zeros((0, 30, 40, 3), tf.uint8)),
+        signatures["pixels"](pixels=tf.zeros((0, 64, 64, 3), tf.uint8)),
+        signatures["serving_default"](image_bytes=tf.zeros((0,), tf.string)),
+    )
+    for answer in answers:
+        assert answer["probabilities"].shape == (0, 2)
+        assert answer["label"].shape == (0,)
 
 
 def test_a_saved_model_applies_the_exif_orientation(exported, photos):

@@ -158,7 +158,12 @@ def test_a_file_that_is_given_twice_is_listed_once(photo_folder):
 
 @pytest.mark.parametrize(
     ("paths", "expected"),
-    [([], "no path is given"), (["gone.jpg"], "'gone.jpg' does not exist"), (["."], "no image")],
+    [
+        ([], "no path is given"),
+        (["https://a.b/c.jpg"], "'https://a.b/c.jpg' is a URL; download the photo"),
+        (["gone.jpg"], "'gone.jpg' does not exist"),
+        (["."], "no image"),
+    ],
 )
 def test_paths_without_photos_are_refused(tmp_path, monkeypatch, paths, expected):
     monkeypatch.chdir(tmp_path)

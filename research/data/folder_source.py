@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from research.data.files import image_files
 from research.data.source import SPLITS, Example, Source, read_example
@@ -70,9 +71,36 @@ class FolderSource(Source):
             yield read_example(self._root / path_of(path), label, printable(path))
 
     def _listed(self, split: str) -> list[tuple[float, str, int]]:
-        if split not in SPLITS:
-            raise UserError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
-        return self._files[split]
+        if split in SPLITS:
+            return self._files[split]
+        return [
+            listed
+            for part in _parts_of_splits(split, {name: len(self._files[name]) for name in SPLITS})
+            for listed in self._files[part.splitname][part.from_ : part.to]
+        ]
+
+
+def _parts_of_splits(expression: str, counts: Mapping[str, int]) -> list[Any]:
+    """Returns the parts of splits that an expression names; see `tfds.core.ReadInstruction`.
+
+    Raises:
+      UserError: the expression is not one of TFDS, or names another split.
+    """
+    import tensorflow_datasets as tfds  # takes seconds to import
+
+    known = {
+        name: tfds.core.SplitInfo(
+            name=name, shard_lengths=[count], num_bytes=0, filename_template=None
+        )
+        for name, count in counts.items()
+    }
+    try:
+        return list(tfds.core.ReadInstruction.from_spec(expression).to_absolute(known))
+    except Exception as error:  # TFDS raises many types for an expression that it cannot parse
+        raise UserError(
+            f"split is {expression!r}; expected {', '.join(counts)}, or a part such as "
+            "'train[:10%]'"
+        ) from error
 
 
 def _split_folders(root: Path) -> Mapping[str, Mapping[str, float]]:

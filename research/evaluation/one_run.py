@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from research.data.open_source import open_source
+from research.data.relabelled_source import RelabelledSource
 from research.data.source import SPLITS, Source
 from research.data.split_arrays import SplitArrays
 from research.evaluation import figures as drawn
@@ -269,6 +271,9 @@ def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | No
       directory: the run.
       source: photos to use instead of those that the config names.
 
+    Returns:
+      The photos, with the labels of the run. Other photos may lack some of its classes.
+
     Raises:
       UserError: the run does not exist, or the photos cannot be read, have other classes, or do not
         have a split that the config names.
@@ -287,6 +292,18 @@ def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | No
         config.data_dir or trained.data_dir,
         config.source,
     )
+    is_own = not any(getattr(config, name) for name in PHOTO_SETTINGS)
+    classes = directory.read_class_names()
+    if not is_own and set(source.class_names) <= set(classes) and source.class_names != classes:
+        missing = [name for name in classes if name not in source.class_names]
+        if missing:
+            print(
+                f"note: the photos have {len(source.class_names)} of the {len(classes)} classes of "
+                f"the run, without {', '.join(missing[:10])}",
+                file=sys.stderr,
+                flush=True,
+            )
+        source = RelabelledSource(source, classes)
     directory.check_class_names(source.class_names)
     for split in config.split:
         source.count(split)

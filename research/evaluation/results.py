@@ -128,7 +128,8 @@ class Evaluation:
     def _class_table(self) -> list[str]:
         lines = [f"{'class':<16}{'photos':>6}  {'precision':<18}{'recall':<18}F1"]
         for one in self.classes[:MAX_PRINTED_CLASSES]:
-            precision, recall, f1 = map(_short_text, (one.precision, one.recall, one.f1))
+            figures = (one.precision, one.recall, one.f1)
+            precision, recall, f1 = map(_short_text, figures) if one.photos else "---"
             lines.append(f"{one.name[:15]:<16}{one.photos:>6}  {precision:<18}{recall:<18}{f1}")
         left_out = len(self.classes) - MAX_PRINTED_CLASSES
         return [*lines, f"... and {left_out} more classes"] if left_out > 0 else lines

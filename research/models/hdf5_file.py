@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ UNREADABLE_ARCHIVE = (EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 # An unpacked file may have 16 times the size of the file, and always 64 MiB. Keras does not
 # compress weights, and trained weights hardly compress.
 MAX_GROWTH, ALLOWED_BYTES = 16, 2**26
+EXPORT = "run_export.py --format=keras"
 MAX_DEPTH = 100  # of nested groups; a saved model has only a few levels of nested models
 
 GroupsAndArrays = tuple[dict[str, h5py.Group], dict[str, h5py.Dataset]]
@@ -46,6 +48,8 @@ def open_weights(path: str, array_bytes: int) -> Iterator[GroupsAndArrays]:
       UserError: if the file cannot be read, or if it needs several times the memory of the file and
         the arrays.
     """
+    if known := _other_format(path):
+        raise UserError(f"weights is {path!r}, which {known}")
     if not os.path.isfile(path):  # reading a pipe would block, and a device may have no end
         problem = "is a folder" if os.path.isdir(path) else "is not a regular file"
         raise UserError(
@@ -67,6 +71,21 @@ def open_weights(path: str, array_bytes: int) -> Iterator[GroupsAndArrays]:
             f"weights file {path} cannot be read ({one_line(error)}); expected Keras weights in "
             "HDF5 or a .keras archive: the file may be truncated or have another format"
         ) from error
+
+
+def _other_format(path: str) -> str | None:
+    """Returns what a path is, and what to give instead, if it is a known format of weights."""
+    prefix = re.sub(r"\.(index|data-\d+-of-\d+)$", "", path)
+    run = os.path.join(path, "config.json"), os.path.join(path, "checkpoints")
+    if all(map(os.path.exists, run)):
+        return f"is the folder of a training run; give the file that {EXPORT} writes"
+    if os.path.exists(f"{prefix}.index"):
+        return f"is a TensorFlow checkpoint; give the file that {EXPORT} writes for its run"
+    if os.path.exists(os.path.join(path, "saved_model.pb")):
+        return "is a SavedModel; save the Keras model that it was made from as FILE.keras"
+    if path.endswith(".weights.json") and os.path.isfile(path):
+        return "lists several files; save the weights in one, with save_weights('NAME.weights.h5')"
+    return None
 
 
 def _read_member(archive: zipfile.ZipFile, path: str) -> bytes:

@@ -61,7 +61,10 @@ def find_files(paths: Sequence[str]) -> list[Path]:
       UserError: a path does not exist, a folder cannot be read, or there is no image.
     """
     found: dict[Path, None] = {}
-    for path in map(Path, paths):
+    for given in paths:
+        if "://" in given:
+            raise UserError(f"{given!r} is a URL; download the photo, and give its path")
+        path = Path(given)
         if not path.exists():
             raise UserError(f"{str(path)!r} does not exist; expected photos or folders of photos")
         try:

@@ -328,6 +328,10 @@ class TrainConfig(settings.Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if "://" in self.weights:
+            raise UserError(
+                f"weights is {self.weights!r}, which is a URL; download the file, and give its path"
+            )
         if self.weights not in WEIGHTS_BY_NAME:
             object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))
         smallest = find_backbone(self.backbone).minimum_size

@@ -375,6 +375,26 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "which is a folder; expected imagenet, none or a file" in refused(tmp_path)
 
 
+def test_what_is_no_file_of_weights_is_named_with_the_way_out(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "saved_model.pb").write_bytes(b"")
+    for ending in ("index", "data-00000-of-00001"):
+        (tmp_path / f"step-4.{ending}").write_bytes(b"")
+    (tmp_path / "a.weights.json").write_text("{}")
+    for name, expected in (
+        ("run", "is the folder of a training run; give the file that run_export.py --format=keras"),
+        ("step-4", "is a TensorFlow checkpoint; give the file that run_export.py --format=keras"),
+        ("step-4.index", "is a TensorFlow checkpoint; give"),
+        ("step-4.data-00000-of-00001", "is a TensorFlow checkpoint; give"),
+        ("model", "is a SavedModel; save the Keras model that it was made from as FILE.keras"),
+        ("a.weights.json", "lists several files; save the weights in one, with save_weights("),
+    ):
+        assert f"weights is {str(tmp_path / name)!r}, which {expected}" in refused(tmp_path / name)
+
+
 @pytest.mark.parametrize("content", [b"", b"name,price\n1,2\n", b"PK\x03\x04 not an archive"])
 def test_another_format(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.weights.h5"

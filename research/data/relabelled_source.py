@@ -1,0 +1,31 @@
+"""Photos of another source with the labels of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from research.data.source import Example, Source
+
+
+class RelabelledSource(Source):
+    """The photos of a source, whose class names are some of those of a run, in any order.
+
+    Labels that are not class indices are kept.
+
+    Args:
+      source: the photos.
+      class_names: all class names of the run, in the order of their labels.
+    """
+
+    def __init__(self, source: Source, class_names: tuple[str, ...]) -> None:
+        self.class_names = class_names
+        self._source = source
+        self._labels = [class_names.index(name) for name in source.class_names]
+
+    def count(self, split: str) -> int:
+        return self._source.count(split)
+
+    def examples(self, split: str) -> Iterator[Example]:
+        for example in self._source.examples(split):
+            label = example.label
+            yield example._replace(label=self._labels[label] if isinstance(label, int) else label)
