@@ -35,6 +35,7 @@ def test_json_round_trip_keeps_every_setting():
         ("seed", 2**31, "seed is 2147483648; expected an integer of at most 2147483647"),
         ("batch_size", 10**400, "of at most 65536"),
         ("image_size", 100_000, "of at most 4096"),
+        ("weights", "https://a.b/c.h5", "'https://a.b/c.h5', which is a URL; download the file"),
     ],
 )
 def test_an_error_names_the_value_and_what_was_expected(setting, value, expected):
