@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.data.files import image_files
+from research.data.files import image_files, is_hidden
+from research.data.folder_layout import CLASS_FOLDERS, find_layout
 from research.data.source import SPLITS, Example, Source, read_example
 from research.system.errors import UserError
 from research.system.printable import name_of, path_of, printable
-
-# Names that torchvision, fastai and timm give to the folder of a split.
-SPLIT_FOLDERS = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
 
 
 def split_fraction(name: str) -> float:
@@ -25,11 +23,11 @@ def split_fraction(name: str) -> float:
 class FolderSource(Source):
     """A folder with one subfolder of images per class, or with such a folder per split.
 
-    Without split folders, the hash of a photo's path below the class folder decides its split: 80 %
-    train, 10 % validation, 10 % test. So the split of a photo does not change when other photos are
-    added or removed. Existing split folders are kept. With `train` and one other split folder, the
-    other is `test`, and the hash assigns 10 % of `train` to validation. Photos are ordered by the
-    hash, which mixes the classes.
+    `find_layout` decides which folders are splits. Without split folders, the hash of a photo's
+    path below the class folder decides its split: 80 % train, 10 % validation, 10 % test. So the
+    split of a photo does not change when other photos are added or removed. Existing split folders
+    are kept. With `train` and one other split folder, the other is `test`, and the hash assigns
+    10 % of `train` to validation. Photos are ordered by the hash, which mixes the classes.
 
     Raises:
       UserError: the folder does not exist or cannot be read, has fewer than two classes with
@@ -41,8 +39,9 @@ class FolderSource(Source):
         try:
             if not self._root.is_dir():
                 raise UserError(f"image_folder is {folder!r}; expected a folder that exists")
-            parts = _split_folders(self._root)
-            found = {part: _files_by_class(self._root / part) for part in parts}
+            layout = find_layout(self._root)
+            parts = layout.parts
+            found = {part: _files_by_class(self._root / path_of(part)) for part in parts}
         except OSError as error:
             raise UserError(
                 f"image_folder {folder!r} has {str(error.filename)!r}, which cannot be read: "
@@ -51,11 +50,12 @@ class FolderSource(Source):
         names = sorted(next(iter(found.values())))
         _check_classes(folder, found, names)
         self.class_names = tuple(map(printable, names))
+        self.summary = "; ".join([str(layout), *_similar(self.class_names)])
         self._files: dict[str, list[tuple[float, str, int]]] = {split: [] for split in SPLITS}
         for part, classes in found.items():
             for name, files in classes.items():
                 for file in files:
-                    within = self._root / part / path_of(name)
+                    within = self._root / path_of(part) / path_of(name)
                     fraction = split_fraction(name_of(file.relative_to(within)))
                     path = name_of(file.relative_to(self._root))
                     split = next(split for split, end in parts[part].items() if fraction < end)
@@ -103,30 +103,20 @@ def _parts_of_splits(expression: str, counts: Mapping[str, int]) -> list[Any]:
         ) from error
 
 
-def _split_folders(root: Path) -> Mapping[str, Mapping[str, float]]:
-    """Returns the folders that hold classes, and the splits of their photos.
-
-    Returns:
-      For each folder, by its name in the root, the splits with the end of their range of
-      `split_fraction`. The folder of training photos comes first. It is "" (the root itself) if
-      there are no split folders.
-    """
-    unsplit = {"train": 0.8, "validation": 0.9, "test": 1.0}
-    children = _folders(root)
-    folders = {SPLIT_FOLDERS.get(child.name.lower(), ""): child.name for child in children}
-    if "train" not in folders or "" in folders or len(folders) < len(children):
-        return {"": unsplit}
-    if len(folders) == len(SPLITS):
-        return {folders[split]: {split: 1.0} for split in SPLITS}
-    train = folders.pop("train")
-    if not folders:
-        return {train: unsplit}
-    (other,) = folders.values()
-    return {train: {"train": 0.9, "validation": 1.0}, other: {"test": 1.0}}
+def _similar(names: Sequence[str]) -> list[str]:
+    """Returns a note for the first two names that differ only in case."""
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            return [f"the classes {other!r} and {name!r} differ only in case"]
+    return []
 
 
 def _folders(root: Path) -> list[Path]:
-    return [child for child in sorted(root.iterdir()) if child.is_dir() and child.name[:1] != "."]
+    return [
+        child for child in sorted(root.iterdir()) if child.is_dir() and not is_hidden(child.name)
+    ]
 
 
 def _files_by_class(folder: Path) -> dict[str, list[Path]]:
@@ -141,10 +131,7 @@ def _check_classes(
     if len(names) < 2:
         images = f"images of {len(names)} class" if names else "no image"
         where = f"the subfolders of its {part!r}" if part else "its subfolders"
-        raise UserError(
-            f"image_folder {folder!r} has {images} in {where}; expected one subfolder of images "
-            "(JPEG, PNG, ...) per class, and at least two classes"
-        )
+        raise UserError(f"image_folder {folder!r} has {images} in {where}; {CLASS_FOLDERS}")
     for other, classes in found.items():
         unknown = [name for name in classes if name not in names]
         if unknown:

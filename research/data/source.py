@@ -61,9 +61,12 @@ class Source:
 
     Attributes:
       class_names: the names of the classes, in the order of their labels.
+      summary: where the splits come from and what is left out, in one line; printed before the
+        training. It may be empty.
     """
 
     class_names: tuple[str, ...]
+    summary: str = ""
 
     def count(self, split: str) -> int:
         """Returns the number of photos of a split, including damaged photos.

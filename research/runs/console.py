@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,12 @@ def describe_run(run: Run) -> str:
         f"data         {short_path(own_data) if own_data else config.dataset}",
         f"photos       {loader.num_train_examples:,} to train on, "
         f"{len(loader.examples('validation')):,} to validate",
+        *textwrap.wrap(
+            loader.source.summary,
+            width=79,
+            initial_indent="splits       ",
+            subsequent_indent=" " * 13,
+        ),
         *([f"task         {short_path(config.task)}"] if config.task not in TASKS else []),
         f"classes      {len(loader.class_names)}: {names}",
         f"backbone     {config.backbone} at {config.image_size} x {config.image_size} pixels",

@@ -71,12 +71,6 @@ def test_a_train_folder_alone_is_split_as_a_folder_without_splits(tmp_path):
         assert names(whole, split) == [f"train/{name}" for name in names(inner, split)]
 
 
-def test_a_class_can_have_the_name_of_a_split(tmp_path):
-    photos = draw_photos(tmp_path, 5)
-    (photos / "cat").rename(photos / "train")
-    assert FolderSource(str(photos)).class_names == ("dog", "train")
-
-
 def test_a_class_that_train_does_not_have_is_refused(tmp_path):
     draw_splits(tmp_path, "train", "test")
     (tmp_path / "test" / "dog").rename(tmp_path / "test" / "bird")

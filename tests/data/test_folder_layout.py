@@ -1,0 +1,135 @@
+"""Folders as people have them: what is a split, what is a class, and what is neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from research.data.files import image_files
+from research.data.folder_layout import WITHOUT_SPLITS, find_layout
+from research.data.folder_source import FolderSource
+from research.data.source import SPLITS
+from research.system.errors import UserError
+
+ALL = WITHOUT_SPLITS
+TRAIN, TEST, VALIDATION = {"train": 1.0}, {"test": 1.0}, {"validation": 1.0}
+TRAIN_AND_VALIDATION = {"train": 0.9, "validation": 1.0}
+
+
+def make(root: Path, *paths: str) -> Path:
+    """Makes empty files, and folders for paths that end in a slash.
+
+    `{train,val}/cat/1.jpg` stands for a path for each of the names in braces.
+    """
+    for path in paths:
+        before, brace, rest = path.partition("{")
+        if brace:
+            names, _, after = rest.partition("}")
+            make(root, *(f"{before}{name}{after}" for name in names.split(",")))
+        elif path.endswith("/"):
+            (root / path).mkdir(parents=True, exist_ok=True)
+        else:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("paths", "parts", "left_out"),
+    [
+        # Classes.
+        (["{cat,dog}/1.jpg"], {"": ALL}, ()),
+        (["{cat,dog}/1.jpg", "7.jpg"], {"": ALL}, ("1 images without a class",)),
+        (["{cat,dog}/1.jpg", "notes/a.txt"], {"": ALL}, ("notes (no image)",)),
+        (["{crash_test_dummy,training_shoe}/1.jpg"], {"": ALL}, ()),
+        # What archives unpack to.
+        (["PetImages/{Cat,Dog}/1.jpg", "readme.txt"], {"PetImages": ALL}, ()),
+        (["data/{train,val}/{cat,dog}/1.jpg"],
+         {"data/train": TRAIN_AND_VALIDATION, "data/val": TEST}, ()),
+        # Splits.
+        (["{train,val}/{cat,dog}/1.jpg", "__MACOSX/"],
+         {"train": TRAIN_AND_VALIDATION, "val": TEST}, ("__MACOSX",)),
+        (["{train,val}/{cat,dog}/1.jpg", "__MACOSX/train/cat/._1.jpg"],
+         {"train": TRAIN_AND_VALIDATION, "val": TEST}, ("__MACOSX",)),
+        (["{train,val,test}/{cat,dog}/1.jpg"],
+         {"train": TRAIN, "val": VALIDATION, "test": TEST}, ()),
+        (["{train,val}/{cat,dog}/1.jpg", "extra/1.jpg"],
+         {"train": TRAIN_AND_VALIDATION, "val": TEST}, ("extra (no split)",)),
+        (["{training_set,test_set}/{cat,dog}/1.jpg"],
+         {"training_set": TRAIN_AND_VALIDATION, "test_set": TEST}, ()),
+        (["{training,testing}/{cat,dog}/1.jpg"],
+         {"training": TRAIN_AND_VALIDATION, "testing": TEST}, ()),
+        (["{train_images,test_images}/{cat,dog}/1.jpg", "add_images/1.jpg"],
+         {"train_images": TRAIN_AND_VALIDATION, "test_images": TEST}, ("add_images (no split)",)),
+        (["seg_train/seg_train/{sea,street}/1.jpg", "seg_test/seg_test/{sea,street}/1.jpg",
+          "seg_pred/seg_pred/1.jpg"],
+         {"seg_train/seg_train": TRAIN_AND_VALIDATION, "seg_test/seg_test": TEST},
+         ("seg_pred (no split)",)),
+        (["{Train,VALID}/{cat,dog}/1.jpg"], {"Train": TRAIN_AND_VALIDATION, "VALID": TEST}, ()),
+        (["{train2017,val2017}/{cat,dog}/1.jpg"],
+         {"train2017": TRAIN_AND_VALIDATION, "val2017": TEST}, ()),
+        (["train/{cat,dog}/1.jpg", "test/{1,2,3}.jpg"],
+         {"train": ALL}, ("test (3 images without a class)",)),
+        (["{train,test}/{cat,dog}/1.jpg", "train/7.jpg"],
+         {"train": TRAIN_AND_VALIDATION, "test": TEST}, ("1 images in train without a class",)),
+    ],
+)  # fmt: skip
+def test_names_decide_on_splits_and_classes(tmp_path, paths, parts, left_out):
+    layout = find_layout(make(tmp_path, *paths))
+    assert layout.parts == parts
+    assert layout.left_out == left_out
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["{train,car,bus}/1.jpg"], "the folder 'train', the name of a split, beside 'bus'; expe"),
+        (["{val,test}/{cat,dog}/1.jpg"], "the folder 'val', .*, without a folder of training"),
+        (["{train,training,test}/{cat,dog}/1.jpg"], "'train' and 'training', which both name the"),
+        (["{val,valid,train}/{cat,dog}/1.jpg"], "'val' and 'valid', which both name the validati"),
+        (["train/{cat,dog}.{0,1,2}.jpg", "test/1.jpg"], "has 6 images and no class folder in 'tra"),
+        (["test/{cat,dog}/1.jpg", "{cat,dog}/1.jpg"], "'test', the name of a split, beside 'cat'"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused(tmp_path, paths, expected):
+    with pytest.raises(UserError, match=expected) as caught:
+        find_layout(make(tmp_path, *paths))
+    assert "\n" not in str(caught.value)
+
+
+def test_copies_and_thumbnails_in_hidden_and_system_folders_are_left_out(tmp_path):
+    make(tmp_path, *(f"{name}/{name}{n}.jpg" for name in ("cat", "dog") for n in range(20)))
+    photos = image_files(tmp_path)
+    make(
+        tmp_path,
+        "cat/.ipynb_checkpoints/cat_1-checkpoint.jpg",
+        "cat/deep/.hidden/1.jpg",
+        "dog/@eaDir/dog1.jpg/SYNOPHOTO_THUMB_M.jpg",
+        "dog/__MACOSX/1.jpg",
+        "dog/._dog1.jpg",
+    )
+    assert image_files(tmp_path) == photos
+    source = FolderSource(str(tmp_path))
+    assert sum(source.count(split) for split in SPLITS) == 40
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["{cat,dog}/1.jpg"], "by a hash of each photo's name"),
+        (["train/{cat,dog}/1.jpg"], "by a hash of each photo's name in train"),
+        (["{train,val,test}/{cat,dog}/1.jpg", "a/b.txt"],
+         "from train and val and test; left out: a (no image)"),
+    ],
+)  # fmt: skip
+def test_the_decision_in_one_line(tmp_path, paths, said):
+    assert str(find_layout(make(tmp_path, *paths))) == said
+
+
+def test_what_was_decided_is_said(tmp_path):
+    make(tmp_path, "{train,val}/{cat,Cat}/1.jpg", "extra/1.jpg")
+    assert FolderSource(str(tmp_path)).summary == (
+        "from train and val; left out: extra (no split); the classes 'Cat' and 'cat' differ only "
+        "in case"
+    )
