@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from research.data import decode
 from research.data.decode import DamagedImageError, decode_image
 from research.data.thread_pool import pillow_warnings_hidden
 from tests.helpers import ROOT
@@ -35,6 +36,29 @@ def test_every_format_becomes_rgb_of_the_same_size(kind):
     assert pixels.dtype == np.uint8
     np.testing.assert_allclose(pixels[10, 2], (255, 0, 0), atol=3)
     np.testing.assert_allclose(pixels[10, 37], (0, 0, 255), atol=3)
+
+
+@pytest.fixture
+def heic():
+    """A photo in the format of iPhones."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = pillow_heif.from_pillow(halves(size=(80, 40)))
+    buffer = io.BytesIO()
+    image.save(buffer, quality=95)
+    return buffer.getvalue()
+
+
+def test_heic_is_decoded(heic):
+    pixels = decode_image(heic)
+    assert pixels.shape == (40, 80, 3)
+    np.testing.assert_allclose(pixels[20, 4], (255, 0, 0), atol=8)
+    np.testing.assert_allclose(pixels[20, 75], (0, 0, 255), atol=8)
+
+
+def test_heic_without_its_package_says_how(heic, monkeypatch):
+    monkeypatch.setattr(decode, "readable_formats", lambda: decode.FORMATS)
+    with pytest.raises(DamagedImageError, match=r"HEIC, .*: pip install -e '\.\[heic\]'"):
+        decode_image(heic)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +215,8 @@ def test_a_jpeg_is_decoded_at_the_smallest_sufficient_size(monkeypatch, stored, 
         (b"\r\n<!DOCTYPE html><title>404</title>", "not an image but an HTML page"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
         (b"GIF89a" + bytes(7) + b";", "not an image"),
-        (b"\0\0\0\x18ftypheic" + bytes(40), "not an image of a known format"),
+        (b"\0\0\0\x18ftypqt  " + bytes(40), "not an image of a known format"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "."),
         (encode(halves(size=(400, 300)), "JPEG")[:500], "(?i)truncated"),
         (encode(halves(size=(400, 300)), "PNG")[:60], "."),
     ],
@@ -205,6 +230,7 @@ def test_damaged_content_is_refused_with_a_reason(content, reason):
 # A program without TensorFlow, which would take far more memory than the images.
 PEAK_OF_BOMBS = """
 import pathlib, struct, sys, zlib
+from research.data import decode
 from research.data.decode import DamagedImageError, decode_image
 from research.data.thread_pool import pillow_warnings_hidden
 
