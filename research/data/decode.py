@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.util
 import io
 import threading
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from research.data.formats import readable_formats, unknown_format
 from research.system.errors import one_line
 
-# By default Pillow tries every format it knows, including formats that start another program.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "PPM")
-HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 120_000_000  # photos of the largest cameras; a pixel takes four bytes of memory
 LARGE_PIXELS = 30_000_000  # larger photos are decoded one at a time, to limit the peak memory
 BACKGROUND = (255, 255, 255)  # replaces transparent parts
@@ -25,17 +21,6 @@ _one_large = threading.Lock()
 
 class DamagedImageError(Exception):
     """The bytes hold no usable image. The message is a short reason."""
-
-
-@functools.cache
-def readable_formats() -> tuple[str, ...]:
-    """Returns `FORMATS`, and HEIC if the package pillow-heif is installed."""
-    if importlib.util.find_spec("pillow_heif") is None:
-        return FORMATS
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    return (*FORMATS, "HEIF")
 
 
 def decode_image(encoded: bytes | np.ndarray | None, size: int | None = None) -> np.ndarray:
@@ -87,21 +72,11 @@ def decode_image(encoded: bytes | np.ndarray | None, size: int | None = None) ->
     except DamagedImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise DamagedImageError(_unknown_format(encoded)) from None
+        raise DamagedImageError(unknown_format(encoded)) from None
     except Image.DecompressionBombError:
         raise DamagedImageError(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on malformed bytes
         raise DamagedImageError(one_line(error)) from error
-
-
-def _unknown_format(encoded: bytes) -> str:
-    """Returns what the content of a file is that is in none of the formats."""
-    if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIC_BRANDS:
-        return "HEIC, which needs the package pillow-heif: pip install -e '.[heic]'"
-    # A failed download often stores an HTML page under the name of the image.
-    if encoded[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "not an image but an HTML page"
-    return "not an image of a known format"
 
 
 def _to_rgb(image: Image.Image, size: int | None) -> np.ndarray:

@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 
 from research.data import decode
 from research.data.decode import DamagedImageError, decode_image
+from research.data.formats import FORMATS
 from research.data.thread_pool import pillow_warnings_hidden
 from tests.helpers import ROOT
 
@@ -56,7 +57,7 @@ def test_heic_is_decoded(heic):
 
 
 def test_heic_without_its_package_says_how(heic, monkeypatch):
-    monkeypatch.setattr(decode, "readable_formats", lambda: decode.FORMATS)
+    monkeypatch.setattr(decode, "readable_formats", lambda: FORMATS)
     with pytest.raises(DamagedImageError, match=r"HEIC, .*: pip install -e '\.\[heic\]'"):
         decode_image(heic)
 
