@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
+
+from research.data.formats import readable_formats
+from research.data.thread_pool import pillow_warnings_hidden
+
 # The formats that Pillow reads, and HEIC, the format of many phones.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
@@ -37,8 +42,8 @@ def has_images(folder: Path) -> bool:
 def image_files(folder: Path) -> list[Path]:
     """Returns the paths in a folder and its subfolders that have an image suffix, sorted.
 
-    Hidden files and folders are left out. Links to folders are not followed, because they can form
-    a cycle.
+    Files without a suffix are included if their content is an image. Hidden files and folders are
+    left out. Links to folders are not followed, because they can form a cycle.
 
     Raises:
       OSError: a folder cannot be read.
@@ -52,4 +57,17 @@ def _walk(root: Path) -> Iterator[Path]:
 
     for parent, folders, files in os.walk(root, onerror=stop):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        yield from (Path(parent, name) for name in (*folders, *files) if is_image(name))
+        for name in (*folders, *files):
+            file = Path(parent, name)
+            if is_image(name) or ("." not in name and _has_image_content(file)):
+                yield file
+
+
+def _has_image_content(file: Path) -> bool:
+    if not file.is_file():  # opening a pipe would block
+        return False
+    try:
+        with pillow_warnings_hidden(), Image.open(file, formats=readable_formats()):
+            return True
+    except Exception:  # Pillow raises nearly every type; the file may be anything
+        return False

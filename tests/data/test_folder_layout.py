@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from research.data.files import image_files
 from research.data.folder_layout import WITHOUT_SPLITS, find_layout
 from research.data.folder_source import FolderSource
 from research.data.source import SPLITS
+from research.data.split_arrays import load_split
 from research.system.errors import UserError
+from tests.helpers import draw_photos
 
 ALL = WITHOUT_SPLITS
 TRAIN, TEST, VALIDATION = {"train": 1.0}, {"test": 1.0}, {"validation": 1.0}
@@ -133,3 +136,17 @@ def test_what_was_decided_is_said(tmp_path):
         "from train and val; left out: extra (no split); the classes 'Cat' and 'cat' differ only "
         "in case"
     )
+
+
+def test_files_without_a_suffix_are_taken_by_their_content(tmp_path):
+    photos = draw_photos(tmp_path, 12)
+    expected = {Path(file.parent.name, file.stem) for file in image_files(photos)}
+    for file in image_files(photos):
+        file.rename(file.with_suffix(""))
+    (photos / "cat" / "README").write_text("no image")
+    (photos / "cat" / "empty").touch()
+    os.mkfifo(photos / "cat" / "pipe")
+    assert {file.relative_to(photos) for file in image_files(photos)} == expected
+    source = FolderSource(str(photos))
+    assert sum(source.count(split) for split in SPLITS) == 24
+    assert len(load_split(source, "train", 16)) == source.count("train")
