@@ -82,6 +82,8 @@ def _parse(arguments: list[str], takes_paths: bool) -> list[str]:
         sys.exit(0)
     if warnings.getvalue():  # a flagfile includes itself; absl would ignore it
         fail(warnings.getvalue())
+    if remaining[1:] and remaining[1].startswith("\ufeff"):
+        fail("a flagfile begins with a byte-order mark; save it as UTF-8 without this mark")
     if remaining[1:] and not takes_paths:
         fail(f"{remaining[1]!r} is not a flag; write flags as --name=value, see --help")
     return list(remaining)

@@ -25,11 +25,10 @@ from research.loop.preparation import (
     set_up,
 )
 from research.runs import console
-from research.runs.find_run import find_run
+from research.runs.find_run import find_run, has_checkpoint
 from research.runs.logbook import Records
 from research.runs.profiler import StepProfiler
 from research.runs.run_directory import RunDirectory
-from research.runs.sealed_files import intact_checkpoints
 from research.settings.durations import parse_steps
 from research.settings.train_config import TrainConfig, python_files
 from research.system import devices
@@ -119,9 +118,7 @@ def train_together(
     source = source or open_photos(config)
     if directory and resuming:
         directory.check_class_names(source.class_names)
-    has_weights = bool(
-        directory and resuming and intact_checkpoints(directory.checkpoints / "latest")
-    )
+    has_weights = directory is not None and resuming and has_checkpoint(directory)
     run = set_up(config, team, source, task, with_weights=not team.from_chief(has_weights))
     print(console.describe_run(run), flush=True)
     records, inputs, resumed = begin_or_resume(run, config, directory, resuming)

@@ -49,6 +49,7 @@ def test_flags_and_configs_import_no_tensorflow():
         (("--epochs",), "Missing value for flag --epochs"),
         (("epochs=3",), "'epochs=3' is not a flag; write flags as --name=value"),
         (("--flagfile=gone.flags",), "gone.flags"),
+        (("--flagfile=marked.flags",), "a flagfile begins with a byte-order mark; save it"),
         # These errors are found after TensorFlow is imported.
         (("--image_folder=gone",), "expected a folder that exists"),
         ((f"--image_folder={'a' * 300}",), "image_folder"),
@@ -66,6 +67,7 @@ def test_flags_and_configs_import_no_tensorflow():
 )
 def test_an_error_is_one_line_and_writes_no_file(tmp_path, photo_folder, flags, expected):
     (tmp_path / "a_file").write_text("not weights")
+    (tmp_path / "marked.flags").write_text("\ufeff--epochs=3\n", encoding="utf-8")
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "thesis.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))

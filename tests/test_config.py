@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from research.runs.console import short_path
 from research.settings.durations import parse_steps
 from research.settings.fields import setting_of
 from research.settings.program_configs import EvalConfig
@@ -103,3 +104,14 @@ def test_evaluation_needs_a_run_and_at_most_one_source_of_photos():
         EvalConfig()
     with pytest.raises(UserError, match="both given"):
         EvalConfig(ckpt_dir="x", dataset="a", image_folder="b")
+
+
+def test_a_path_without_a_home_or_working_directory_is_refused(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="ckpt_dir is '~nobody_at_all/run', and the home folder"):
+        TrainConfig(ckpt_dir="~nobody_at_all/run")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match="ckpt_dir is 'run', and the working directory no longer"):
+        TrainConfig(ckpt_dir="run")
+    assert TrainConfig(ckpt_dir="/run").ckpt_dir == short_path("/run") == "/run"

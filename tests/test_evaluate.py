@@ -17,6 +17,7 @@ from tensorboard.util import tensor_util
 from research.data.built_in.sketches import sketch_jpeg
 from research.data.folder_source import FolderSource
 from research.data.loader import DataLoader
+from research.evaluation import classifier
 from research.evaluation import evaluate as evaluating
 from research.evaluation.comparison import comparison_table, difference
 from research.evaluation.evaluate import evaluate, new_checkpoints
@@ -25,6 +26,7 @@ from research.evaluation.scores import Predictions
 from research.loop.builder import build_network
 from research.runs.restore import restore_model
 from research.runs.run_directory import RunDirectory
+from research.runs.sealed_files import point as point_at
 from research.settings.program_configs import EvalConfig
 from research.system.errors import UserError
 from tests.helpers import draw_photos, make_run
@@ -329,6 +331,30 @@ def test_a_part_of_a_split_of_a_folder_is_evaluated(one_device, split_folder):
     assert whole.photos == 40
     assert part.predictions.names == whole.predictions.names[4:20]
     assert part.leaked == {"train": 16}
+
+
+def test_a_checkpoint_that_a_run_in_training_replaces_is_looked_up_again(
+    one_device, split_folder, monkeypatch
+):
+    _, run = split_folder
+    restore, calls = classifier.restore_model, []
+
+    def restore_later(model, path, averages):
+        calls.append(path)
+        if len(calls) == 1:  # the training removes it, and has written another
+            for file in Path(path).parent.glob("step-4.*"):
+                file.rename(file.with_name(file.name.replace("step-4", "step-8")))
+            sums = Path(path).with_name("step-8.sha256")
+            sums.write_text(sums.read_text().replace("step-4", "step-8"))
+            point_at(Path(path).parent, ["step-8"])
+            raise UserError("gone")
+        return restore(model, path, averages)
+
+    monkeypatch.setattr(classifier, "restore_model", restore_later)
+    assert classifier.Classifier(str(run)).checkpoint.endswith("latest/step-8")
+    monkeypatch.setattr(classifier, "restore_model", restore)
+    with pytest.raises(UserError, match="is not an intact checkpoint"):
+        classifier.Classifier(str(run), str(run / "checkpoints" / "latest" / "step-4"))
 
 
 @pytest.fixture

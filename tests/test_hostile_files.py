@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import platform
 import shutil
 import zipfile
 from pathlib import Path
@@ -265,7 +266,8 @@ def test_a_pointer_to_another_folder_is_not_followed(target, run, tmp_path):
 def test_a_prepared_symlink_does_not_redirect_writing(tmp_path):
     mine = tmp_path / "mine"
     mine.write_text("mine")
-    (tmp_path / "figures.json.partial").symlink_to(mine)
+    name = f"figures.json.{platform.node()}-{os.getpid()}.partial"
+    (tmp_path / name).symlink_to(mine)
     write_atomically(tmp_path / "figures.json", "{}")
     assert mine.read_text() == "mine"
     assert (tmp_path / "figures.json").read_text() == "{}"

@@ -255,6 +255,12 @@ def test_a_run_killed_before_its_first_checkpoint_begins_its_records_again(finis
     shutil.copytree(folder / "a run", folder / "copy")
     shutil.rmtree(folder / "copy" / "checkpoints")
     process = run_script(folder, "run_train.py", *flags, "--ckpt_dir=copy")
+    assert process.returncode == 2
+    assert "has the records of a run and no checkpoint; put its folder" in process.stderr
+    (folder / "copy" / "result.json").unlink()
+    first, *_ = (folder / "copy" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "copy" / "metrics.jsonl").write_text(first)
+    process = run_script(folder, "run_train.py", *flags, "--ckpt_dir=copy")
     assert process.returncode == 0, process.stderr
     rows = read_metrics(folder / "a run")
     assert len(rows) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 
 import numpy as np
@@ -22,6 +23,8 @@ from research.system.errors import UserError
 from research.system.python_file import digest_of_file, is_python_reference
 from research.tasks.checks import find_task
 from research.tasks.task import Task
+
+RESTORE_ATTEMPTS = 5  # a run in training replaces its latest checkpoint
 
 
 def task_of_run(directory: RunDirectory, trained: TrainConfig, asked: str | None) -> type[Task]:
@@ -86,7 +89,7 @@ class Classifier:
         self.task = task_of_run(self.directory, trained, task)()
         self.class_names = self.directory.read_class_names()
         self.checkpoint = ""
-        path = find_checkpoint(self.directory.checkpoints, checkpoint)
+        find_checkpoint(self.directory.checkpoints, checkpoint)  # before the slow set-up
         if mirror_averaging is None:
             mirror_averaging = trained.mirror_averaging
         # The run may have been trained on other devices, or on several machines. Augmentations are
@@ -108,14 +111,22 @@ class Classifier:
             self._averages = make_averages(self.config, self.built.network.model)
         step = functools.partial(predict_step, self.built.network)
         self._compute = tf.function(lambda batch: strategy.run(step, (batch,)), autograph=False)
-        self.restore(path)
+        self.restore(checkpoint)
 
     def restore(self, checkpoint: str) -> None:
         """Loads the weights of a checkpoint, or their averages if the run has them."""
-        path = find_checkpoint(self.directory.checkpoints, checkpoint)
-        if path == self.checkpoint:
-            return
-        self.step = restore_model(self.built.network.model, path, self._averages)
+        for attempt in range(RESTORE_ATTEMPTS):
+            path = find_checkpoint(self.directory.checkpoints, checkpoint)
+            if path == self.checkpoint:
+                return
+            try:
+                self.step = restore_model(self.built.network.model, path, self._averages)
+                break
+            except UserError:
+                is_replaced = not os.path.exists(f"{path}.index")
+                by_name = checkpoint in ("latest", "best")
+                if not (by_name and is_replaced) or attempt == RESTORE_ATTEMPTS - 1:
+                    raise
         self.checkpoint = path
         if self._averages:
             self._averages.swap()

@@ -15,7 +15,7 @@ from sklearn import metrics
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from research.evaluation.scores import Predictions, calibration_table, confusion, wilson_interval
-from research.runs.pictures import escape_formulas, photo_grid, plain
+from research.runs.pictures import DEFAULT_STYLE, escape_formulas, photo_grid, plain
 
 MAX_CURVES = 10
 MAX_MISTAKES = 20
@@ -38,6 +38,7 @@ class Curve(NamedTuple):
     probabilities: np.ndarray
 
 
+@DEFAULT_STYLE
 def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     """Draws numbers of photos by true class (rows) and predicted class (columns).
 
@@ -70,6 +71,7 @@ def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Fi
     return figure
 
 
+@DEFAULT_STYLE
 def reliability(predictions: Predictions, after: Predictions | None = None) -> Figure:
     """Draws accuracy over confidence with 95 % Wilson intervals, and a histogram of confidence.
 
@@ -112,6 +114,7 @@ def reliability(predictions: Predictions, after: Predictions | None = None) -> F
     return figure
 
 
+@DEFAULT_STYLE
 def roc_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     """Draws one ROC curve per class, against the rest."""
     figure, axis = _square(len(class_names))
@@ -124,6 +127,7 @@ def roc_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     return figure
 
 
+@DEFAULT_STYLE
 def precision_recall_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     """Draws one precision-recall curve per class, against the rest."""
     figure, axis = _square(len(class_names))
@@ -173,6 +177,7 @@ def most_confident_mistakes(predictions: Predictions, limit: int = MAX_MISTAKES)
     return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:limit]
 
 
+@DEFAULT_STYLE
 def mistakes(
     photos: np.ndarray, rows: np.ndarray, predictions: Predictions, class_names: Sequence[str]
 ) -> Figure:

@@ -17,7 +17,7 @@ from research.data.source import SPLITS, Source
 from research.data.thread_pool import pillow_warnings_hidden
 from research.inspect_data.fingerprints import MAX_PAIRS
 from research.inspect_data.inspect import KINDS, LOOKS_ALIKE, Duplicate, Inspection, Photo
-from research.runs.pictures import photo_grid
+from research.runs.pictures import DEFAULT_STYLE, photo_grid
 
 WIDTH = 80
 MAX_SHOWN = 10  # entries per list; the JSON holds all
@@ -170,6 +170,7 @@ def as_json(inspection: Inspection) -> str:
     return json.dumps(found, indent=1) + "\n"
 
 
+@DEFAULT_STYLE
 def sample_grid(source: Source) -> Figure:
     """Draws some training photos with their labels and shapes, as at the start of a run."""
     loader = DataLoader(source=source)
@@ -179,6 +180,7 @@ def sample_grid(source: Source) -> Figure:
     )
 
 
+@DEFAULT_STYLE
 def duplicate_grid(source: Source, inspection: Inspection) -> Figure | None:
     """Draws two photos of each duplicate, leaks first. Returns None without duplicates."""
     found = sorted(inspection.duplicates, key=lambda one: (not one.is_leak, -one.distance))

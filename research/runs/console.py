@@ -179,7 +179,10 @@ def counted(number: int, noun: str) -> str:
 
 def short_path(path: str | os.PathLike[str]) -> str:
     """Returns a path relative to the working directory, or the absolute path if it is shorter."""
-    return min(os.path.relpath(path), os.path.abspath(path), key=len)
+    try:
+        return min(os.path.relpath(path), os.path.abspath(path), key=len)
+    except FileNotFoundError:  # the working directory was deleted
+        return os.fspath(path)
 
 
 class EpochProgress(tqdm.tqdm):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,10 +49,10 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader finds the old or the new content, never a part."""
-    partial = path.with_name(path.name + ".partial")
+    _remove_unfinished(path)
+    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.partial")
     try:
-        # A symbolic link with this name must not redirect the write.
-        partial.unlink(missing_ok=True)
+        # Opened exclusively: a symbolic link with this name must not redirect the write.
         with partial.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -61,6 +63,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Removes what killed processes of this machine have left of a file."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        host, _, process = partial.name.removesuffix(".partial").rpartition("-")
+        if not host.endswith(f".{platform.node()}") or not process.isdecimal():
+            continue
+        try:
+            if int(process) != os.getpid():
+                os.kill(int(process), 0)  # raises an error if there is no such process
+                continue
+        except ProcessLookupError:
+            pass
+        except OSError:  # a process of another user
+            continue
+        partial.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from research.optimization.schedules import SCHEDULES
+from research.runs.restore import check_restorable
 from research.runs.run_directory import MADE_FIRST, RunDirectory, not_writable
+from research.runs.sealed_files import intact_checkpoints
 from research.settings.train_config import TrainConfig, python_files
 from research.system.errors import UserError
 
@@ -33,7 +35,9 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
         cannot be written.
     """
     directory = RunDirectory(config.ckpt_dir or default_path(config))
+    check_restorable(str(directory.path))
     if not os.path.exists(directory.config_file):
+        _check_outside(directory.path, config.image_folder)
         _check_free(directory.path)
         return directory, False
     trained = directory.read_config()
@@ -91,10 +95,41 @@ def length_is_fixed(config: TrainConfig) -> str | None:
     return None
 
 
+def has_checkpoint(directory: RunDirectory) -> bool:
+    """Returns whether a run to resume has a checkpoint.
+
+    Raises:
+      UserError: all checkpoints are damaged; or there is none, although epochs are recorded.
+    """
+    if intact_checkpoints(directory.checkpoints / "latest"):
+        return True
+    # A run that was killed before its first checkpoint may have recorded its first epoch.
+    if len(directory.read_metrics()) > 1 or directory.result_file.exists():
+        raise UserError(
+            f"ckpt_dir {str(directory.path)!r} has the records of a run and no checkpoint; put its "
+            "folder 'checkpoints' back, or give another --ckpt_dir"
+        )
+    return False
+
+
+def _check_outside(path: Path, image_folder: str | None) -> None:
+    """Raises `UserError` if the run's pictures would become photos of the next run."""
+    if image_folder and path.resolve().is_relative_to(Path(image_folder).resolve()):
+        raise UserError(
+            f"ckpt_dir is {str(path)!r}, which is in image_folder {image_folder!r}: the pictures "
+            "of the run would be used as photos; give a --ckpt_dir outside of it"
+        )
+
+
 def _check_free(path: Path) -> None:
     """Raises `UserError` unless the folder is empty or can be created."""
     try:
-        if path.exists() and any(child.name not in MADE_FIRST for child in path.iterdir()):
+        if path.is_symlink() and not path.exists():
+            raise not_writable(path, f"a link to {os.readlink(path)!r}, which does not exist")
+        if path.exists() and any(
+            child.name not in MADE_FIRST and not child.name.endswith(".partial")
+            for child in path.iterdir()
+        ):
             raise UserError(
                 f"ckpt_dir is {str(path)!r}, which is not empty and holds no run (no config.json); "
                 "expected a new folder, an empty folder, or the folder of a run to resume"

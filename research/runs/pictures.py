@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +17,9 @@ from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from research.loop.learning_rate_finder import Sweep
+
+# The user's matplotlibrc may need fonts, LaTeX or a display.
+DEFAULT_STYLE = matplotlib.style.context("default")
 
 
 def plain(text: str, longest: int | None = None) -> str:
@@ -30,6 +34,7 @@ def escape_formulas(text: str) -> str:
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
+@DEFAULT_STYLE
 def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Figure:
     """Draws photos in a grid, each below its title.
 
@@ -86,6 +91,7 @@ def _draw_curve(axis: Axes, rows: Sequence[dict[str, Any]], name: str, **style: 
     return line
 
 
+@DEFAULT_STYLE
 def history(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draws the loss and the main metric by epoch, from the rows of metrics.jsonl."""
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -96,6 +102,7 @@ def history(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+@DEFAULT_STYLE
 def learning_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Figure:
     """Draws the loss and the main metric of several runs by epoch.
 
@@ -121,6 +128,7 @@ def learning_curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> Fig
     return figure
 
 
+@DEFAULT_STYLE
 def learning_rates(sweeps: Sequence[Sweep]) -> Figure:
     """Draws the loss by learning rate for each parameter group, and marks the suggested rate."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -145,6 +153,7 @@ def learning_rates(sweeps: Sequence[Sweep]) -> Figure:
     return figure
 
 
+@DEFAULT_STYLE
 def png(figure: Figure) -> bytes:
     """Returns a figure as the content of a PNG file."""
     buffer = io.BytesIO()

@@ -75,9 +75,20 @@ def restore_model(model: Wrapper, path: str, averages: WeightAverages | None = N
     return int(step.numpy())
 
 
+def check_restorable(path: str) -> None:
+    """Raises `UserError` if TensorFlow cannot restore from a path, which it reads as a pattern."""
+    found = [character for character in "[\\" if character in os.path.abspath(path)]
+    if found:
+        raise UserError(
+            f"{path!r} contains the character {found[0]!r}, with which TensorFlow finds no "
+            "checkpoint; rename the folder, or give another --ckpt_dir"
+        )
+
+
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
     """Checks the index of a checkpoint; turns any error while reading it into a `UserError`."""
+    check_restorable(path)
     try:
         check_index(path)
         yield

@@ -24,9 +24,9 @@ MOST_CLASSES = 2**16
 # The values of a row of metrics.jsonl that every row must have.
 FIGURES = ("epoch", "step", "seconds", "train_loss", "validation_loss")
 # Files that a run killed while it made its folder may have left there.
-MADE_FIRST = {LOCK, "checkpoints", "events", "pictures", "config.json.partial"}.union(
-    *({name, f"{name}.partial"} for name in ("labels.txt", "data.json", "photos.tsv"))
-)
+MADE_FIRST = {
+    *(LOCK, "checkpoints", "events", "pictures", "labels.txt", "data.json", "photos.tsv"),
+}
 
 
 class PhotoEntry(NamedTuple):
@@ -170,7 +170,7 @@ class RunDirectory:
 
     def read_class_names(self) -> tuple[str, ...]:
         """Returns the class names by label; raises `UserError` if they cannot be read."""
-        names = _read(self.labels_file).removesuffix("\n").split("\n")
+        names = _read(self.labels_file).rstrip("\n").split("\n")
         if not 2 <= len(names) <= MOST_CLASSES:
             raise UserError(
                 f"{str(self.labels_file)!r} has {len(names):,} lines; expected 2 to "
@@ -287,7 +287,7 @@ def _read(file: Path) -> str:
         elif file.stat().st_size > LARGEST_FILE:
             reason = f"larger than {LARGEST_FILE:,} bytes"
         else:
-            return file.read_text(encoding="utf-8")
+            return file.read_text(encoding="utf-8-sig")  # editors may add a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
     raise UserError(

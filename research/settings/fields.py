@@ -130,7 +130,7 @@ def _check_value(config_class: type, field: dataclasses.Field[Any], value: Any) 
 def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
     if setting.or_python_file and is_python_reference(value):
         file, _, defined = value.rpartition(":")
-        value = f"{os.path.abspath(os.path.expanduser(file))}:{defined}"
+        value = f"{_absolute(name, file)}:{defined}"
     elif setting.values and value not in setting.choices:
         raise UserError(f"{name} is {value!r}; expected one of: {setting.values}")
     if setting.minimum is not None:
@@ -145,7 +145,22 @@ def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
             raise UserError(f"{name} is {shown}; expected {noun} {bound} {setting.minimum:g}")
     if kind is str and (not value or not value.isprintable()):
         raise UserError(f"{name} is {value!r}; expected non-empty text of printable characters")
-    return os.path.abspath(os.path.expanduser(value)) if setting.is_path else value
+    return _absolute(name, value) if setting.is_path else value
+
+
+def _absolute(name: str, path: str) -> str:
+    """Returns an absolute path; `~` stands for the home folder."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(
+            f"{name} is {path!r}, and the home folder is not known; set HOME, or give a whole path"
+        )
+    try:
+        return os.path.abspath(expanded)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{name} is {path!r}, and the working directory no longer exists; change to another"
+        ) from error
 
 
 class Validated:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+from typing import IO
 
 from research.system.errors import UserError
 from research.system.interruption import at_once
@@ -29,6 +30,7 @@ def prepare() -> None:
             f"KERAS_BACKEND is {os.environ['KERAS_BACKEND']!r}, but this project needs tensorflow"
         )
     os.environ["KERAS_BACKEND"] = "tensorflow"  # also overrules keras.json
+    os.environ["MPLBACKEND"] = "agg"  # pictures are only written to files
     if os.environ.pop("TF_USE_LEGACY_KERAS", "0").lower() in ("true", "1"):
         _note("TF_USE_LEGACY_KERAS is set, but this project needs Keras 3")
 
@@ -68,6 +70,14 @@ def _note(text: str) -> None:
         print(f"note: {text}, which is used", file=sys.stderr)
 
 
+def _log_file() -> IO[bytes]:
+    """Returns a nameless file; in memory if no folder for temporary files can be written."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return open(os.memfd_create("log"), "w+b")
+
+
 def import_tensorflow() -> None:
     """Imports TensorFlow and lists its devices, without the lines that it logs.
 
@@ -82,7 +92,7 @@ def import_tensorflow() -> None:
     check_keras_file()
     sys.stderr.flush()
     standard_error = os.dup(2)
-    with tempfile.TemporaryFile() as log, at_once(standard_error):
+    with _log_file() as log, at_once(standard_error):
         os.dup2(log.fileno(), 2)
         failed = True
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def calls(monkeypatch) -> list[tuple[str, str]]:
     fsync, replace = os.fsync, os.replace
 
     def noted_fsync(descriptor: int) -> None:
-        made.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        made.append(("sync", name.replace(f".{platform.node()}-{os.getpid()}.", ".")))
         fsync(descriptor)
 
     def noted_replace(source: Path, target: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +15,7 @@ from research.runs.logbook import Logbook
 from research.runs.run_directory import FIGURES, PhotoEntry, RunDirectory
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
+from tests.helpers import ROOT
 
 
 def config(path, **settings) -> TrainConfig:
@@ -168,3 +172,51 @@ def test_a_file_of_code_may_move_and_a_class_may_not_be_replaced(tmp_path):
     (tmp_path / "two.py").write_text("class A: 'changed'\n")
     with pytest.raises(UserError, match="augmentation was"):
         find_run(moved)
+
+
+def test_a_folder_from_which_tensorflow_cannot_restore_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"contains the character '\['.*rename the folder"):
+        find_run(config(tmp_path / "lr[1e-3]"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_among_its_photos_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    for folder in ("photos", "link"):
+        with pytest.raises(UserError, match=r"which is in image_folder .*outside of it"):
+            find_run(config(tmp_path / folder / "run", image_folder=str(tmp_path / "photos")))
+    assert not find_run(config(tmp_path / "run", image_folder=str(tmp_path / "photos")))[1]
+
+
+def test_a_link_to_nothing_is_told_before_the_set_up(tmp_path):
+    (tmp_path / "run").symlink_to("gone")
+    with pytest.raises(UserError, match="a link to 'gone', which does not exist"):
+        find_run(config(tmp_path / "run"))
+
+
+def test_marks_and_empty_lines_of_editors_are_ignored(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(config(tmp_path / "run"), ("cat", "dog"), {})
+    directory.labels_file.write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n\r\n")
+    directory.config_file.write_bytes(b"\xef\xbb\xbf" + directory.config_file.read_bytes())
+    assert directory.read_class_names() == ("cat", "dog")
+    assert directory.read_config() == config(tmp_path / "run")
+
+
+def test_several_processes_write_the_same_file(tmp_path):
+    """One of them is killed while it writes; the next one removes what it left."""
+    file = tmp_path / "file.json"
+    code = (
+        "import sys, pathlib; from research.runs.durable_files import write_atomically\n"
+        "for n in range(40): write_atomically(pathlib.Path(sys.argv[1]), sys.argv[2] * 5000)\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(file), x], cwd=ROOT) for x in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        if file.exists():
+            assert file.read_text() in ("a" * 5000, "b" * 5000)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    left = tmp_path / f"file.json.{platform.node()}-{2**22 + 1}.partial"  # no such process
+    left.write_text("half")
+    write_file(file, "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]

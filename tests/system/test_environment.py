@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 
+from research.runs import pictures
 from research.system import devices, environment
 from research.system.errors import UserError
 from tests.helpers import ROOT, SMALL_RUN, read_checkpoint, run_script, script_environment
@@ -98,3 +100,23 @@ def test_keras_with_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr("keras.config.backend", lambda: "torch")
     with pytest.raises(UserError, match="imported with the backend 'torch' before this project"):
         devices.set_up_keras()
+
+
+def test_tensorflow_is_imported_without_a_folder_for_temporary_files(monkeypatch):
+    def refuse() -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(environment.tempfile, "TemporaryFile", refuse)
+    environment.import_tensorflow()
+
+
+def test_pictures_do_not_depend_on_the_user_s_matplotlib(monkeypatch):
+    """With `text.usetex`, drawing would need LaTeX."""
+    rows = [{"epoch": 1, "step": 1, "train_loss": 1.0, "validation_loss": 1.0}]
+    expected = pictures.png(pictures.history(rows))
+    with matplotlib.rc_context({"text.usetex": True, "figure.dpi": 20, "lines.linewidth": 9}):
+        assert pictures.png(pictures.history(rows)) == expected
+        assert matplotlib.rcParams["lines.linewidth"] == 9
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    environment.prepare()
+    assert os.environ["MPLBACKEND"] == "agg"

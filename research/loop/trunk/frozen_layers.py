@@ -239,6 +239,8 @@ class FrozenLayers:
 
 def _default_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if root.startswith("~"):
+        raise UserError("the home folder is not known; set HOME, or give --cache_dir=DIR")
     return Path(root) / "finetune-loop"
 
 
