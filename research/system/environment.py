@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -90,6 +91,9 @@ def import_tensorflow() -> None:
     """
     prepare()
     check_keras_file()
+    if os.environ.get("TF_XLA_FLAGS"):  # an unknown flag ends the process, with a message
+        importlib.import_module("tensorflow")
+        return
     sys.stderr.flush()
     standard_error = os.dup(2)
     with _log_file() as log, at_once(standard_error):

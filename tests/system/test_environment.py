@@ -120,3 +120,17 @@ def test_pictures_do_not_depend_on_the_user_s_matplotlib(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "nonsense")
     environment.prepare()
     assert os.environ["MPLBACKEND"] == "agg"
+
+
+def test_a_flag_that_tensorflow_does_not_know_is_shown(tmp_path):
+    """TensorFlow ends the process while it is imported. It must be a new process."""
+    code = "from research.system.environment import import_tensorflow; import_tensorflow()"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**script_environment(tmp_path), "TF_XLA_FLAGS": "--nonsense"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode != 0
+    assert "nonsense" in process.stderr
