@@ -92,7 +92,7 @@ def import_tensorflow() -> None:
     prepare()
     check_keras_file()
     if os.environ.get("TF_XLA_FLAGS"):  # an unknown flag ends the process, with a message
-        importlib.import_module("tensorflow")
+        importlib.import_module("tensorflow").config.list_physical_devices()
         return
     sys.stderr.flush()
     standard_error = os.dup(2)

@@ -123,7 +123,7 @@ def test_pictures_do_not_depend_on_the_user_s_matplotlib(monkeypatch):
 
 
 def test_a_flag_that_tensorflow_does_not_know_is_shown(tmp_path):
-    """TensorFlow ends the process while it is imported. It must be a new process."""
+    """TensorFlow ends the process, which must be a new one."""
     code = "from research.system.environment import import_tensorflow; import_tensorflow()"
     process = subprocess.run(
         [sys.executable, "-c", code],
