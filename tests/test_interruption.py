@@ -83,16 +83,10 @@ def test_a_run_interrupted_in_steps_and_validation_ends_bit_identical(whole, fla
 
     command = re.search(r"^evaluate: +python (.*)$", process.stdout, re.MULTILINE)
     assert command
-    pasted = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT))}/{command[1]} --nopictures"
-    evaluated = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {pasted} | head -1"],
-        cwd=tmp_path,
-        env=script_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert evaluated.stdout == "SmallResNet\n"
+    script, *flags = shlex.split(command[1])
+    evaluated = run_script(tmp_path, script, *flags, "--nopictures")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.stdout.startswith("SmallResNet\n")
     assert evaluated.stderr == ""
 
 

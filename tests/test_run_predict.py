@@ -6,9 +6,6 @@ import csv
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +19,7 @@ from research.serving import predict as predicting
 from research.serving.predict import DamagedFile, find_files, predict, predict_files
 from research.settings.program_configs import EvalConfig, PredictConfig
 from research.system.errors import UserError
-from tests.helpers import ROOT, make_run, run_script, script_environment
+from tests.helpers import ROOT, launcher, make_run, run_script, script_environment
 
 ODD = b"not\xffutf8\n, \"and\".jpg"  # fmt: skip
 
@@ -107,18 +104,14 @@ def test_unusual_names_in_csv_and_table(one_device, run, odd_folder, capsys):
     assert shares == pytest.approx([float(row[2]) for row in rows[1:]], abs=5e-5)
 
 
-def test_a_closed_pipe_ends_the_process_silently(run, photo_folder):
-    command = [sys.executable, str(ROOT / "run_predict.py"), f"--ckpt_dir={run}", "--batch_size=1"]
-    with subprocess.Popen(
-        [*command, "--format=csv", str(photo_folder)],
-        env=script_environment(run.parent),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout.readline().startswith(b"file,label")
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(60) == 128 + signal.SIGPIPE  # as in a shell
+def test_output_that_cannot_be_written_ends_the_program(run, photo_folder, tmp_path):
+    """Its output is its only result."""
+    flags = [str(ROOT / "run_predict.py"), f"--ckpt_dir={run}", str(photo_folder)]
+    with open("/dev/full", "w") as full, open(tmp_path / "errors", "w+") as errors:
+        program = launcher().start(flags, tmp_path, script_environment(tmp_path), full, errors)
+        assert program.wait(120) == 2
+    (line,) = (tmp_path / "errors").read_text().splitlines()
+    assert line == "run_predict.py: standard output cannot be written (No space left on device)"
 
 
 def test_many_files_are_processed_in_order_and_in_chunks(

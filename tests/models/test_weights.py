@@ -311,12 +311,9 @@ def test_what_is_left_out_stands_before_or_after_what_is_used(
             )
 
 
-@pytest.mark.parametrize("names", [("VGG16", "VGG19"), ("ResNet50V2", "ResNet101V2")])
-def test_a_backbone_does_not_load_a_larger_or_smaller_sibling(
-    names: tuple[str, str], tmp_path: Path
-) -> None:
+def test_a_backbone_does_not_load_a_larger_or_smaller_sibling(tmp_path: Path) -> None:
     """`python -m tests.reliability.similar_backbones` checks the whole table."""
-    assert check_group([BACKBONES[name] for name in names], tmp_path) == (2, [])
+    assert check_group([BACKBONES["VGG16"], BACKBONES["VGG19"]], tmp_path) == (2, [])
 
 
 def test_last_layer_of_another_shape_changes_nothing(weights_file: Path) -> None:

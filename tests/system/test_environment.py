@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -122,15 +123,18 @@ def test_pictures_do_not_depend_on_the_user_s_matplotlib(monkeypatch):
     assert os.environ["MPLBACKEND"] == "agg"
 
 
-def test_a_flag_that_tensorflow_does_not_know_is_shown(tmp_path):
-    """TensorFlow ends the process, which must be a new one."""
-    code = "from research.system.environment import import_tensorflow; import_tensorflow()"
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**script_environment(tmp_path), "TF_XLA_FLAGS": "--nonsense"},
-        capture_output=True,
-        text=True,
-        timeout=120,
+def test_a_flag_that_tensorflow_does_not_know_is_shown(monkeypatch, capfd):
+    """TensorFlow writes its message and ends the process while it lists the devices."""
+
+    def list_physical_devices() -> None:
+        os.write(2, b"Unknown flag")
+        raise SystemExit(1)
+
+    tensorflow = SimpleNamespace(
+        config=SimpleNamespace(list_physical_devices=list_physical_devices)
     )
-    assert process.returncode != 0
-    assert "nonsense" in process.stderr
+    monkeypatch.setattr(environment.importlib, "import_module", lambda name: tensorflow)
+    monkeypatch.setenv("TF_XLA_FLAGS", "--nonsense")
+    with pytest.raises(SystemExit):
+        environment.import_tensorflow()
+    assert capfd.readouterr().err == "Unknown flag"
