@@ -30,7 +30,8 @@ from tests.helpers import (
 # 66 photos in batches of 8: the last batch has 2 photos, so that a device may have none.
 FLAGS = (
     *SMALL_RUN,
-    "--epochs=2",
+    "--head_epochs=1",  # from features; the other epoch from activations
+    "--epochs=1",
     "--checkpoint_every=3",
     "--trunk_cache=disk",
     "--cache_dir=../cache",  # shared by both workers
@@ -152,6 +153,8 @@ def test_only_the_chief_keeps_records(together):
     assert "worker 0 of 2, the chief" in chief
     assert "worker 1 of 2, worker 0 keeps the records" in other
     assert "2 CPU" in chief
+    assert "trunk cache  features on disk" in chief
+    assert "trunk cache  activations on disk" in chief
     assert "evaluate:     python run_eval.py" in chief
     assert "evaluate:" not in other
     assert list((folder / "host1").iterdir()) == []

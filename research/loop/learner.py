@@ -42,11 +42,13 @@ class StepOptions:
       accumulate_steps: batches per step, computed one after another to save memory.
       clip_norm: the largest allowed norm of the gradient; None for no limit.
       xla: whether to compile each device's forward and backward pass with XLA.
+      deterministic: whether TensorFlow only allows deterministic operations.
     """
 
     accumulate_steps: int = 1
     clip_norm: float | None = None
     xla: bool = False
+    deterministic: bool = False
 
 
 class StepsDone(NamedTuple):
@@ -200,8 +202,9 @@ class Learner:
 
     @property
     def _loops_on_device(self) -> bool:
-        # Starting a step from Python takes longer than a step that trains only the head.
-        return self.network.input_kind == "features"
+        # Starting a step from Python takes longer than a step that trains only the head. The loop
+        # reads the clock, which is not a deterministic operation.
+        return self.network.input_kind == "features" and not self.options.deterministic
 
     def train_steps(
         self, batches: Iterator[Batch], count: int, should_stop: Callable[[], bool] = lambda: False

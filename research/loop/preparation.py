@@ -172,7 +172,7 @@ def set_up(
         replicas,
     )
     xla = resolve_xla(config.xla, exchange_within_step(config, task) if replicas > 1 else None)
-    options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, config.deterministic)
     return Run(config, team, task, built, loader, plan, groups, state, averages, frozen, options)
 
 
