@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -30,9 +31,9 @@ from research.loop.builder import make_loader
 from research.runs import pictures
 from research.runs.console import damage_report, short_path
 from research.runs.durable_files import write_file
-from research.runs.run_directory import RunDirectory
+from research.runs.run_directory import PhotoEntry, RunDirectory
 from research.runs.summaries import EvaluationSummaries
-from research.settings.program_configs import MIRROR_AVERAGING, PHOTO_SETTINGS, EvalConfig
+from research.settings.program_configs import MIRROR_AVERAGING, EvalConfig
 from research.system.errors import UserError
 from research.tasks.metrics import mean_metrics
 from research.tasks.task import Task
@@ -57,7 +58,7 @@ class Evaluator:
         self._config = config
         trained = directory.read_config()
         self._trained_size = trained.image_size
-        self._is_own = not any(getattr(config, name) for name in PHOTO_SETTINGS)
+        self._is_own = not config.names_photos
         self._is_own |= config.source is not None and config.source == trained.source
         self.classifier = Classifier(
             str(directory.path),
@@ -114,10 +115,14 @@ class Evaluator:
             self._check_split(split, examples)
         return Predictions(examples.names, examples.labels, self.classifier.logits(examples))
 
+    @functools.cached_property
+    def _photos_of_run(self) -> list[PhotoEntry]:
+        return self.classifier.directory.read_photos()
+
     def _check_split(self, split: str, examples: SplitArrays) -> None:
         """Raises `UserError` if a photo of the run's own data was in another split of the run."""
         directory = self.classifier.directory
-        before = {(one.digest, one.name): one.split for one in directory.read_photos()}
+        before = {(one.digest, one.name): one.split for one in self._photos_of_run}
         found = map(before.get, zip(examples.digests, examples.names, strict=True))
         moved = [
             (name, was)
@@ -136,9 +141,7 @@ class Evaluator:
     def _leaked(self, split: str, examples: SplitArrays) -> dict[str, int]:
         """Returns how many photos the run has in its other splits, by the hash of their content."""
         seen = {
-            name: {
-                one.digest for one in self.classifier.directory.read_photos() if one.split == name
-            }
+            name: {one.digest for one in self._photos_of_run if one.split == name}
             for name in ("train", "validation")
             if not (self._is_own and name == split)
         }
@@ -279,7 +282,7 @@ def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | No
         have a split that the config names.
     """
     trained = directory.read_config()
-    if trained.source and not source and not any(getattr(config, name) for name in PHOTO_SETTINGS):
+    if trained.source and not source and not config.names_photos:
         raise UserError(
             f"the run in {str(directory.path)!r} was trained on the photos of {trained.source}, "
             f"whose code is only imported if you name it; give --source={trained.source}, or other "
@@ -292,9 +295,12 @@ def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | No
         config.data_dir or trained.data_dir,
         config.source,
     )
-    is_own = not any(getattr(config, name) for name in PHOTO_SETTINGS)
     classes = directory.read_class_names()
-    if not is_own and set(source.class_names) <= set(classes) and source.class_names != classes:
+    if (
+        config.names_photos
+        and set(source.class_names) <= set(classes)
+        and source.class_names != classes
+    ):
         missing = [name for name in classes if name not in source.class_names]
         if missing:
             print(

@@ -112,6 +112,11 @@ class EvalConfig(ModelConfig):
                 "whose latest checkpoint is evaluated each time"
             )
 
+    @property
+    def names_photos(self) -> bool:
+        """Whether photos are named; otherwise, those of the run are evaluated."""
+        return any(getattr(self, name) for name in PHOTO_SETTINGS)
+
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig(ModelConfig):
