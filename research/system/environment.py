@@ -31,7 +31,6 @@ def prepare() -> None:
             f"KERAS_BACKEND is {os.environ['KERAS_BACKEND']!r}, but this project needs tensorflow"
         )
     os.environ["KERAS_BACKEND"] = "tensorflow"  # also overrules keras.json
-    os.environ["MPLBACKEND"] = "agg"  # pictures are only written to files
     if os.environ.pop("TF_USE_LEGACY_KERAS", "0").lower() in ("true", "1"):
         _note("TF_USE_LEGACY_KERAS is set, but this project needs Keras 3")
 
@@ -90,6 +89,7 @@ def import_tensorflow() -> None:
       UserError: the configuration file of Keras is not valid.
     """
     prepare()
+    os.environ["MPLBACKEND"] = "agg"  # in programs, not in a notebook that imports this package
     check_keras_file()
     if os.environ.get("TF_XLA_FLAGS"):  # an unknown flag ends the process, with a message
         importlib.import_module("tensorflow").config.list_physical_devices()

@@ -120,6 +120,8 @@ def test_pictures_do_not_depend_on_the_user_s_matplotlib(monkeypatch):
         assert matplotlib.rcParams["lines.linewidth"] == 9
     monkeypatch.setenv("MPLBACKEND", "nonsense")
     environment.prepare()
+    assert os.environ["MPLBACKEND"] == "nonsense"  # a notebook keeps its own
+    environment.import_tensorflow()
     assert os.environ["MPLBACKEND"] == "agg"
 
 
