@@ -19,7 +19,8 @@ from research.data.loader import DataLoader
 from research.data.open_source import open_source
 from research.loop.builder import BuiltNetwork
 from research.loop.learner import Learner
-from research.loop.preparation import Run, open_photos, set_up
+from research.loop.open_photos import photos_of_run
+from research.loop.preparation import Run, set_up
 from research.loop.steps import Network
 from research.models.backbone_table import find_backbone
 from research.models.cost import multiplications
@@ -95,7 +96,7 @@ def train_article(arguments: argparse.Namespace, **settings: Any) -> list[dict[s
 def set_up_article(arguments: argparse.Namespace, **settings: Any) -> Run:
     """Sets up a run with the settings of `article`, without training it."""
     config = article(arguments, **settings)
-    return set_up(config, Team(tf.distribute.get_strategy()), open_photos(config))
+    return set_up(config, Team(tf.distribute.get_strategy()), photos_of_run(config))
 
 
 def training_step(run: Run, network: Network, loader: DataLoader) -> Callable[[], object]:

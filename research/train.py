@@ -16,11 +16,11 @@ from research.loop.finite_check import check_finite, read_scalars
 from research.loop.learner import Learner
 from research.loop.learning_rate_finder import suggest_learning_rates
 from research.loop.meter import Interval, Meter
+from research.loop.open_photos import photos_of_run
 from research.loop.preparation import (
     Run,
     begin_or_resume,
     make_learner,
-    open_photos,
     record_python_classes,
     set_up,
 )
@@ -76,7 +76,7 @@ def train(
     try:
         if config.find_learning_rate:
             path = directory.path if directory else Path("run")
-            run = set_up(config, team, source or open_photos(config), task)
+            run = set_up(config, team, source or photos_of_run(config), task)
             suggest_learning_rates(run, path.with_name(f"{path.name}-learning-rates.png"))
             return None
         if directory and resuming:
@@ -115,7 +115,7 @@ def train_together(
     """
     own = [config.to_json(), python_files(config)]
     check_settings(own, team.from_chief(own))
-    source = source or open_photos(config)
+    source = source or photos_of_run(config)
     if directory and resuming:
         directory.check_class_names(source.class_names)
     has_weights = directory is not None and resuming and has_checkpoint(directory)

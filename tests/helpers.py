@@ -21,7 +21,7 @@ import tensorflow as tf
 from filelock import FileLock
 
 from research.data.built_in.sketches import sketch_jpeg
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.loop.agreement import list_photos
 from research.loop.builder import build_network, make_loader
 from research.runs.checkpoints import Checkpoints

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from research.data.built_in.sketches import sketch_jpeg
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
 from research.evaluation import classifier
 from research.evaluation import evaluate as evaluating

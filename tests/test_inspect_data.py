@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from research.data.built_in.sketches import sketch_jpeg
-from research.data.folder_source import FolderSource, split_fraction
+from research.data.folder.folder_source import FolderSource
 from research.data.source import SPLITS
 from research.inspect_data.fingerprints import MAX_PAIRS, fingerprint, similar_pairs
 from research.inspect_data.inspect import Duplicate, Inspection, Photo, inspect
@@ -112,21 +111,17 @@ def test_pairs_are_found_across_blocks_up_to_a_limit():
     assert len(similar_pairs(hashes * np.uint64(0), equal, 0)) == MAX_PAIRS
 
 
-def name_in(split: str, prefix: str, ending: str) -> str:
-    """Returns a file name that the hash assigns to a split."""
-    low, high = {"train": (0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1)}[split]
-    names = (f"{prefix}{index}.{ending}" for index in itertools.count())
-    return next(name for name in names if low <= split_fraction(name) < high)
-
-
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """Drawn photos with copies among them, and the names of the copies."""
-    folder = draw_photos(tmp_path_factory.mktemp("planted"), 25)
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "train").mkdir()
+    draw_photos(folder / "train", 25)
     places = {}
 
     def put(what: str, split: str, content: bytes, label: str = "cat", ending: str = "jpg") -> None:
-        places[what] = f"{label}/{name_in(split, what, ending)}"
+        places[what] = f"{split}/{label}/{what}.{ending}"
+        (folder / places[what]).parent.mkdir(parents=True, exist_ok=True)
         (folder / places[what]).write_bytes(content)
 
     put("file", "train", jpeg(photo(0, 500)))
@@ -199,6 +194,11 @@ def test_counts_sizes_and_damage_are_reported(planted, inspected):
     rows = {line.split()[0]: line.split()[1:] for line in process.stdout.splitlines() if line}
     assert rows["all"] == [str(count) for count in (*counts, 60)]
     assert rows["damaged"] == ["1", "0", "1", "2"]
+    assert process.stdout.startswith(
+        "splits       train 58, validation 1, test 3; from the folders train and\n"
+        "             validation and test\n"
+        f"note: 1 photo has copies in several splits, such as {places['file']} and\n"
+    )
     widths = sorted(entry["width"] for entry in found["photos"])
     assert rows["width"] != [] and f"{widths[0]:,}" in process.stdout
     assert f"{places['damaged']}: not an image but an HTML page" in process.stdout

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from research.data.augmentation import AugmentationPipeline, HorizontalFlip
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
 from research.data.order import epoch_order, share_out
 from research.data.split_arrays import load_split

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
 from research.loop.builder import build_network
 from research.models.wrapper import Wrapper

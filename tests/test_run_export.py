@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras.src.applications import efficientnet
 from PIL import ExifTags, Image
 
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions

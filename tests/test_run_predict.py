@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from research.data.built_in.sketches import sketch_jpeg
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.evaluation.classifier import Classifier
 from research.evaluation.evaluate import evaluate
 from research.serving import predict as predicting

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 from tensorboard.compat.proto import event_pb2
 
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.models.residual import build_small_resnet
 from tests.helpers import (
     SMALL_RUN,

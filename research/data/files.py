@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -59,13 +60,16 @@ def _walk(root: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not is_hidden(name)]
         for name in (*folders, *files):
             file = Path(parent, name)
-            if is_image(name) or ("." not in name and _has_image_content(file)):
+            if is_image(name) or ("." not in name and _is_image_file(file)):
                 yield file
 
 
-def _has_image_content(file: Path) -> bool:
-    if not file.is_file():  # opening a pipe would block
-        return False
+def _is_image_file(file: Path) -> bool:
+    return file.is_file() and has_image_content(file)  # opening a pipe would block
+
+
+def has_image_content(file: Path | IO[bytes]) -> bool:
+    """Returns whether a file is an image, by its content."""
     try:
         with pillow_warnings_hidden(), Image.open(file, formats=readable_formats()):
             return True

@@ -63,10 +63,12 @@ class Source:
       class_names: the names of the classes, in the order of their labels.
       summary: where the splits come from and what is left out, in one line; printed before the
         training. It may be empty.
+      notes: what the user should know about the photos, one sentence each; printed after it.
     """
 
     class_names: tuple[str, ...]
     summary: str = ""
+    notes: tuple[str, ...] = ()
 
     def count(self, split: str) -> int:
         """Returns the number of photos of a split, including damaged photos.

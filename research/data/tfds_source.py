@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from research.data.built_in.digits import Digits
 from research.data.built_in.sketches import Sketches
+from research.data.folder.folder_options import Shares
 from research.data.source import Example, Source
 from research.system.errors import UserError, first_line
 from research.system.printable import printable
@@ -33,45 +36,95 @@ WAYS_OUT = (
 class TfdsSource(Source):
     """An image classification data set of TFDS, prepared when it is first read.
 
-    A data set with one split is divided into 80 % train, 10 % validation and 10 % test. A data set
-    with a test or a validation split keeps it as `test`. If it has only one of them, 10 % of
-    `train` are used for validation.
+    A data set with one split is divided by `shares`. A data set with a test or a validation split
+    keeps it as `test`. If it has only one of them, the share of validation is taken from `train`.
+    Splits without labels are left out.
+
+    Labels are class indices. A data set whose photos have several labels (a sequence of class
+    labels, or a dictionary of booleans) gives arrays of 0 and 1, one element per class.
 
     Raises:
       UserError: the name is unknown, the data set has no image with a class label, or it is not
-        prepared and cannot be downloaded (raised when it is read).
+        clear which, or it is not prepared and cannot be downloaded (raised when it is read).
     """
 
-    def __init__(self, name: str, data_dir: str | None = None) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, data_dir: str | None = None, shares: Shares = (80, 10, 10)
+    ) -> None:
+        self._name, self._shares = name, shares
         self._builder = _find_builder(name, data_dir)
-        features = self._builder.info.features or {}
-        images = [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
-        labels = [key for key, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-        if not images or not labels:
-            raise UserError(
-                f"dataset is {name!r}, which has no image with a class label; expected an image "
-                "classification data set such as cats_vs_dogs, oxford_iiit_pet or sketches"
-            )
+        features = dict(sorted((self._builder.info.features or {}).items()))
         # A data set can have further images and labels, such as a mask or a species.
-        self._image = "image" if "image" in images else images[0]
-        self._label = "label" if "label" in labels else labels[0]
+        self._image = _choose(name, features, "image", _is_image)
+        single = any(isinstance(one, tfds.features.ClassLabel) for one in features.values())
+        self._label = _choose(name, features, "label", _is_label if single else _is_label_set)
+        if getattr(features[self._image], "np_dtype", np.uint8) not in (np.uint8, np.uint16):
+            raise UserError(
+                f"dataset is {name!r}, whose {self._image!r} has pixels of type "
+                f"{np.dtype(features[self._image].np_dtype).name}; expected 8 or 16 bits"
+            )
         self._file_name = next((key for key in features if "file" in key and "name" in key), None)
-        if not features[self._label].num_classes:
+        label = features[self._label]
+        if isinstance(label, tfds.features.Sequence):
+            label = label.feature
+        if isinstance(label, tfds.features.ClassLabel) and not label.num_classes:
             _prepare(self._builder, name)  # only a prepared data set knows its classes
-        self.class_names = tuple(map(printable, features[self._label].names))
+        named = label.names if isinstance(label, tfds.features.ClassLabel) else sorted(label)
+        self.class_names = tuple(map(printable, named))
+
+    @functools.cached_property
+    def _splits(self) -> Mapping[str, str]:
+        """The TFDS expressions of train, validation and test."""
+        _prepare(self._builder, self._name)  # so that its splits are known
+        own = {name: split.num_examples for name, split in self._builder.info.splits.items()}
+        labelled = tuple(name for name, count in own.items() if count and self._has_labels(name))
+        if not labelled:
+            raise UserError(
+                f"dataset is {self._name!r}, whose splits {', '.join(own)} have no labels; "
+                "expected a data set with class labels"
+            )
+        splits = standard_splits(labelled, self._shares)
+        unused = [name for name in own if name not in labelled]
+        left_out = f"; left out: {', '.join(unused)} (no labels)" if unused else ""
+        used = ", ".join(f"{split} {expression}" for split, expression in splits.items())
+        self.summary = f"{used}{left_out}"
+        return splits
+
+    def _has_labels(self, split: str) -> bool:
+        """Returns whether the first photo of a split has a label."""
+        if self._label_set:
+            return True
+        first = next(iter(self._stored(f"{split}[:1]", 1)))[self._label]
+        return int(first[0]) >= 0
+
+    @functools.cached_property
+    def _label_set(self) -> bool:
+        return _is_label_set(self._builder.info.features[self._label])
 
     def count(self, split: str) -> int:
-        expression = self._expression(split)  # prepares the data set, so that its splits are known
-        return int(self._builder.info.splits[expression].num_examples)
+        expression = self._expression(split)
+        return int(self._builder.info.splits[expression].num_examples) if expression else 0
 
     def examples(self, split: str) -> Iterator[Example]:
         if not self.count(split):
             return  # TFDS refuses to read an empty split
+        # Reading examples one by one in Python would be slower than decoding them.
+        for batch in self._stored(self._expression(split), 64):
+            keys = (self._image, self._label, self._file_name or "tfds_id")
+            for image, label, file in zip(*(batch[key] for key in keys), strict=True):
+                name = printable(file.decode("utf-8", "replace"))
+                if self._label_set:
+                    yield Example(image, label, name)
+                elif label < 0:
+                    yield Example(None, 0, name, "has no label")
+                else:
+                    yield Example(image, int(label), name)
+
+    def _stored(self, expression: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         options = tf.data.Options()
         options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
         stored = self._builder.as_dataset(
-            split=self._expression(split),
+            split=expression,
             decoders=tfds.decode.PartialDecoding(
                 [key for key in (self._image, self._label, self._file_name) if key],
                 {self._image: tfds.decode.SkipDecoding()},
@@ -81,18 +134,26 @@ class TfdsSource(Source):
                 options=options, add_tfds_id=True, try_autocache=False, interleave_cycle_length=1
             ),
         )
-        # Reading examples one by one in Python would be slower than decoding them.
-        for batch in stored.batch(64).as_numpy_iterator():
-            keys = (self._image, self._label, self._file_name or "tfds_id")
-            for image, label, name in zip(*(batch[key] for key in keys), strict=True):
-                yield Example(image, int(label), printable(name.decode("utf-8", "replace")))
+        if self._label_set:
+            stored = stored.map(self._with_label_vector)
+        yield from stored.batch(batch_size).as_numpy_iterator()
+
+    def _with_label_vector(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Replaces the labels of an example by int32 (classes,), 1 for each of its classes."""
+        labels = example[self._label]
+        if isinstance(labels, dict):
+            vector = tf.stack([tf.cast(labels[name], tf.int32) for name in sorted(labels)])
+        else:
+            found = tf.one_hot(labels, len(self.class_names), dtype=tf.int32)
+            vector = tf.maximum(tf.reduce_max(found, axis=0), 0)  # 0 if there are no labels
+        return {**example, self._label: vector}
 
     def _expression(self, split: str) -> str:
-        _prepare(self._builder, self._name)
+        expression = self._splits.get(split, split)
         own = self._builder.info.splits
-        expression = standard_splits(tuple(own)).get(split, split)
         try:
-            own[expression].num_examples  # noqa: B018
+            if expression:
+                own[expression].num_examples  # noqa: B018
         except Exception as error:  # TFDS raises many types for an expression that it cannot parse
             raise UserError(
                 f"split is {split!r}; expected train, validation, test, or a TFDS expression over "
@@ -101,19 +162,67 @@ class TfdsSource(Source):
         return expression
 
 
-def standard_splits(own: tuple[str, ...]) -> Mapping[str, str]:
+def _is_image(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.Image)
+
+
+def _is_label(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.ClassLabel)
+
+
+def _is_label_set(feature: Any) -> bool:
+    """Returns whether a feature holds several labels: class labels, or a boolean for each class."""
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return all(one.shape == () and one.np_dtype == np.bool_ for one in feature.values())
+    return isinstance(feature, tfds.features.Sequence) and _is_label(feature.feature)
+
+
+def _choose(name: str, features: Mapping[str, Any], usual: str, fits: Callable[[Any], bool]) -> str:
+    """Returns the key of the feature with the images or labels."""
+    found = [key for key, feature in features.items() if fits(feature)]
+    for key in (usual, f"{usual}s", *(found if len(found) == 1 else ())):
+        if key in found:
+            return key
+    if found:
+        raise UserError(
+            f"dataset is {name!r}, which has several features of the kind {usual}: "
+            f"{', '.join(found)}; expected one, or one named {usual!r}: write a source in a file "
+            "of your own, see docs/extending.md"
+        )
+    kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+    raise UserError(
+        f"dataset is {name!r}, which has no image with a class label, but {kinds[:300]}; expected "
+        "an image classification data set such as cats_vs_dogs, oxford_iiit_pet or sketches"
+    )
+
+
+def standard_splits(own: tuple[str, ...], shares: Shares = (80, 10, 10)) -> Mapping[str, str]:
     """Maps train, validation and test to TFDS expressions over a data set's own splits.
 
-    The results are disjoint and use every example of the labelled splits.
+    The results are disjoint and use every example of the labelled splits. A split without photos
+    has an empty expression.
+
+    Args:
+      own: the names of the splits with labels.
+      shares: percentages of train, validation and test, if the data set does not have them.
     """
     train = "train" if "train" in own else own[0]
     held_out = [name for name in ("test", "validation", "val") if name in own and name != train]
-    if not held_out:
-        ranges = {"train": "[:80%]", "validation": "[80%:90%]", "test": "[90%:]"}
-        return {split: train + part for split, part in ranges.items()}
-    if len(held_out) == 1:
-        return {"train": f"{train}[:90%]", "validation": f"{train}[90%:]", "test": held_out[0]}
-    return {"train": train, "validation": held_out[1], "test": held_out[0]}
+    if len(held_out) > 1:
+        return {"train": train, "validation": held_out[1], "test": held_out[0]}
+    validation, test = shares[1], 0 if held_out else shares[2]
+    first, second = 100 - validation - test, 100 - test
+    return {
+        "train": f"{train}[:{first}%]" if first < 100 else train,
+        "validation": _range(train, first, second),
+        "test": held_out[0] if held_out else _range(train, second, 100),
+    }
+
+
+def _range(split: str, start: int, end: int) -> str:
+    if start == end:
+        return ""
+    return f"{split}[{start}%:{end if end < 100 else ''}{'%' if end < 100 else ''}]"
 
 
 def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

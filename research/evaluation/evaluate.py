@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from research.data.source import Source
 from research.evaluation.comparison import comparison_table
-from research.evaluation.one_run import Evaluator, open_photos
+from research.evaluation.one_run import Evaluator, open_evaluated
 from research.evaluation.results import Evaluation
 from research.runs import pictures
 from research.runs.console import short_path
@@ -40,7 +40,7 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> list[Evaluatio
     opened = []
     for ckpt_dir in config.ckpt_dir:  # check all runs before the first computation
         directory = RunDirectory(ckpt_dir)
-        opened.append((directory, open_photos(config, directory, source)))
+        opened.append((directory, open_evaluated(config, directory, source)))
         for checkpoint in config.checkpoint:
             find_checkpoint(directory.checkpoints, checkpoint)
     evaluations: list[Evaluation] = []
@@ -77,7 +77,7 @@ def watch(config: EvalConfig, source: Source | None = None) -> list[Evaluation]:
                 "expected the folder of a training run, or a longer --watch_timeout"
             )
         time.sleep(POLL_SECONDS)
-    photos = open_photos(config, directory, source)
+    photos = open_evaluated(config, directory, source)
     evaluator: Evaluator | None = None
     evaluations: list[Evaluation] = []
     for checkpoint in new_checkpoints(directory, config.watch_timeout):

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from research.data.open_source import open_source
 from research.data.relabelled_source import RelabelledSource
 from research.data.source import SPLITS, Source
 from research.data.split_arrays import SplitArrays
@@ -28,6 +27,7 @@ from research.evaluation.scores import (
     overall,
 )
 from research.loop.builder import make_loader
+from research.loop.open_photos import open_photos
 from research.runs import pictures
 from research.runs.console import damage_report, short_path
 from research.runs.durable_files import write_file
@@ -46,7 +46,7 @@ class Evaluator:
       config: what to evaluate.
       directory: the run.
       checkpoint: the first checkpoint to restore.
-      source: the photos, see `open_photos`.
+      source: the photos, see `open_evaluated`.
 
     Raises:
       UserError: the run or the checkpoint cannot be read.
@@ -68,8 +68,7 @@ class Evaluator:
             config.batch_size,
             task=config.task,
         )
-        asked = config.source or config.image_folder or config.dataset
-        self._data = asked or trained.source or trained.image_folder or trained.dataset
+        self._data = config.data_name or trained.data_name
         self._loader = make_loader(self.classifier.config, source)
 
     def evaluate_splits(self) -> list[Evaluation]:
@@ -266,7 +265,7 @@ def size_note(loss: float, size: int, loss_before: float, size_before: int) -> s
     )
 
 
-def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | None) -> Source:
+def open_evaluated(config: EvalConfig, directory: RunDirectory, source: Source | None) -> Source:
     """Opens the photos that a config names, or else the run's own.
 
     Args:
@@ -288,12 +287,13 @@ def open_photos(config: EvalConfig, directory: RunDirectory, source: Source | No
             f"whose code is only imported if you name it; give --source={trained.source}, or other "
             "photos with --dataset or --image_folder"
         )
-    folder = config.image_folder or (None if config.dataset else trained.image_folder)
-    source = source or open_source(
+    named = config if config.names_photos else trained
+    source = source or open_photos(
+        named,
         config.dataset or trained.dataset,
-        folder,
         config.data_dir or trained.data_dir,
         config.source,
+        trained.split,
     )
     classes = directory.read_class_names()
     if (
@@ -322,7 +322,7 @@ def name_of(config: EvalConfig, split: str, checkpoint: str = "") -> str:
     It consists of the data (unless it is the run's own), the checkpoint, the split, and the image
     size and mirror averaging if the config sets them.
     """
-    other = os.path.basename(config.source or config.image_folder or config.dataset or "")
+    other = os.path.basename(config.data_name or "")
     size = f"{config.image_size}px" if config.image_size else ""
     mirror = {"on": "mirrored", "off": "unmirrored"}.get(config.mirror_averaging, "")
     return ".".join(

@@ -22,16 +22,17 @@ def main(config: InspectConfig) -> None:
       UserError: the photos cannot be read, or the report cannot be written.
     """
     import_tensorflow()
-    from research.data.open_source import open_source
     from research.inspect_data.inspect import inspect
     from research.inspect_data.report import as_json, duplicate_grid, report, sample_grid
+    from research.loop.open_photos import open_photos
+    from research.runs.console import notes_lines, splits_lines
     from research.runs.durable_files import write_file
     from research.runs.pictures import png
 
     out = Path(config.out) if config.out else None
     if out and out.exists() and not out.is_dir():
         raise UserError(f"out is {str(out)!r}, not a folder; expected a folder or a new name")
-    source = open_source(config.dataset, config.image_folder, config.data_dir)
+    source = open_photos(config, config.dataset, config.data_dir, split=config.split)
     inspection = inspect(source, config.distance)
     if out:
         write_file(out / "inspection.json", as_json(inspection))
@@ -40,7 +41,10 @@ def main(config: InspectConfig) -> None:
         (out / "duplicates.png").unlink(missing_ok=True)  # of an earlier inspection
         if duplicates:
             write_file(out / "duplicates.png", png(duplicates))
-    print(report(inspection), flush=True)
+    lines = [*splits_lines(source), *notes_lines(source)]
+    print(
+        "\n".join([*lines, "", report(inspection)] if lines else [report(inspection)]), flush=True
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
         {
             name: differences[name]
             for name in differences
-            if name not in ("image_folder", "weights")
+            if name not in ("image_folder", "labels", "weights")
         },
         "give all workers the same flags",
     )

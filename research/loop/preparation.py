@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from research.data.loader import DataLoader
-from research.data.open_source import open_source
 from research.data.source import Source
 from research.loop.agreement import check_data, describe_data, list_photos
 from research.loop.builder import (
@@ -112,13 +111,13 @@ def record_python_classes(
             source=reference_of(type(source)),
             dataset=TrainConfig.dataset,
             image_folder=None,
+            labels=None,
+            label_columns=None,
+            label_pattern=None,
+            folder_layout=TrainConfig.folder_layout,
+            split=TrainConfig.split,
         )
     return dataclasses.replace(config, task=reference_of(task)) if task else config
-
-
-def open_photos(config: TrainConfig) -> Source:
-    """Opens the photos that a config names."""
-    return open_source(config.dataset, config.image_folder, config.data_dir, config.source)
 
 
 def set_up(

@@ -24,6 +24,7 @@ from research.settings.train_config import TASKS, TrainConfig
 
 if TYPE_CHECKING:
     from research.data.loader import DataLoader
+    from research.data.source import Source
     from research.loop.builder import BuiltNetwork
     from research.loop.learning_rate_finder import Sweep
     from research.loop.meter import Interval
@@ -34,19 +35,14 @@ if TYPE_CHECKING:
 def describe_run(run: Run) -> str:
     """Returns the lines that describe the data, the model and the devices of a run."""
     config, loader, built, team = run.config, run.loader, run.built, run.team
-    own_data = config.source or config.image_folder
+    own_data = config.source or config.image_folder or config.labels
     names = ", ".join(loader.class_names[:8]) + (", ..." if len(loader.class_names) > 8 else "")
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     lines = [
         f"data         {short_path(own_data) if own_data else config.dataset}",
         f"photos       {loader.num_train_examples:,} to train on, "
         f"{len(loader.examples('validation')):,} to validate",
-        *textwrap.wrap(
-            loader.source.summary,
-            width=79,
-            initial_indent="splits       ",
-            subsequent_indent=" " * 13,
-        ),
+        *splits_lines(loader.source),
         *([f"task         {short_path(config.task)}"] if config.task not in TASKS else []),
         f"classes      {len(loader.class_names)}: {names}",
         f"backbone     {config.backbone} at {config.image_size} x {config.image_size} pixels",
@@ -60,9 +56,22 @@ def describe_run(run: Run) -> str:
     ]
     if report := damage_report(loader):
         lines.append(report)
+    lines += notes_lines(loader.source)
     if config.weights == "none" and config.bn_mode == "frozen":
         lines.append("note: BatchNorm keeps its initial values; --bn_mode=train trains it")
     return "\n".join(lines)
+
+
+def splits_lines(source: Source) -> list[str]:
+    """Returns where the splits of photos come from and what is left out, as text of 79 columns."""
+    return textwrap.wrap(
+        source.summary, 79, initial_indent="splits       ", subsequent_indent=" " * 13
+    )
+
+
+def notes_lines(source: Source) -> list[str]:
+    """Returns the notes of a source, as text of 79 columns."""
+    return [line for note in source.notes for line in textwrap.wrap(f"note: {note}", 79)]
 
 
 def damage_report(loader: DataLoader) -> str | None:
@@ -74,7 +83,7 @@ def damage_report(loader: DataLoader) -> str | None:
     if len(damaged) > len(shown):
         shown.append(f"  ... and {len(damaged) - len(shown)} more")
     photos = "photo" if len(damaged) == 1 else "photos"
-    return "\n".join([f"skipped {len(damaged)} damaged {photos}:", *shown])
+    return "\n".join([f"skipped {len(damaged)} {photos}:", *shown])
 
 
 def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:

@@ -17,7 +17,7 @@ from research.system.errors import UserError
 def default_path(config: TrainConfig) -> Path:
     """Returns a new folder in runs/, named after the backbone, the data and the time."""
     source = (config.source or "").rpartition(":")[2]
-    data = source or os.path.basename(config.image_folder or config.dataset)
+    data = source or os.path.basename(config.image_folder or config.labels or config.dataset)
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     return Path("runs") / f"{config.backbone}-{data.replace('/', '-')}-{time}"
 
@@ -54,8 +54,9 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
         for name, digest in digests.items()
         if before.get(name) == digest and _names(trained, name) == _names(config, name)
     }
-    if trained.image_folder and config.image_folder and directory.has_content_hashes():
-        allowed.add("image_folder")
+    for name in ("image_folder", "labels"):  # photos and labels are compared later
+        if getattr(trained, name) and getattr(config, name) and directory.has_content_hashes():
+            allowed.add(name)
     too_short = "only more can be trained" if config.epochs < trained.epochs else None
     reason = too_short or length_is_fixed(config)
     if reason is None:

@@ -1,4 +1,4 @@
-"""Parses durations and step ranges, such as '0.5epochs' and '20:30'."""
+"""Parses durations, step ranges and shares, such as '0.5epochs', '20:30' and '80/10/10'."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def count_steps(duration: str, steps_per_epoch: int) -> int:
             f"warmup is {duration!r}; expected a number and a unit, such as 100steps or 0.5epochs"
         )
     return round(float(found[1]) * (steps_per_epoch if found[2] == "epoch" else 1))
+
+
+def parse_shares(text: str) -> tuple[int, int, int]:
+    """Returns the percentages of train, validation and test in a text such as '80/10/10'.
+
+    Raises:
+      UserError: these are not three whole numbers that sum to 100, or there is nothing to train on.
+    """
+    found = re.fullmatch(r"(\d{1,3})/(\d{1,3})/(\d{1,3})", text)
+    shares = tuple(map(int, found.groups())) if found else (0, 0, 0)
+    if sum(shares) != 100 or not shares[0]:
+        raise UserError(
+            f"split is {text!r}; expected three percentages that sum to 100, for training, "
+            "validation and test, such as 80/10/10 or 90/10/0"
+        )
+    return shares[0], shares[1], shares[2]

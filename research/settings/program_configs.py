@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from research.settings import fields as settings
+from research.settings.durations import parse_shares
+from research.settings.photo_config import PhotoConfig
 from research.system.errors import UserError
 
 CHECKPOINT_HELP = (
@@ -12,7 +14,7 @@ CHECKPOINT_HELP = (
     "extension"
 )
 MIRROR_AVERAGING = {"as_trained": None, "on": True, "off": False}
-PHOTO_SETTINGS = ("dataset", "image_folder", "source")
+PHOTO_SETTINGS = ("dataset", "image_folder", "labels", "source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ModelConfig(settings.Validated):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig(ModelConfig):
+class EvalConfig(ModelConfig, PhotoConfig):
     """The settings of `run_eval.py`."""
 
     ckpt_dir: tuple[str, ...] = settings.declare(
@@ -56,11 +58,9 @@ class EvalConfig(ModelConfig):
         ("test",), "train, validation, test, or a TFDS expression such as 'train[:10%]'"
     )
     dataset: str | None = settings.declare(
-        None, "TFDS data set to evaluate on, instead of the photos of the run"
-    )
-    image_folder: str | None = settings.path(
-        "folder with one subfolder of images per class to evaluate on, instead of the run's own "
-        "photos"
+        None,
+        "TFDS data set to evaluate on, instead of the photos of the run; --image_folder, --labels "
+        "and --source name other photos too",
     )
     data_dir: str | None = settings.path(
         "folder of prepared TFDS data sets; default: that of the run"
@@ -97,7 +97,7 @@ class EvalConfig(ModelConfig):
         if not self.checkpoint or not self.split:
             raise UserError("checkpoint or split is empty; expected at least one of each")
         given = [name for name in PHOTO_SETTINGS if getattr(self, name)]
-        if len(given) > 1:
+        if len(given) > 1 and given != ["image_folder", "labels"]:
             raise UserError(f"{' and '.join(given)} are both given; expected only one of them")
         evaluations = len(self.ckpt_dir) * len(self.checkpoint) * len(self.split)
         if self.predictions and (evaluations > 1 or self.watch):
@@ -113,9 +113,14 @@ class EvalConfig(ModelConfig):
             )
 
     @property
+    def data_name(self) -> str | None:
+        """The source, folder, label file or TFDS data set; None for the photos of the run."""
+        return self.source or self.image_folder or self.labels or self.dataset
+
+    @property
     def names_photos(self) -> bool:
         """Whether photos are named; otherwise, those of the run are evaluated."""
-        return any(getattr(self, name) for name in PHOTO_SETTINGS)
+        return self.data_name is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,16 +157,15 @@ class ExportConfig(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectConfig(settings.Validated):
+class InspectConfig(PhotoConfig):
     """The settings of `python -m research.inspect_data`."""
 
     dataset: str = settings.declare("cats_vs_dogs", "name of the TFDS data set to inspect")
-    image_folder: str | None = settings.path(
-        "folder with one subfolder of images per class, or with folders 'train', 'val' and 'test' "
-        "of such subfolders; replaces --dataset"
-    )
     data_dir: str | None = settings.path(
         "folder of prepared TFDS data sets; default: the folder that TFDS uses"
+    )
+    split: str = settings.declare(
+        "80/10/10", "percentages for training, validation and test, as for run_train.py"
     )
     distance: int = settings.count(
         72,
@@ -172,3 +176,7 @@ class InspectConfig(settings.Validated):
     out: str | None = settings.path(
         "folder to write the report to, as JSON, with sample photos and duplicates as PNG"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_shares(self.split)

@@ -16,7 +16,8 @@ from research.models.backbone_table import find_backbone
 from research.optimization.optimizers import OPTIMIZERS
 from research.optimization.schedules import SCHEDULES
 from research.settings import fields as settings
-from research.settings.durations import count_steps, parse_steps
+from research.settings.durations import count_steps, parse_shares, parse_steps
+from research.settings.photo_config import PhotoConfig
 from research.system.errors import UserError
 from research.system.python_file import digest_of_file, is_python_reference
 
@@ -35,17 +36,13 @@ CHOSEN_BY_HYPERRULE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(settings.Validated):
+class TrainConfig(PhotoConfig):
     """All settings of a training run. Raises `UserError` if a value is not allowed."""
 
     dataset: str = settings.declare(
         "cats_vs_dogs",
         "name of a TFDS image classification data set. Two data sets are built in and need no "
         "download: 'sketches' (drawings of cats and dogs) and 'digits' (handwriting, ten classes)",
-    )
-    image_folder: str | None = settings.path(
-        "folder with one subfolder of images per class, or with folders 'train', 'val' and 'test' "
-        "of such subfolders; replaces --dataset"
     )
     data_dir: str | None = settings.path(
         "folder of prepared TFDS data sets; default: the folder that TFDS uses",
@@ -54,6 +51,11 @@ class TrainConfig(settings.Validated):
     source: str | None = settings.python_file(
         "your own Python class that yields photos and labels, as FILE.py:CLASS; replaces "
         "--dataset; see docs/extending.md"
+    )
+    split: str = settings.declare(
+        "80/10/10",
+        "percentages of the photos for training, validation and test, for data without splits of "
+        "its own. With 0 for validation, there is no best checkpoint",
     )
     task: str = settings.choice(
         "classification",
@@ -346,12 +348,15 @@ class TrainConfig(settings.Validated):
             )
         if self.epochs + self.head_epochs == 0:
             raise UserError("epochs is 0 and head_epochs is 0; expected at least one epoch")
-        if self.source and (self.image_folder or self.dataset != TrainConfig.dataset):
-            other = "image_folder" if self.image_folder else "dataset"
-            raise UserError(
-                f"source is {self.source!r} and {other} is {getattr(self, other)!r}; expected only "
-                "one of them"
-            )
+        parse_shares(self.split)
+        defaults = {"image_folder": None, "labels": None, "dataset": "cats_vs_dogs"}
+        defaults["split"] = TrainConfig.split
+        for other, default in defaults.items():
+            if self.source and getattr(self, other) != default:
+                raise UserError(
+                    f"source is {self.source!r} and {other} is {getattr(self, other)!r}; expected "
+                    "only one of them"
+                )
         count_steps(self.warmup, 1)
         parse_steps(self.profile_steps)
         if self.gradual_unfreezing and self.bn_mode != "frozen":
@@ -377,6 +382,11 @@ class TrainConfig(settings.Validated):
                 f"trunk_cache is {self.trunk_cache!r}, but hyperrule may choose mixup, which shows "
                 "each photo differently in each epoch; give --trunk_cache=auto"
             )
+
+    @property
+    def data_name(self) -> str:
+        """The source, folder, label file or TFDS data set of the photos."""
+        return self.source or self.image_folder or self.labels or self.dataset
 
     @property
     def evaluation_size(self) -> int:

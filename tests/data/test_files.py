@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.data.source import MAX_FILE_BYTES, SPLITS
 from research.data.split_arrays import load_split
 from research.system.errors import UserError

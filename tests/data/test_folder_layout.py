@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from research.data.files import image_files
-from research.data.folder_layout import WITHOUT_SPLITS, find_layout
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_layout import find_layout
+from research.data.folder.folder_source import FolderSource
+from research.data.folder.photo_tree import FolderTree
 from research.data.source import SPLITS
 from research.data.split_arrays import load_split
 from research.system.errors import UserError
 from tests.helpers import draw_photos
-
-ALL = WITHOUT_SPLITS
-TRAIN, TEST, VALIDATION = {"train": 1.0}, {"test": 1.0}, {"validation": 1.0}
-TRAIN_AND_VALIDATION = {"train": 0.9, "validation": 1.0}
 
 
 def make(root: Path, *paths: str) -> Path:
@@ -42,44 +39,44 @@ def make(root: Path, *paths: str) -> Path:
     ("paths", "parts", "left_out"),
     [
         # Classes.
-        (["{cat,dog}/1.jpg"], {"": ALL}, ()),
-        (["{cat,dog}/1.jpg", "7.jpg"], {"": ALL}, ("1 images without a class",)),
-        (["{cat,dog}/1.jpg", "notes/a.txt"], {"": ALL}, ("notes (no image)",)),
-        (["{crash_test_dummy,training_shoe}/1.jpg"], {"": ALL}, ()),
+        (["{cat,dog}/1.jpg"], {"": None}, ()),
+        (["{cat,dog}/1.jpg", "7.jpg"], {"": None}, ("1 images without a class",)),
+        (["{cat,dog}/1.jpg", "notes/a.txt"], {"": None}, ("notes (no image)",)),
+        (["{crash_test_dummy,training_shoe}/1.jpg"], {"": None}, ()),
         # What archives unpack to.
-        (["PetImages/{Cat,Dog}/1.jpg", "readme.txt"], {"PetImages": ALL}, ()),
+        (["PetImages/{Cat,Dog}/1.jpg", "readme.txt"], {"PetImages": None}, ()),
         (["data/{train,val}/{cat,dog}/1.jpg"],
-         {"data/train": TRAIN_AND_VALIDATION, "data/val": TEST}, ()),
+         {"data/train": "train", "data/val": "validation"}, ()),
         # Splits.
         (["{train,val}/{cat,dog}/1.jpg", "__MACOSX/"],
-         {"train": TRAIN_AND_VALIDATION, "val": TEST}, ("__MACOSX",)),
+         {"train": "train", "val": "validation"}, ("__MACOSX",)),
         (["{train,val}/{cat,dog}/1.jpg", "__MACOSX/train/cat/._1.jpg"],
-         {"train": TRAIN_AND_VALIDATION, "val": TEST}, ("__MACOSX",)),
+         {"train": "train", "val": "validation"}, ("__MACOSX",)),
         (["{train,val,test}/{cat,dog}/1.jpg"],
-         {"train": TRAIN, "val": VALIDATION, "test": TEST}, ()),
+         {"train": "train", "val": "validation", "test": "test"}, ()),
         (["{train,val}/{cat,dog}/1.jpg", "extra/1.jpg"],
-         {"train": TRAIN_AND_VALIDATION, "val": TEST}, ("extra (no split)",)),
+         {"train": "train", "val": "validation"}, ("extra (no split)",)),
         (["{training_set,test_set}/{cat,dog}/1.jpg"],
-         {"training_set": TRAIN_AND_VALIDATION, "test_set": TEST}, ()),
+         {"training_set": "train", "test_set": "test"}, ()),
         (["{training,testing}/{cat,dog}/1.jpg"],
-         {"training": TRAIN_AND_VALIDATION, "testing": TEST}, ()),
+         {"training": "train", "testing": "test"}, ()),
         (["{train_images,test_images}/{cat,dog}/1.jpg", "add_images/1.jpg"],
-         {"train_images": TRAIN_AND_VALIDATION, "test_images": TEST}, ("add_images (no split)",)),
+         {"train_images": "train", "test_images": "test"}, ("add_images (no split)",)),
         (["seg_train/seg_train/{sea,street}/1.jpg", "seg_test/seg_test/{sea,street}/1.jpg",
           "seg_pred/seg_pred/1.jpg"],
-         {"seg_train/seg_train": TRAIN_AND_VALIDATION, "seg_test/seg_test": TEST},
+         {"seg_train/seg_train": "train", "seg_test/seg_test": "test"},
          ("seg_pred (no split)",)),
-        (["{Train,VALID}/{cat,dog}/1.jpg"], {"Train": TRAIN_AND_VALIDATION, "VALID": TEST}, ()),
+        (["{Train,VALID}/{cat,dog}/1.jpg"], {"Train": "train", "VALID": "validation"}, ()),
         (["{train2017,val2017}/{cat,dog}/1.jpg"],
-         {"train2017": TRAIN_AND_VALIDATION, "val2017": TEST}, ()),
+         {"train2017": "train", "val2017": "validation"}, ()),
         (["train/{cat,dog}/1.jpg", "test/{1,2,3}.jpg"],
-         {"train": ALL}, ("test (3 images without a class)",)),
+         {"train": "train"}, ("test (3 images without a class)",)),
         (["{train,test}/{cat,dog}/1.jpg", "train/7.jpg"],
-         {"train": TRAIN_AND_VALIDATION, "test": TEST}, ("1 images in train without a class",)),
+         {"train": "train", "test": "test"}, ("1 images in train without a class",)),
     ],
 )  # fmt: skip
 def test_names_decide_on_splits_and_classes(tmp_path, paths, parts, left_out):
-    layout = find_layout(make(tmp_path, *paths))
+    layout = find_layout(FolderTree(str(make(tmp_path, *paths))))
     assert layout.parts == parts
     assert layout.left_out == left_out
 
@@ -97,7 +94,7 @@ def test_names_decide_on_splits_and_classes(tmp_path, paths, parts, left_out):
 )
 def test_what_can_be_read_in_two_ways_is_refused(tmp_path, paths, expected):
     with pytest.raises(UserError, match=expected) as caught:
-        find_layout(make(tmp_path, *paths))
+        find_layout(FolderTree(str(make(tmp_path, *paths))))
     assert "\n" not in str(caught.value)
 
 
@@ -123,19 +120,20 @@ def test_copies_and_thumbnails_in_hidden_and_system_folders_are_left_out(tmp_pat
         (["{cat,dog}/1.jpg"], "by a hash of each photo's name"),
         (["train/{cat,dog}/1.jpg"], "by a hash of each photo's name in train"),
         (["{train,val,test}/{cat,dog}/1.jpg", "a/b.txt"],
-         "from train and val and test; left out: a (no image)"),
+         "from the folders train and val and test; left out: a (no image)"),
     ],
 )  # fmt: skip
 def test_the_decision_in_one_line(tmp_path, paths, said):
-    assert str(find_layout(make(tmp_path, *paths))) == said
+    assert str(find_layout(FolderTree(str(make(tmp_path, *paths))))) == said
 
 
 def test_what_was_decided_is_said(tmp_path):
     make(tmp_path, "{train,val}/{cat,Cat}/1.jpg", "extra/1.jpg")
-    assert FolderSource(str(tmp_path)).summary == (
-        "from train and val; left out: extra (no split); the classes 'Cat' and 'cat' differ only "
-        "in case"
+    source = FolderSource(str(tmp_path))
+    assert source.summary == (
+        "train 2, validation 0, test 2; from the folders train and val; left out: extra (no split)"
     )
+    assert source.notes == ("the classes 'Cat' and 'cat' differ only in case",)
 
 
 def test_files_without_a_suffix_are_taken_by_their_content(tmp_path):

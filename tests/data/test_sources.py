@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from research.data.built_in import sketches
 from research.data.decode import decode_image
-from research.data.folder_source import FolderSource, split_fraction
+from research.data.folder.folder_source import FolderSource
 from research.data.open_source import open_source
 from research.data.source import SPLITS
 from research.data.tfds_source import TfdsSource, standard_splits
@@ -74,24 +74,20 @@ def test_a_train_folder_alone_is_split_as_a_folder_without_splits(tmp_path):
 def test_a_class_that_train_does_not_have_is_refused(tmp_path):
     draw_splits(tmp_path, "train", "test")
     (tmp_path / "test" / "dog").rename(tmp_path / "test" / "bird")
-    with pytest.raises(UserError, match="has the class 'bird' in 'test', but not in 'train'"):
+    with pytest.raises(
+        UserError,
+        match=r"has the class 'bird' in 'test/bird/.*' of the test split, but in no training photo",
+    ):
         FolderSource(str(tmp_path))
 
 
-def test_split_sizes_are_80_10_10():
-    fractions = np.array([split_fraction(f"{index}.jpg") for index in range(20_000)])
-    shares = [np.mean(fractions < 0.8), np.mean((fractions >= 0.8) & (fractions < 0.9))]
-    np.testing.assert_allclose(shares, [0.8, 0.1], atol=0.01)
-
-
-def test_a_photo_keeps_its_split_when_others_are_added_or_removed(tmp_path):
+def test_a_photo_keeps_its_split_when_photos_of_other_classes_are_added(tmp_path):
     folder = draw_photos(tmp_path, 12)
     before = {name: split for split in SPLITS for name in names(FolderSource(str(folder)), split)}
     for index in range(30):
-        shutil.copy(folder / "cat" / "cat000.jpg", folder / "dog" / f"other{index}.jpg")
-    (folder / "cat" / "cat003.jpg").unlink()
+        (folder / "dog" / f"other{index}.jpg").write_bytes(bytes(200 + index))
     after = {name: split for split in SPLITS for name in names(FolderSource(str(folder)), split)}
-    for name in before.keys() & after.keys():
+    for name in (name for name in before if name.startswith("cat")):
         assert before[name] == after[name]
 
 
@@ -231,7 +227,7 @@ def test_a_data_set_without_class_labels_is_refused(tmp_path):
 
 LISTING = """
 import sys
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 source = FolderSource(sys.argv[1])
 print(sys.getfilesystemencoding())
 print(ascii(source.class_names))

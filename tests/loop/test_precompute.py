@@ -19,7 +19,7 @@ from research.data.augmentation import (
     RandAugment,
     RandomCrop,
 )
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader, scale_to_unit
 from research.data.order import share_out
 from research.loop.builder import feature_epochs, make_groups

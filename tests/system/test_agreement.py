@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from research.data.folder_source import FolderSource
+from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
 from research.loop.agreement import check_data, describe_data, list_photos
 from research.system.errors import UserError

@@ -1,0 +1,1 @@
+"""Photos in a folder or an archive: which are used, their labels, and their splits."""

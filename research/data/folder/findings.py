@@ -1,0 +1,88 @@
+"""Finds copies of photos and missing classes, and describes them for the user."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+from research.data.folder.listed_photo import ListedPhoto
+from research.data.folder.photo_tree import PhotoTree
+from research.data.source import SPLITS
+from research.data.split_arrays import digest_of
+from research.system.printable import printable
+
+
+def find_copies(tree: PhotoTree, paths: Sequence[str]) -> list[list[int]]:
+    """Returns the indices of files with the same content, as a list for each content.
+
+    Only files of the same size are read.
+    """
+    by_size: dict[int, list[int]] = collections.defaultdict(list)
+    for index, path in enumerate(paths):
+        size = tree.size(path)
+        if size:
+            by_size[size].append(index)
+    copies: list[list[int]] = []
+    for same_size in by_size.values():
+        by_digest: dict[str, list[int]] = collections.defaultdict(list)
+        for index in same_size if len(same_size) > 1 else ():
+            content = tree.read(paths[index], 0).image
+            if content is not None:
+                by_digest[digest_of(content)].append(index)
+        copies += [found for found in by_digest.values() if len(found) > 1]
+    return copies
+
+
+def note_copies(
+    photos: Sequence[ListedPhoto], splits: Sequence[str], copies: Sequence[Sequence[int]]
+) -> list[str]:
+    """Returns notes on copies in several splits, and with several labels, each with an example."""
+    notes = []
+    for where, values in (
+        ("in several splits", splits),
+        ("with other labels", [photo.labels for photo in photos]),
+    ):
+        pairs = [
+            (found[0], other)
+            for found in copies
+            if (other := next((one for one in found if values[one] != values[found[0]]), None))
+        ]
+        if pairs:
+            first, second = (printable(photos[index].path) for index in pairs[0])
+            has = "photo has" if len(pairs) == 1 else "photos have"
+            notes.append(f"{len(pairs):,} {has} copies {where}, such as {first} and {second}")
+    return notes
+
+
+def note_missing_classes(photos: Sequence[ListedPhoto], splits: Sequence[str]) -> list[str]:
+    """Returns a note on classes that are missing in a split that has photos."""
+    present: dict[str, set[str]] = collections.defaultdict(set)
+    numbers: collections.Counter[str] = collections.Counter()
+    for photo, split in zip(photos, splits, strict=True):
+        for label in photo.labels:
+            present[label].add(split)
+            numbers[label] += 1
+    used = [split for split in SPLITS if split in splits]
+    missing = sorted(label for label, found in present.items() if len(found) < len(used))
+    if not missing:
+        return []
+    name = missing[0]
+    absent = " or ".join(split for split in used if split not in present[name])
+    others = len(missing) - 1
+    more = (
+        f", and {others:,} more {'class is' if others == 1 else 'classes are'} missing in a split"
+    )
+    return [
+        f"the class {name!r} ({numbers[name]:,} {'photo' if numbers[name] == 1 else 'photos'}) has "
+        f"no {absent} photo{more if others else ''}"
+    ]
+
+
+def note_similar_names(names: Sequence[str]) -> list[str]:
+    """Returns a note for the first two names that differ only in case."""
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            return [f"the classes {other!r} and {name!r} differ only in case"]
+    return []

@@ -1,0 +1,198 @@
+"""Decides from names which folders are splits, which are classes, and which are neither."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from research.data.files import is_hidden
+from research.data.folder.photo_tree import PhotoTree, joined
+from research.data.source import SPLITS
+from research.system.errors import UserError
+from research.system.printable import printable
+
+# Words for a split, in the names that people and data sets give to its folder.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "valset"), "validation"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
+# Words that may stand beside it, as in `training_set` or `test_images`.
+FILLERS = {"set", "split", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos"}
+EXACT_SPLITS = [(split, ()) for split in SPLITS]
+CLASS_FOLDERS = (
+    "expected one subfolder of images (JPEG, PNG, ...) per class, and at least two classes"
+)
+OTHER_LABELS = "for labels in file names or in a table, give --label_pattern=REGEX or --labels=FILE"
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderLayout:
+    """How a folder of photos is read.
+
+    Attributes:
+      parts: the folders whose photos are used, by their path in the root, each with its split. The
+        part with the training photos comes first. Without splits, there is one part without a
+        split; its path is "" if the root itself contains the photos.
+      left_out: what is not used and would be expected to be, as text.
+    """
+
+    parts: Mapping[str, str | None]
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        (first, *others) = self.parts
+        used = f"from the folders {' and '.join(map(printable, self.parts))}"
+        if not others:
+            used = f"by a hash of each photo's name{f' in {printable(first)}' if first else ''}"
+        return f"{used}; left out: {', '.join(self.left_out)}" if self.left_out else used
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+    """A folder: its subfolders with images, the others, and the number of images in it."""
+
+    path: str
+    children: tuple[str, ...]
+    others: tuple[str, ...]
+    images: int
+
+
+def find_layout(tree: PhotoTree, given: str = "auto", has_classes: bool = True) -> FolderLayout:
+    """Decides how a folder of photos is read.
+
+    A folder is a split if its name is a word for a split, alone or with words such as `images`
+    (`training_set`), or if another folder has the same name with another split (`seg_train` and
+    `seg_test`). If there are folders for two splits or more, other folders are left out. A folder
+    that contains nothing but one folder of classes or splits is entered.
+
+    Args:
+      tree: the folder or archive.
+      given: 'classes' if no folder is a split, 'splits' if all folders that are no splits are left
+        out, 'auto' to decide by the names.
+      has_classes: whether the photos of a class are in a folder. Otherwise, the labels have another
+        source, and the folders in a part are not classes.
+
+    Raises:
+      UserError: the names can be read in two ways, or there are no classes.
+      OSError: a folder cannot be read.
+    """
+    folder = _enter(tree, _read(tree, ""), has_classes)
+    splits = {} if given == "classes" else _splits_of(folder.children, tree.root)
+    left_out = [printable(name) for name in folder.others]
+    odd = [name for name in folder.children if name not in splits.values()]
+    if not splits:
+        if given == "splits":
+            raise UserError(
+                f"folder_layout is 'splits', but no folder of image_folder {tree.root!r} has the "
+                "name of a split; expected folders such as train and test"
+            )
+        if has_classes and given == "auto":
+            _check_inner_splits(tree, folder)
+        loose = _loose(folder) if has_classes else []
+        return FolderLayout({folder.path: None}, (*left_out, *loose))
+    if "train" not in splits or (odd and len(splits) == 1 and given == "auto"):
+        name = splits.get("train", next(iter(splits.values())))
+        beside = f"beside {odd[0]!r}" if odd else "without a folder of training photos"
+        raise UserError(
+            f"image_folder {tree.root!r} has the folder {name!r}, the name of a split, {beside}; "
+            "expected only folders of classes, or folders of splits such as train and test: rename "
+            "it, or give --folder_layout=classes"
+            f"{' or --folder_layout=splits' if 'train' in splits else ''}"
+        )
+    left_out += [f"{printable(name)} (no split)" for name in odd]
+    left_out += _loose(folder)
+    parts: dict[str, str | None] = {}
+    for split, name in splits.items():
+        part = _enter(tree, _read(tree, joined(folder.path, name)), has_classes)
+        if part.children or not has_classes:
+            parts[part.path] = split
+            left_out += _loose(part) if has_classes else []
+            inner = _splits_of(part.children, tree.root)
+            if inner and given == "auto":
+                raise UserError(
+                    f"image_folder {tree.root!r} has {joined(part.path, inner.popitem()[1])!r}, "
+                    "a folder with the name of a split in the folder of a split; expected folders "
+                    "of classes: rename it, or give --folder_layout=splits"
+                )
+        elif split == "train":
+            raise UserError(
+                f"image_folder {tree.root!r} has {part.images:,} images and no class folder in "
+                f"{part.path!r}; {CLASS_FOLDERS}; {OTHER_LABELS}"
+            )
+        else:
+            left_out.append(f"{printable(part.path)} ({part.images:,} images without a class)")
+    return FolderLayout(parts, tuple(left_out))
+
+
+def _read(tree: PhotoTree, path: str) -> _Folder:
+    names, images = tree.children(path)
+    children: list[str] = []
+    others: list[str] = []
+    for name in names:
+        if is_hidden(name):
+            others += [] if name.startswith(".") else [name]
+        elif tree.has_images(joined(path, name)):
+            children.append(name)
+        else:
+            others.append(f"{name} (no image)")
+    return _Folder(path, tuple(children), tuple(others), len(images))
+
+
+def _enter(tree: PhotoTree, folder: _Folder, has_classes: bool) -> _Folder:
+    """Returns the folder inside one that contains nothing else, as archives unpack to."""
+    while len(folder.children) == 1 and not folder.images:
+        inner = _read(tree, joined(folder.path, folder.children[0]))
+        if len(inner.children) < 2 and (has_classes or inner.images):
+            break
+        folder = inner
+    return folder
+
+
+def _check_inner_splits(tree: PhotoTree, folder: _Folder) -> None:
+    """Raises `UserError` if the folders of classes contain folders of splits."""
+    for name in folder.children:
+        path = joined(folder.path, name)
+        inner = [child for child in tree.children(path)[0] if _words(child) in EXACT_SPLITS]
+        if len(set(map(_words, inner))) > 1:
+            raise UserError(
+                f"image_folder {tree.root!r} has folders of splits in the folder of a class, such "
+                f"as {joined(path, inner[0])!r}; expected folders of classes in the folders of "
+                "splits (train/cat): move them, or give --folder_layout=classes to use the photos "
+                "of all of them without their splits"
+            )
+
+
+def _splits_of(names: Sequence[str], root: str) -> dict[str, str]:
+    """Returns the folder of each split, `train` first."""
+    read = {name: _words(name) for name in names}
+    found: dict[str, str] = {}
+    for name, (split, rest) in read.items():
+        has_sibling = any(
+            other not in (None, split) and own == rest for other, own in read.values()
+        )
+        if split is None or (rest and not has_sibling):
+            continue
+        if split in found:
+            raise UserError(
+                f"image_folder {root!r} has the folders {found[split]!r} and {name!r}, which both "
+                f"name the {split} split; expected one: rename or move the other, or give "
+                "--folder_layout=classes"
+            )
+        found[split] = name
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _words(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """Returns the split that a name contains, and its other words without `FILLERS`."""
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    rest = tuple(word for word in words if word not in SPLIT_WORDS and word not in FILLERS)
+    return (splits.pop() if len(splits) == 1 else None), rest
+
+
+def _loose(folder: _Folder) -> list[str]:
+    """Names the images of a folder that are in no class folder."""
+    where = f" in {printable(folder.path)}" if folder.path else ""
+    return [f"{folder.images:,} images{where} without a class"] if folder.images else []

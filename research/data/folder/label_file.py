@@ -1,0 +1,202 @@
+"""Reads labels, splits and groups of photos from a CSV or TSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from research.data.folder.folder_layout import SPLIT_WORDS
+from research.system.errors import UserError
+from research.system.printable import printable
+
+# Usual names of the columns, in lower case and without spaces and punctuation.
+USUAL_NAMES: Mapping[str, frozenset[str]] = {
+    "file": frozenset(
+        {"file", "filename", "filepath", "path", "image", "images", "imageid", "imagename", "id"}
+        | {"imagepath", "imagefile", "img", "imgname", "photo", "photoid", "fname", "name"}
+    ),
+    "label": frozenset(
+        {"label", "labels", "class", "classes", "classname", "category", "categories", "target"}
+        | {"targets", "tag", "tags", "species", "breed"}
+    ),
+    "split": frozenset({"split", "set", "subset", "partition", "usage", "phase"}),
+    "group": frozenset(
+        {"group", "groupid", "patient", "patientid", "subject", "subjectid", "person", "personid"}
+        | {"video", "videoid", "burst", "burstid", "sequence", "sequenceid", "scene", "sceneid"}
+    ),
+}
+REQUIRED = ("file", "label")
+DELIMITERS = (",", ";", "\t")
+SEPARATOR = ";"  # between the labels of a photo
+
+
+class LabelRow(NamedTuple):
+    """A row of a label file.
+
+    Attributes:
+      line: its line in the file, counted from 1.
+      file: the name or path of the photo, with "/" between names.
+      labels: the names of its classes. It may be empty.
+      split: train, validation or test; None if the row has no split.
+      group: photos of the same group are in the same split; None if the row has no group.
+      problem: why the row cannot be used; None if it can.
+    """
+
+    line: int
+    file: str
+    labels: tuple[str, ...]
+    split: str | None = None
+    group: str | None = None
+    problem: str | None = None
+
+
+def read_label_file(path: str, columns: str | None = None) -> list[LabelRow]:
+    """Reads a table with a header, as spreadsheets and pandas write it.
+
+    The text is UTF-8, or UTF-16 with a byte-order mark. The delimiter is a comma, a semicolon or a
+    tab. Several labels of a photo are separated by semicolons.
+
+    Args:
+      path: the file.
+      columns: names of columns, such as 'file=image_id,label=breed'. Columns that are not named
+        here are found by `USUAL_NAMES`. An empty name, as in 'split=', leaves a column out.
+
+    Raises:
+      UserError: the file cannot be read, or its columns are not known.
+    """
+    text = _read_text(path)
+    header = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[LabelRow] = []
+    try:
+        names = [cell.strip() for cell in next(reader, [])]
+        columns_used = _find_columns(path, names, columns)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append(_row(reader.line_num, cells, len(names), columns_used))
+    except csv.Error as error:
+        raise UserError(
+            f"labels is {path!r}, which is not a table ({error}); {_EXPECTED}"
+        ) from None
+    if not rows:
+        raise UserError(f"labels is {path!r}, which has no rows after its header; {_EXPECTED}")
+    return rows
+
+
+_EXPECTED = "expected a CSV or TSV file with a header and columns such as file and label"
+
+
+def _read_text(path: str) -> str:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"labels is {path!r}, which cannot be read ({error.strerror}); {_EXPECTED}"
+        ) from error
+    is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"labels is {path!r}, whose line {line} is not UTF-8 text; save it as UTF-8 (in Excel: "
+            "as 'CSV UTF-8')"
+        ) from error
+
+
+def _find_columns(path: str, names: Sequence[str], given: str | None) -> dict[str, int]:
+    """Returns the index of each column that is used."""
+    chosen: dict[str, str] = {}
+    for part in filter(None, (given or "").split(",")):
+        use, equals, name = part.partition("=")
+        if not equals or use not in USUAL_NAMES or (name and name not in names):
+            raise UserError(
+                f"label_columns is {given!r}; expected {', '.join(USUAL_NAMES)} and the names of "
+                f"columns of {path!r}, such as 'file={names[0]}'; it has the columns "
+                f"{', '.join(map(repr, names[:20]))}"
+            )
+        chosen[use] = name
+    found: dict[str, int] = {}
+    for use, usual in USUAL_NAMES.items():
+        if use in chosen:
+            matching = [chosen[use]] if chosen[use] else []
+        else:
+            matching = [name for name in names if re.sub(r"[\W_]", "", name).lower() in usual]
+        if len(matching) > 1:
+            raise UserError(
+                f"labels is {path!r}, whose columns {' and '.join(map(repr, matching))} may both "
+                f"be the {use}; name one of them, such as --label_columns='{use}={matching[0]}'"
+            )
+        if not matching and use in REQUIRED:
+            raise UserError(
+                f"labels is {path!r}, which has the columns {', '.join(map(repr, names[:20]))}; "
+                f"expected a column for the {use}: name it with --label_columns='{use}=NAME'"
+            )
+        if matching:
+            found[use] = names.index(matching[0])
+    return found
+
+
+def _row(line: int, cells: Sequence[str], width: int, columns: Mapping[str, int]) -> LabelRow:
+    def cell(use: str) -> str:
+        index = columns.get(use, len(cells))
+        return cells[index].strip() if index < len(cells) else ""
+
+    split = cell("split")
+    word = SPLIT_WORDS.get(split.lower())
+    problem = None
+    if len(cells) > width and any(cells[width:]):
+        problem = f"has {len(cells)} cells, and the header has {width}"
+    elif not cell("file"):
+        problem = "names no file"
+    elif split and word is None:
+        problem = f"has the unknown split {split!r}; expected train, validation or test"
+    labels = tuple(dict.fromkeys(filter(None, map(str.strip, cell("label").split(SEPARATOR)))))
+    file = cell("file").replace("\\", "/")
+    return LabelRow(line, file, labels, word, cell("group") or None, problem)
+
+
+class FileFinder:
+    """Finds the photos that a label file names, among the photos of a folder or archive.
+
+    A name may be a path, the end of a path, or a file name, each with or without its suffix.
+
+    Args:
+      images: the paths of all photos.
+    """
+
+    def __init__(self, images: Iterable[str]) -> None:
+        self._by_name: dict[str, list[str]] = {}
+        for image in images:
+            name = image.rpartition("/")[2]
+            for key in {name, name.rpartition(".")[0] or name}:
+                self._by_name.setdefault(key, []).append(image)
+
+    def find(self, file: str) -> tuple[str | None, str]:
+        """Returns the path of a photo; or None, and why it is not found."""
+        wanted = [part for part in file.split("/") if part not in ("", ".")]
+        found = self._by_name.get(wanted[-1], []) if wanted else []
+        fitting = []
+        for image in found:
+            parts = image.split("/")
+            shared = min(len(parts), len(wanted)) - 1
+            if parts[-1 - shared : -1] == wanted[-1 - shared : -1]:
+                fitting.append((shared, image))
+        longest = max((shared for shared, _ in fitting), default=0)
+        best = [image for shared, image in fitting if shared == longest]
+        if len(best) > 1:
+            exact = [image for image in best if image.rpartition("/")[2] == wanted[-1]]
+            best = exact if len(exact) == 1 else best
+        if len(best) == 1:
+            return best[0], ""
+        if best:
+            return (
+                None,
+                f"names several photos, such as {printable(best[0])} and {printable(best[1])}",
+            )
+        return None, "does not exist"

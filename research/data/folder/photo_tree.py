@@ -1,0 +1,151 @@
+"""`PhotoTree`: the folders and images of a folder or of an archive, by path."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from research.data.files import has_images, image_files, is_hidden, is_image
+from research.data.source import Example, read_example
+from research.system.printable import name_of, path_of, printable
+
+
+class PhotoTree(abc.ABC):
+    """Folders and images below a root.
+
+    Paths are text, relative to the root, with "/" between names; the root is "".
+
+    Attributes:
+      root: the path of the folder or archive, as the user gave it.
+    """
+
+    root: str
+
+    @abc.abstractmethod
+    def children(self, path: str) -> tuple[list[str], list[str]]:
+        """Returns the names of the folders and of the images directly in a folder, sorted.
+
+        Hidden folders are included. Links to folders are folders.
+        """
+
+    @abc.abstractmethod
+    def has_images(self, path: str) -> bool:
+        """Returns whether `images` would find an image."""
+
+    @abc.abstractmethod
+    def images(self, path: str) -> list[str]:
+        """Returns the paths of the images in a folder and in its subfolders, sorted.
+
+        Hidden files and folders are left out, and links to folders are not followed.
+        """
+
+    @abc.abstractmethod
+    def size(self, path: str) -> int | None:
+        """Returns the number of bytes of a file; None if it cannot be read."""
+
+    @abc.abstractmethod
+    def read(self, path: str, label: Any) -> Example:
+        """Returns the content of a file, or the problem if it cannot be read."""
+
+
+class FolderTree(PhotoTree):
+    """The folders and images of a folder on disk.
+
+    Methods raise OSError if a folder cannot be read.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._folder = Path(root)
+
+    def children(self, path: str) -> tuple[list[str], list[str]]:
+        folders, images = [], []
+        for child in sorted((self._folder / path_of(path)).iterdir()):
+            if child.is_dir():
+                folders.append(name_of(Path(child.name)))
+            elif is_image(child.name):
+                images.append(name_of(Path(child.name)))
+        return folders, images
+
+    def has_images(self, path: str) -> bool:
+        return has_images(self._folder / path_of(path))
+
+    def images(self, path: str) -> list[str]:
+        found = image_files(self._folder / path_of(path))
+        return [name_of(file.relative_to(self._folder)) for file in found]
+
+    def size(self, path: str) -> int | None:
+        try:
+            return (self._folder / path_of(path)).stat().st_size
+        except OSError:
+            return None
+
+    def read(self, path: str, label: Any) -> Example:
+        return read_example(self._folder / path_of(path), label, printable(path))
+
+
+class PathTree(PhotoTree):
+    """Folders and images that are known by their paths.
+
+    Args:
+      root: see `PhotoTree`.
+      images: the paths of all images.
+      folders: the paths of further folders, which may be empty.
+    """
+
+    def __init__(self, root: str, images: Iterable[str], folders: Iterable[str] = ()) -> None:
+        self.root = root
+        self._images: dict[str, list[str]] = {}
+        self._folders: dict[str, set[str]] = {"": set()}
+        for image in images:
+            self._images.setdefault(image.rpartition("/")[0], []).append(image)
+        for folder in {*self._images, *folders}:
+            while folder:
+                parent, _, name = folder.rpartition("/")
+                self._folders.setdefault(parent, set()).add(name)
+                folder = parent
+
+    def children(self, path: str) -> tuple[list[str], list[str]]:
+        folders = self._folders.get(path, set())
+        images = {image.rpartition("/")[2] for image in self._images.get(path, ())}
+        return sorted(folders), sorted(images - folders)
+
+    def has_images(self, path: str) -> bool:
+        return next(self._walk(path), None) is not None
+
+    def images(self, path: str) -> list[str]:
+        return sorted(self._walk(path))
+
+    def _walk(self, path: str) -> Iterator[str]:
+        yield from self._images.get(path, ())
+        for folder in self._folders.get(path, ()):
+            if not is_hidden(folder):
+                yield from self._walk(joined(path, folder))
+
+
+class ListedTree(PathTree):
+    """Some of the files of another tree."""
+
+    def __init__(self, tree: PhotoTree, files: Iterable[str]) -> None:
+        super().__init__(tree.root, files)
+        self._tree = tree
+
+    def size(self, path: str) -> int | None:
+        return self._tree.size(path)
+
+    def read(self, path: str, label: Any) -> Example:
+        return self._tree.read(path, label)
+
+
+def joined(path: str, name: str) -> str:
+    """Returns the path of a child of a folder."""
+    return f"{path}/{name}" if path else name
+
+
+def parents(path: str) -> Iterator[str]:
+    """Yields the folders that contain a path, from the innermost to the root."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path

@@ -1,0 +1,44 @@
+"""Opens the photos that settings name."""
+
+from __future__ import annotations
+
+from research.data.folder.folder_options import FolderOptions
+from research.data.open_source import open_source
+from research.data.source import Source
+from research.settings.durations import parse_shares
+from research.settings.photo_config import PhotoConfig
+from research.settings.train_config import TrainConfig
+
+
+def open_photos(
+    config: PhotoConfig,
+    dataset: str,
+    data_dir: str | None = None,
+    source: str | None = None,
+    split: str = TrainConfig.split,
+    several_labels: bool = False,
+) -> Source:
+    """Opens the photos that a config names.
+
+    Args:
+      config: names a folder or label file, and how they are read.
+      dataset: the TFDS data set if the config names neither.
+      data_dir: the folder of prepared TFDS data sets.
+      source: a user-defined source as FILE.py:CLASS, instead of all others.
+      split: the shares of the splits, as `parse_shares` takes them.
+      several_labels: whether a photo can have several labels, or none.
+    """
+    options = FolderOptions(
+        config.labels,
+        config.label_columns,
+        config.label_pattern,
+        config.folder_layout,
+        parse_shares(split),
+        several_labels,
+    )
+    return open_source(dataset, config.image_folder, data_dir, source, options)
+
+
+def photos_of_run(config: TrainConfig) -> Source:
+    """Opens the photos that a run is trained on."""
+    return open_photos(config, config.dataset, config.data_dir, config.source, config.split)

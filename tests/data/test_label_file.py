@@ -1,0 +1,247 @@
+"""Labels from a table or from file names, and the splits and groups of a table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from research.data.folder.folder_options import FolderOptions
+from research.data.folder.folder_source import FolderSource
+from research.data.folder.label_file import read_label_file
+from research.data.source import SPLITS
+from research.data.split_arrays import load_split
+from research.system.errors import UserError
+from tests.helpers import draw_photos
+
+ROWS = "a.jpg;cat\nb.jpg;dog\n"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """12 photos of cats and 12 of dogs in one folder, with the class in their names."""
+    folder = tmp_path_factory.mktemp("photos")
+    draw_photos(folder, 12)
+    for name in ("cat", "dog"):
+        for file in (folder / name).iterdir():
+            file.rename(folder / f"{name}.{int(file.stem[3:])}.jpg")
+        (folder / name).rmdir()
+    return folder
+
+
+def write(folder: Path, *lines: str, name: str = "labels.csv") -> str:
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(folder / name)
+
+
+def labels_of(source: FolderSource) -> dict[str, str]:
+    """The class name of each usable photo."""
+    return {
+        example.name: source.class_names[example.label]
+        for split in SPLITS
+        for example in source.examples(split)
+        if example.image is not None
+    }
+
+
+def problems_of(source: FolderSource) -> dict[str, str]:
+    loaded = [load_split(source, split, 8) for split in SPLITS if source.count(split)]
+    return {name: reason for split in loaded for name, reason in split.damaged}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"file,label\na.jpg,cat\nb.jpg,dog\n",
+        b"\xef\xbb\xbfFile Name;Label\r\na.jpg;cat\r\nb.jpg;dog\r\n",
+        "file\tlabel\na.jpg\tcat\nb.jpg\tdog\n".encode("utf-16"),
+        b',image_id,Category,x\n0,a.jpg,"cat",1\n1, b.jpg ,dog,\n\n',
+        b"label,file\ncat,a.jpg\ndog,b.jpg",
+        b"id;tags;note\na.jpg;cat;one, two\nb.jpg;dog;",
+    ],
+)
+def test_tables_of_spreadsheets_and_pandas_are_read(tmp_path, content):
+    (tmp_path / "table").write_bytes(content)
+    rows = read_label_file(str(tmp_path / "table"))
+    assert [(row.file, row.labels) for row in rows] == [("a.jpg", ("cat",)), ("b.jpg", ("dog",))]
+    assert all(row[3:] == (None, None, None) for row in rows)
+
+
+def test_splits_groups_and_several_labels_are_read(tmp_path):
+    table = write(
+        tmp_path,
+        "path,labels,set,patient_id",
+        "x\\a.jpg,cat;dog;cat,Train,7",
+        "b.jpg,,valid,",
+        "c.jpg, dog ; ,TESTING,8",
+    )
+    assert [row[1:5] for row in read_label_file(table)] == [
+        ("x/a.jpg", ("cat", "dog"), "train", "7"),
+        ("b.jpg", (), "validation", None),
+        ("c.jpg", ("dog",), "test", "8"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "expected"),
+    [
+        (b"a.jpg,cat\n", None, "has the columns 'a.jpg', 'cat'; expected a column for the file"),
+        (
+            b"file,kind\na.jpg,cat\n",
+            None,
+            "expected a column for the label: name it with --label_c",
+        ),
+        (b"file,id,label\n1,2,3\n", None, "columns 'file' and 'id' may both be the file; name one"),
+        (b"file,label\n", None, "has no rows after its header"),
+        (b"", None, "has the columns ; expected a column for the file"),
+        (
+            b"file,label\ncaf\xe9.jpg,cat\n",
+            None,
+            "whose line 2 is not UTF-8 text; save it as UTF-8",
+        ),
+        (b'file,label\n"a.jpg,cat\n', None, "which is not a table"),
+        (b"file,label\na,b\n", "label=kind", "label_columns is 'label=kind'; expected file, label"),
+        (b"file,label\na,b\n", "names", "it has the columns 'file', 'label'"),
+    ],
+)
+def test_a_table_that_is_not_clear_is_refused_in_one_line(tmp_path, content, columns, expected):
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(UserError, match=expected) as caught:
+        read_label_file(str(tmp_path / "table.csv"), columns)
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_can_be_named(tmp_path):
+    table = write(tmp_path, "file,id,kind,split", "x,a.jpg,cat,fold 1", "y,b.jpg,dog,fold 2")
+    rows = read_label_file(table, "file=id,label=kind,split=")
+    assert [row[1:] for row in rows] == [
+        ("a.jpg", ("cat",), None, None, None),
+        ("b.jpg", ("dog",), None, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda path: path.name,
+        lambda path: path.stem,
+        lambda path: f"somewhere/{path.parent.name}/{path.name}",
+        lambda path: f"./{path.parent.name}\\{path.name}",
+        str,
+    ],
+)
+def test_photos_are_found_by_path_by_name_and_without_suffix(photos, tmp_path, name):
+    files = [photos / f"{kind}.{index}.jpg" for kind in ("cat", "dog") for index in range(12)]
+    table = write(tmp_path, "file,label", *(f"{name(file)},{file.name[:3]}" for file in files))
+    source = FolderSource(str(photos), FolderOptions(labels=table))
+    assert labels_of(source) == {file.name: file.name[:3] for file in files}
+
+
+def test_paths_relative_to_the_table_need_no_folder(photos, tmp_path, monkeypatch):
+    files = sorted(photos.iterdir())
+    relative = [os.path.relpath(file, tmp_path) for file in files]
+    table = write(tmp_path, "file,label", *(f"{file},{Path(file).name[:3]}" for file in relative))
+    expected = {file.name: file.name[:3] for file in files}
+    assert labels_of(FolderSource(None, FolderOptions(labels=table))) == expected
+    (tmp_path / "other").mkdir()
+    moved = str((tmp_path / "labels.csv").rename(tmp_path / "other" / "labels.csv"))
+    monkeypatch.chdir(tmp_path)  # as run_predict.py writes paths
+    assert labels_of(FolderSource(None, FolderOptions(labels=moved))) == expected
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match=r"do not exist in its folder; .* give --image_folder=DIR"):
+        FolderSource(None, FolderOptions(labels=moved))
+
+
+def test_rows_that_cannot_be_used_are_named_with_the_reason(photos, tmp_path):
+    table = write(
+        tmp_path,
+        "file,label,split,group",
+        *(f"cat.{index}.jpg,cat,," for index in range(4, 12)),
+        *(f"dog.{index}.jpg,dog,," for index in range(4, 12)),
+        "gone.jpg,cat,,",
+        "dog.0.jpg,dog,,",
+        "dog.0.jpg,cat,,",
+        "dog.1.jpg,,,",
+        "dog.2.jpg,dog,later,",
+        "dog.3.jpg,dog,train,g",
+        "cat.3.jpg,cat,test,g",
+        ",cat,,",
+        "cat.0.jpg,cat,,,more",
+        "cat.1.jpg,cat,test,",
+        "cat.1.jpg,cat,train,",
+        "cat.2.jpg,cat,,",
+        "cat.2.jpg,cat,,",
+    )
+    source = FolderSource(str(photos), FolderOptions(labels=table))
+    assert problems_of(source) == {
+        "gone.jpg": "line 18 does not exist",
+        "dog.0.jpg": "has different labels in lines 19 and 20: dog, cat",
+        "dog.1.jpg": "has no label in line 21",
+        "dog.2.jpg": "line 22 has the unknown split 'later'; expected train, validation or test",
+        "dog.3.jpg": "is in the group 'g', which is in several splits",
+        "cat.3.jpg": "is in the group 'g', which is in several splits",
+        "": "line 25 names no file",
+        "cat.0.jpg": "line 26 has 5 cells, and the header has 4",
+        "cat.1.jpg": "has different splits in lines 27 and 28",
+    }
+    assert source.count("train") == 13 + 9  # all of them are in the report of each training
+    assert len(labels_of(source)) == 17
+    assert source.notes == ()
+    table = write(tmp_path, "file,label", "cat.0.jpg,cat", "dog.0.jpg,dog", name="few.csv")
+    source = FolderSource(str(photos), FolderOptions(labels=table))
+    assert source.notes == (
+        "22 images (cat.1.jpg, cat.10.jpg, ...) without a row in the label file",
+    )
+
+
+def test_given_splits_are_kept_and_groups_are_never_divided(photos, tmp_path):
+    table = write(
+        tmp_path,
+        "file,label,split,group",
+        *(f"cat.{index}.jpg,cat,{'test' if index < 3 else ''},{index // 2}" for index in range(12)),
+        *(f"dog.{index}.jpg,dog,,d{index // 3}" for index in range(12)),
+    )
+    source = FolderSource(str(photos), FolderOptions(labels=table))
+    split_of = {one.name: split for split in SPLITS for one in source.examples(split)}
+    assert [split_of[f"cat.{index}.jpg"] for index in range(4)] == ["test"] * 4
+    assert {split_of[f"cat.{index}.jpg"] for index in range(4, 12)} == {"train", "validation"}
+    for group in range(4):
+        assert len({split_of[f"dog.{3 * group + index}.jpg"] for index in range(3)}) == 1
+
+
+def test_several_labels_become_a_vector(photos, tmp_path):
+    table = write(tmp_path, "file,label", "cat.0.jpg,cat;pet", "dog.0.jpg,", "dog.1.jpg,dog")
+    source = FolderSource(str(photos), FolderOptions(labels=table, shares=(100, 0, 0)))
+    assert source.class_names == ("cat", "dog", "pet")
+    found = {example.name: example.label.tolist() for example in source.examples("train")}
+    assert found == {"cat.0.jpg": [1, 0, 1], "dog.0.jpg": [0, 0, 0], "dog.1.jpg": [0, 1, 0]}
+    assert load_split(source, "train", 8).labels.shape == (3, 3)
+    # One row per label, if the task has several labels per photo.
+    table = write(tmp_path, "file,label", "cat.0.jpg,cat", "cat.0.jpg,pet", "dog.1.jpg,dog")
+    options = FolderOptions(labels=table, shares=(100, 0, 0), several_labels=True)
+    found = {x.name: x.label.tolist() for x in FolderSource(str(photos), options).examples("train")}
+    np.testing.assert_equal(found, {"cat.0.jpg": [1, 0, 1], "dog.1.jpg": [0, 1, 0]})
+
+
+def test_the_class_can_be_in_the_file_name(photos, tmp_path):
+    source = FolderSource(str(photos), FolderOptions(label_pattern=r"(\w+?)[._]?\d+"))
+    assert labels_of(source) == {file.name: file.name[:3] for file in photos.iterdir()}
+    with pytest.raises(
+        UserError, match=r"is found in none of the 24 names .*, such as 'cat.0.jpg'"
+    ):
+        FolderSource(str(photos), FolderOptions(label_pattern="(bird)"))
+    with pytest.raises(UserError, match=r"has no image in its subfolders; .*--label_pattern=REGEX"):
+        FolderSource(str(photos))
+
+
+def test_photos_without_a_class_in_their_name_are_left_out(tmp_path):
+    """As Kaggle's Dogs vs Cats: a folder for training, and a test folder without labels."""
+    for name in (*(f"train/{kind}.{n}.jpg" for kind in ("cat", "dog") for n in range(10)),
+                 *(f"test1/{n}.jpg" for n in range(5))):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"photo " + name.encode())
+    source = FolderSource(str(tmp_path), FolderOptions(label_pattern=r"([a-z]+)\.\d+"))
+    assert [source.count(split) for split in SPLITS] == [16, 2, 2]
+    assert source.notes == ("5 images (test1/0.jpg, test1/1.jpg, ...) without a class in the name",)

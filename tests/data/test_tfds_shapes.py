@@ -1,0 +1,137 @@
+"""TFDS data sets that are not shaped like Cats vs Dogs: each is used rightly or refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from research.data.decode import decode_image
+from research.data.source import SPLITS
+from research.data.split_arrays import load_split
+from research.data.tfds_source import TfdsSource
+from research.system.errors import UserError
+
+FEATURES = tfds.features
+IMAGE = FEATURES.Image(shape=(28, 28, 1))
+LABEL = FEATURES.ClassLabel(names=["cat", "dog"])
+GREY = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28, 1)
+
+
+def prepare(
+    folder: Path, features: Mapping[str, Any], splits: Mapping[str, list[dict[str, Any]]]
+) -> str:
+    """Prepares a TFDS data set of these examples. Returns its name."""
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "drawn",
+        "1.0.0",
+        tfds.features.FeaturesDict(dict(features)),
+        split_datasets={name: list(enumerate(found)) for name, found in splits.items()},
+        data_dir=str(folder),
+    )
+    return "drawn"
+
+
+def open_drawn(folder: Path, features: Mapping[str, Any], **splits: list[dict[str, Any]]):
+    return TfdsSource(prepare(folder, features, splits), str(folder))
+
+
+def labelled(count: int, **others: Any) -> list[dict[str, Any]]:
+    return [{"image": GREY, "label": index % 2, **others} for index in range(count)]
+
+
+def test_grey_pictures_of_28_pixels_become_rgb(tmp_path):
+    source = open_drawn(tmp_path, {"image": IMAGE, "label": LABEL}, train=labelled(10))
+    (example, *_) = source.examples("train")
+    np.testing.assert_array_equal(decode_image(example.image), np.repeat(GREY, 3, axis=2))
+    assert [source.count(split) for split in SPLITS] == [8, 1, 1]
+    assert source.summary == "train train[:80%], validation train[80%:90%], test train[90%:]"
+    labels = [load_split(source, split, 16).labels.tolist() for split in SPLITS]
+    assert sorted(itertools.chain(*labels)) == [0] * 5 + [1] * 5
+
+
+def test_a_data_set_with_a_test_split_only_is_divided(tmp_path):
+    features = {"image": IMAGE, "label": FEATURES.ClassLabel(num_classes=3)}
+    source = open_drawn(tmp_path, features, test=labelled(20))
+    assert source.class_names == ("0", "1", "2")
+    assert [source.count(split) for split in SPLITS] == [16, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("shares", "counts"), [((60, 0, 40), [12, 0, 8]), ((100, 0, 0), [20, 0, 0])]
+)
+def test_shares_are_kept_and_may_be_0(tmp_path, shares, counts):
+    name = prepare(tmp_path, {"image": IMAGE, "label": LABEL}, {"train": labelled(20)})
+    source = TfdsSource(name, str(tmp_path), shares)
+    assert [source.count(split) for split in SPLITS] == counts
+    assert len(list(source.examples("validation"))) == 0
+    assert len({example.name for split in SPLITS for example in source.examples(split)}) == 20
+
+
+def test_a_test_split_without_labels_is_left_out(tmp_path):
+    splits = {"train": labelled(18), "test": labelled(2)}
+    splits["train"].append({"image": GREY, "label": -1})
+    splits["train"] += labelled(1)
+    splits["test"] = [{"image": GREY, "label": -1} for _ in range(5)]
+    source = open_drawn(tmp_path, {"image": IMAGE, "label": LABEL}, **splits)
+    assert [source.count(split) for split in SPLITS] == [16, 2, 2]
+    assert source.summary.endswith("test train[90%:]; left out: test (no labels)")
+    damaged = [load_split(source, split, 8).damaged for split in SPLITS]
+    assert [reason for found in damaged for _, reason in found] == ["has no label"]
+    unlabelled = {"train": [{"image": GREY, "label": -1}]}
+    name = prepare(tmp_path / "other", {"image": IMAGE, "label": LABEL}, unlabelled)
+    with pytest.raises(UserError, match="whose splits train have no labels"):
+        TfdsSource(name, str(tmp_path / "other")).count("train")
+
+
+def test_several_labels_become_a_vector(tmp_path):
+    features = {"image": IMAGE, "labels": FEATURES.Sequence(LABEL)}
+    examples = [{"image": GREY, "labels": labels} for labels in ([0], [1, 0], [], [1, 1])]
+    source = open_drawn(tmp_path, features, train=examples, test=examples)
+    assert source.class_names == ("cat", "dog")
+    labels = load_split(source, "test", 8).labels.tolist()
+    assert sorted(labels) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_booleans_become_a_vector(tmp_path):
+    flags = FEATURES.FeaturesDict({"young": np.bool_, "hat": np.bool_})
+    examples = [{"image": GREY, "attributes": {"young": True, "hat": False}}] * 4
+    source = open_drawn(tmp_path, {"image": IMAGE, "attributes": flags}, train=examples)
+    assert source.class_names == ("hat", "young")
+    assert [example.label.tolist() for example in source.examples("train")] == [[0, 1]] * 3
+
+
+@pytest.mark.parametrize(
+    ("features", "example", "expected"),
+    [
+        ({"image": IMAGE, "label": np.int64}, {"label": 1},
+         "no image with a class label, but image (Image), label (Tensor)"),
+        ({"image": FEATURES.Video(shape=(None, 28, 28, 1)), "label": LABEL},
+         {"image": [GREY], "label": 1}, "no image with a class label, but image (Video)"),
+        ({"left": IMAGE, "right": IMAGE, "label": LABEL},
+         {"left": GREY, "right": GREY, "label": 1}, "several features of the kind image: left, ri"),
+        ({"image": IMAGE, "sex": LABEL, "kind": LABEL}, {"sex": 1, "kind": 1},
+         "several features of the kind label: kind, sex; expected one, or one named 'label'"),
+        ({"image": FEATURES.Image(shape=(28, 28, 1), dtype=np.float32), "label": LABEL},
+         {"image": GREY.astype(np.float32), "label": 1}, "pixels of type float32; expected 8 or"),
+    ],
+)  # fmt: skip
+def test_what_is_not_clear_is_refused_in_one_line(tmp_path, features, example, expected):
+    with pytest.raises(UserError) as caught:
+        open_drawn(tmp_path, features, train=[{"image": GREY, **example} if "image" in features
+                                              else example])  # fmt: skip
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_and_a_label_of_the_usual_names_are_used_beside_others(tmp_path):
+    features = {"mask": IMAGE, "image": IMAGE, "label": LABEL, "species": LABEL}
+    examples = labelled(4, mask=GREY * 0, species=0)
+    source = open_drawn(tmp_path, features, train=examples)
+    assert sum(source.count(split) for split in SPLITS) == 4
+    assert decode_image(next(iter(source.examples("train"))).image).any()
