@@ -16,7 +16,7 @@ from research.data.folder.folder_source import FolderSource
 from research.evaluation.classifier import Classifier
 from research.evaluation.evaluate import evaluate
 from research.serving import predict as predicting
-from research.serving.predict import DamagedFile, find_files, predict, predict_files
+from research.serving.predict import DamagedFile, StoredPhoto, find_files, predict, predict_files
 from research.settings.program_configs import EvalConfig, PredictConfig
 from research.system.errors import UserError
 from tests.helpers import ROOT, launcher, make_run, run_script, script_environment
@@ -119,7 +119,8 @@ def test_many_files_are_processed_in_order_and_in_chunks(
 ):
     files = find_files([str(photo_folder)])
     missing = photo_folder / "gone.jpg"
-    files.insert(3, missing)  # deleted after it was listed
+    # Deleted after it was listed.
+    files.insert(3, StoredPhoto(files[0].tree, str(missing), str(missing)))
     chunks = []
     load = predicting.load_split
 
@@ -133,9 +134,9 @@ def test_many_files_are_processed_in_order_and_in_chunks(
     said = predict_files(classifier, files)
     first = next(said)
     assert chunks == [16]  # two batches; the next are read after their results
-    assert first.file == str(files[0])
+    assert first.file == files[0].name
     rest = list(said)
-    assert [one.file for one in [first, *rest]] == [str(file) for file in files]
+    assert [one.file for one in [first, *rest]] == [photo.name for photo in files]
     assert chunks == [16] * 5 + [1]
     assert rest[2] == DamagedFile(str(missing), "cannot be read: No such file or directory")
     shares = [one.probability for one in rest if not isinstance(one, DamagedFile)]
@@ -145,7 +146,7 @@ def test_many_files_are_processed_in_order_and_in_chunks(
 def test_a_file_that_is_given_twice_is_listed_once(photo_folder):
     some = photo_folder / "cat" / "cat001.jpg"
     files = find_files([str(some), str(photo_folder / "cat"), str(some)])
-    assert files[0] == some
+    assert files[0].name == str(some)
     assert len(files) == len(set(files)) == 40
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from research.data.source import Example, Source
 
@@ -10,7 +13,7 @@ from research.data.source import Example, Source
 class RelabelledSource(Source):
     """The photos of a source, whose class names are some of those of a run, in any order.
 
-    Labels that are not class indices are kept.
+    A label is a class index, or an array with one element per class. Other labels are kept.
 
     Args:
       source: the photos.
@@ -27,5 +30,13 @@ class RelabelledSource(Source):
 
     def examples(self, split: str) -> Iterator[Example]:
         for example in self._source.examples(split):
-            label = example.label
-            yield example._replace(label=self._labels[label] if isinstance(label, int) else label)
+            yield example._replace(label=self._of_run(example.label))
+
+    def _of_run(self, label: Any) -> Any:
+        if isinstance(label, int):
+            return self._labels[label]
+        if np.shape(label) != (len(self._labels),):
+            return label
+        values = np.zeros(len(self.class_names), np.asarray(label).dtype)
+        values[self._labels] = label
+        return values

@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from research.data.files import image_files
-from research.data.source import Example, Source, read_example
+from research.data.files import image_files, is_image
+from research.data.folder.archive import ArchiveTree, is_archive
+from research.data.folder.photo_tree import FolderTree, PhotoTree
+from research.data.source import Example, Source
 from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions
 from research.settings.program_configs import MIRROR_AVERAGING, PredictConfig
 from research.system.errors import UserError
-from research.system.printable import printable
+from research.system.printable import name_of, printable
 
 BATCHES_PER_CHUNK = 16
 
@@ -39,10 +41,18 @@ class DamagedFile(NamedTuple):
     reason: str
 
 
-class Files(Source):
-    """Files as a `Source` without labels. The name of each example is its index."""
+class StoredPhoto(NamedTuple):
+    """A photo to classify: where it is stored, its path there, and its name for the output."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    tree: PhotoTree
+    path: str
+    name: str
+
+
+class Files(Source):
+    """Photos as a `Source` without labels. The name of each example is its index."""
+
+    def __init__(self, files: Sequence[StoredPhoto]) -> None:
         self.class_names: tuple[str, ...] = ()
         self._files = files
 
@@ -51,16 +61,17 @@ class Files(Source):
 
     def examples(self, split: str) -> Iterator[Example]:
         for index, file in enumerate(self._files):
-            yield read_example(file, 0, str(index))
+            yield file.tree.read(file.path, 0)._replace(name=str(index))
 
 
-def find_files(paths: Sequence[str]) -> list[Path]:
-    """Returns the given files, and all images in the given folders and their subfolders, once each.
+def find_files(paths: Sequence[str]) -> list[StoredPhoto]:
+    """Returns the given files, and all images in the given folders and archives, once each.
 
     Raises:
       UserError: a path does not exist, a folder cannot be read, or there is no image.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, StoredPhoto] = {}
+    disk = FolderTree("")
     for given in paths:
         if "://" in given:
             raise UserError(f"{given!r} is a URL; download the photo, and give its path")
@@ -68,7 +79,15 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         if not path.exists():
             raise UserError(f"{str(path)!r} does not exist; expected photos or folders of photos")
         try:
-            found.update(dict.fromkeys(image_files(path) if path.is_dir() else [path]))
+            if path.is_file() and not is_image(path.name) and is_archive(given):
+                archive = ArchiveTree(given)
+                photos = [
+                    StoredPhoto(archive, name, f"{given}/{name}") for name in archive.images("")
+                ]
+            else:
+                files = image_files(path) if path.is_dir() else [path]
+                photos = [StoredPhoto(disk, name_of(file), as_text(file)) for file in files]
+            found.update((photo.name, photo) for photo in photos)
         except OSError as error:
             raise UserError(
                 f"{str(error.filename)!r} cannot be read: {error.strerror}; make it readable, or "
@@ -79,7 +98,7 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         raise UserError(
             f"{searched}; expected photos, or folders with photos (JPEG, PNG, ...), after the flags"
         )
-    return list(found)
+    return list(found.values())
 
 
 def as_text(file: Path) -> str:
@@ -88,14 +107,14 @@ def as_text(file: Path) -> str:
 
 
 def predict_files(
-    classifier: Classifier, files: Sequence[Path]
+    classifier: Classifier, files: Sequence[StoredPhoto]
 ) -> Iterator[Prediction | DamagedFile]:
     """Yields the result for each file in order. Only a few batches are in memory at a time."""
     remaining = iter(files)
     size = BATCHES_PER_CHUNK * classifier.config.batch_size
     while chunk := list(itertools.islice(remaining, size)):
         examples = load_split(Files(chunk), "", classifier.config.image_size)
-        names = [as_text(file) for file in chunk]
+        names = [photo.name for photo in chunk]
         found: dict[int, Prediction | DamagedFile] = {
             int(index): DamagedFile(names[int(index)], reason) for index, reason in examples.damaged
         }
@@ -113,7 +132,7 @@ def predict_files(
 
 
 def make_writer(
-    form: str, files: Sequence[Path], class_names: Sequence[str]
+    form: str, files: Sequence[StoredPhoto], class_names: Sequence[str]
 ) -> Callable[[Prediction], None]:
     """Prints the header of an output format, and returns a function that prints a prediction.
 
@@ -134,7 +153,7 @@ def make_writer(
             sys.stdout.flush()
 
         return write_csv
-    width = min(max(len(printable(as_text(file))) for file in files), 50)
+    width = min(max(len(printable(photo.name)) for photo in files), 50)
     label_width = max(map(len, (*class_names, "label")))
 
     def write_line(file: str, label: str, probability: str) -> None:
