@@ -64,8 +64,11 @@ def list_by_pattern(tree: PhotoTree, folder_layout: str, pattern: str) -> Listin
     The expression is searched in the path below the folder of a split.
     """
     layout = find_layout(tree, folder_layout, has_classes=False)
-    photos, others = [], []
+    photos: list[ListedPhoto] = []
+    others: list[str] = []
+    unused = []
     for part, split in layout.parts.items():
+        before = len(photos)
         for path in tree.images(part):
             key = path[len(part) + 1 :] if part else path
             match = re.search(pattern, key)
@@ -73,12 +76,18 @@ def list_by_pattern(tree: PhotoTree, folder_layout: str, pattern: str) -> Listin
                 photos.append(ListedPhoto(path, (match[1],), split, key))
             else:
                 others.append(path)
+        if len(photos) == before:
+            unused.append(part)
     if not photos:
         raise UserError(
             f"label_pattern is {pattern!r}, which is found in none of the {len(others):,} names of "
             f"image_folder {tree.root!r}, such as {others[0] if others else ''!r}; expected a "
             "regular expression whose first group is the class"
         )
+    layout = FolderLayout(
+        {part: split for part, split in layout.parts.items() if part not in unused},
+        (*layout.left_out, *(f"{printable(part)} (no class in the names)" for part in unused)),
+    )
     notes = [f"{_counted(others)} without a class in the name"] if others else []
     return Listing(photos, layout, tuple(notes))
 
