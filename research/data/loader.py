@@ -43,6 +43,7 @@ class DataLoader:
       seed: seed of the order of photos and of the augmentation.
       augmentation: random changes of the training photos, new in each epoch.
       mirror_averaging: whether evaluation batches also hold the mirror images.
+      resize: how photos become squares: `squash`, `crop` or `pad`, see `decode_image`.
 
     Attributes:
       loaded: the splits that were decoded so far.
@@ -63,6 +64,7 @@ class DataLoader:
     seed: int = 0
     augmentation: AugmentationPipeline = dataclasses.field(default_factory=AugmentationPipeline)
     mirror_averaging: bool = False
+    resize: str = "squash"
     loaded: dict[str, SplitArrays] = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -157,7 +159,7 @@ class DataLoader:
         """Returns the decoded photos of a split. They are kept from the first call on."""
         if split not in self.loaded:
             with photo_bar(f"decoding {split}", self.source.count(split)) as bar:
-                decoded = load_split(self.source, split, self.image_size, bar.update)
+                decoded = load_split(self.source, split, self.image_size, self.resize, bar.update)
             if not len(decoded):
                 raise UserError(
                     f"the {split} split has no usable photo ({len(decoded.damaged)} damaged); "
