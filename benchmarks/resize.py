@@ -92,7 +92,8 @@ def run_all(arguments: argparse.Namespace) -> None:
     data = {"cats_vs_dogs": ["--dataset=cats_vs_dogs", f"--data_dir={arguments.data_dir}"]}
     for folder in arguments.image_folders:
         data[Path(folder).name] = [f"--image_folder={Path(folder).absolute()}"]
-    for index, name, recipe, resize in itertools.product(range(FOLDS), data, RECIPES, RESIZES):
+    turns = itertools.product(range(FOLDS), data, arguments.recipes, RESIZES)
+    for index, name, recipe, resize in turns:
         run: dict[str, Any] = {"data": name, "recipe": recipe, "resize": resize, "fold": index}
         if key_of(run) in done:
             continue
@@ -168,6 +169,7 @@ def main() -> None:
     """Makes the missing runs, then prints and writes the table."""
     parser = data_parser(__doc__, "cats_vs_dogs")
     parser.add_argument("--image_folders", nargs="*", default=[], help="folders of photos")
+    parser.add_argument("--recipes", nargs="*", default=RECIPES, help="recipes to train")
     parser.add_argument("--weights", help=f"Keras weights file of {BACKBONE}")
     parser.add_argument("--runs", type=Path, required=True, help="file of the losses of each run")
     parser.add_argument("--report", action="store_true", help="only print and write the table")
