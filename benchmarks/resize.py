@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ablation import BACKBONE, Fold
-from benchmarks.harness import ROOT, data_parser, print_table, write_result
+from benchmarks.harness import ROOT, data_parser, write_result
 from flags.command_line import parse_config
 from research.data.resizing import RESIZES
 from research.settings.train_config import TrainConfig
@@ -35,7 +35,9 @@ from research.system.environment import import_tensorflow
 FOLDS = 3
 RESAMPLES = 2000
 RECIPES = ("fast", "default")
-SPLITS = ("left_out", "test")  # the photos to evaluate on
+TITLES = {"left_out": "left out", "test": "test"}  # of the photos to evaluate on
+SPLITS = tuple(TITLES)
+FIGURES = {"log loss": 1, "accuracy, %": 100}  # with their scale
 
 
 def run_fold(flags: list[str], fold: Fold) -> dict[str, dict[str, tuple[float, bool]]]:
@@ -139,13 +141,38 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         row = {"data": data, "recipe": recipe, "split": split, "resize": resize}
         row |= {"folds": len(shared), "photos": len(figures)}
-        for column, (name, scale) in enumerate((("log loss", 1), ("accuracy, %", 100))):
+        for column, (name, scale) in enumerate(FIGURES.items()):
             row[name] = scale * float(figures[:, column].mean())
             changes = scale * (figures[:, column] - base[:, column])
             row[f"{name}: difference"] = float(changes.mean())
             row[f"{name}: from"], row[f"{name}: to"] = interval_of(changes)
         rows.append(row)
     return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table: the figures of `squash`, and the differences of the others."""
+    others = [resize for resize in RESIZES if resize != "squash"]
+    columns = [f"{name} of squash | {' | '.join(others)}" for name in FIGURES]
+    lines = [f"| data | recipe | folds | photos | {' | '.join(columns)} |", "| --- " * 10 + "|"]
+    found = {(row["data"], row["recipe"], row["split"], row["resize"]): row for row in rows}
+    for data, recipe, split in dict.fromkeys(key[:3] for key in found):
+        base = found[data, recipe, split, "squash"]
+        cells = [data, recipe, str(base["folds"]), f"{base['photos']:,} {TITLES[split]}"]
+        for name, digits in (("log loss", 3), ("accuracy, %", 1)):
+            cells.append(f"{base[name]:.{digits}f}")
+            for resize in others:
+                row = found.get((data, recipe, split, resize))
+                cells.append(difference_text(row, name, digits) if row else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference_text(row: dict[str, Any], name: str, digits: int) -> str:
+    """Returns a difference and its interval, in bold if the interval excludes 0."""
+    mean, low, high = (row[f"{name}: {key}"] for key in ("difference", "from", "to"))
+    text = f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"**{text}**" if low * high > 0 else text
 
 
 def figures_of(runs: list[dict[str, Any]], resize: str, split: str, folds: set[int]) -> np.ndarray:
@@ -184,7 +211,7 @@ def main() -> None:
             parser.error("--weights is missing")
         run_all(arguments)
     rows = summarize(read_runs(arguments.runs))
-    print_table(rows)
+    print(table(rows))
     write_result("resize", {"rows": rows})
 
 
