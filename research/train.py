@@ -106,12 +106,10 @@ def train_together(
     """Trains in this process, together with the other workers. Only the chief has a folder.
 
     Args:
-      config: the run's settings.
+      config, source, task: see `train`.
       team: this process and the other workers of the run.
       directory: the run's folder; None in a worker that is not the chief.
       resuming: whether the folder holds a run to continue.
-      source: the photos. None opens those that the config names.
-      task: the task class. None takes the one that the config names.
     """
     own = [config.to_json(), python_files(config)]
     check_settings(own, team.from_chief(own))
@@ -176,13 +174,15 @@ class Loop:
         epoch = run.position.epoch
         trained = self.train_steps_of_epoch(learner, loader)
         learner.average_statistics()
-        validation = self.validate(learner, loader)
+        validation = self.validate(learner, loader) if run.plan.validates else None
         step = state.current_step
         state.count_seconds()
         records.epoch(step, trained, validation, float(state.seconds.numpy()))
         state.tally.reset()
-        is_best = state.note_validation(validation.loss, run.counts_for_early_stopping(epoch))
-        records.save(step, is_best)
+        counts = run.counts_for_early_stopping(epoch)
+        records.save(
+            step, validation is not None and state.note_validation(validation.loss, counts)
+        )
         number = self.stop.signal(all_ask=True)
         if number and not run.is_finished:
             raise Interrupted(number, records.resume_hint(step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from scipy import stats
 
 from benchmarks.ablation import Fold
 from benchmarks.ablation_report import mean_and_error, paired_test
-from benchmarks.ablation_rows import ROWS, settings_of
+from benchmarks.ablation_rows import REMOVED, ROWS, settings_of
+from benchmarks.harness import RESULTS
 
 
 def test_each_photo_is_in_the_test_split_of_one_fold():
@@ -43,6 +45,14 @@ def test_the_paired_test_corrects_for_shared_training_photos():
 def test_mean_and_error():
     assert mean_and_error(np.array([1.0, 3.0])) == pytest.approx((2.0, 1.0))
     assert np.isnan(mean_and_error(np.array([1.0]))[1])
+
+
+def test_the_runs_on_file_have_the_settings_of_their_rows():
+    """Otherwise, the report would leave them out."""
+    known = {**{row: settings_of(row) for row in ROWS}, **REMOVED}
+    for file in RESULTS.glob("ablation*.jsonl"):
+        for run in map(json.loads, file.read_text().splitlines()):
+            assert run["settings"] == known[run["row"]], (file.name, run["row"])
 
 
 def test_every_row_has_its_own_settings():

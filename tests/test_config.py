@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 
 import pytest
@@ -78,6 +79,13 @@ def test_differences_contain_only_settings_that_change_the_result():
     one = TrainConfig(epochs=3, ckpt_dir="a", distribution="none")
     other = TrainConfig(epochs=4, ckpt_dir="b", distribution="mirrored")
     assert one.differences(other) == {"epochs": (3, 4)}
+
+
+def test_runs_from_before_the_setting_resize_were_trained_on_squashed_photos():
+    settings = json.loads(TrainConfig(resize="pad").to_json())
+    assert TrainConfig.from_json(json.dumps(settings)).resize == "pad"
+    del settings["resize"]
+    assert TrainConfig.from_json(json.dumps(settings)).resize == "squash"
 
 
 @pytest.mark.parametrize(

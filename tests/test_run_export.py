@@ -18,12 +18,15 @@ import tensorflow as tf
 from keras.src.applications import efficientnet
 from PIL import ExifTags, Image
 
+from research.data.decode import decode_image
+from research.data.files import image_files
 from research.data.folder.folder_source import FolderSource
 from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions
 from research.loop.builder import build_network
 from research.serving.export import export, preprocessing_layer, serving_model
+from research.serving.predict import predict_files
 from research.settings.program_configs import ExportConfig
 from research.system.errors import UserError
 from tests.helpers import SMALL_CONFIG, make_run, run_script
@@ -153,6 +156,33 @@ def test_a_saved_model_takes_other_sizes_and_formats(exported, photos, tmp_path)
     assert signatures["serving_default"](image_bytes=png)["probabilities"].numpy() == (
         pytest.approx(large, abs=1e-5)
     )
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+def test_photos_become_squares_as_in_training(one_device, photo_folder, tmp_path, capsys, resize):
+    """In prediction and in a SavedModel; users of the other formats are told what to do."""
+    run = make_run(tmp_path / "run", photo_folder, image_size=64, resize=resize)
+    drawn = [Image.fromarray(decode_image(one.read_bytes())) for one in image_files(photo_folder)]
+    files = [tmp_path / f"{index:02}.{'jpg' if index % 2 else 'png'}" for index in range(12)]
+    for photo, file in zip(drawn, files, strict=False):
+        photo.save(file)
+        assert photo.width != photo.height
+    classifier = Classifier(str(run))
+    said = [list(one.probabilities.values()) for one in predict_files(classifier, files)]
+    signatures = tf.saved_model.load(str(export(ExportConfig(ckpt_dir=str(run))))).signatures
+    encoded = tf.constant([file.read_bytes() for file in files])
+    answers = signatures["serving_default"](image_bytes=encoded)["probabilities"]
+    assert np.abs(answers - said).max() < BYTES
+    for one, answer in zip(
+        encoded[::2], said[::2], strict=True
+    ):  # large JPEGs are not decoded whole
+        found = signatures["pixels"](pixels=tf.io.decode_png(one)[tf.newaxis])["probabilities"]
+        assert np.abs(found - answer).max() < BYTES
+    classifier.config = dataclasses.replace(classifier.config, resize="squash")
+    squashed = [list(one.probabilities.values()) for one in predict_files(classifier, files)]
+    assert np.abs(np.subtract(squashed, said)).max() > BYTES
+    export(ExportConfig(ckpt_dir=str(run), format="keras"))
+    assert f"resized as in training, with --resize={resize}\n" in capsys.readouterr().out
 
 
 def test_a_saved_model_takes_a_batch_of_no_photo(exported):

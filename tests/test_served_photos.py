@@ -10,7 +10,8 @@ import tensorflow as tf
 from PIL import ExifTags, Image
 
 from research.data.decode import decode_image
-from research.serving.graph_decoding import decode_upright, exif_orientation
+from research.data.resizing import RESIZES
+from research.serving.graph_decoding import decode_upright, exif_orientation, to_square
 
 
 def corners() -> Image.Image:
@@ -41,16 +42,36 @@ def orientation_of():
     )
 
 
-@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_is_applied_as_in_training(orientation, endian):
-    content = encoded(orientation, endian)
-    wanted = decode_image(content, 32)
-    found = decode_upright(tf.constant(content), 32).numpy()
-    assert found.shape == (32, 32, 3)
-    assert np.abs(found - wanted).mean() < 1
-    if orientation > 1:  # the photo did change
-        assert np.abs(found - decode_upright(tf.constant(encoded()), 32)).mean() > 20
+def test_the_orientation_is_applied_as_in_training(orientation, resize):
+    plain = decode_upright(tf.constant(encoded()), 32, resize).numpy()
+    for endian in "<>":
+        content = encoded(orientation, endian)
+        wanted = decode_image(content, 32, resize)
+        found = decode_upright(tf.constant(content), 32, resize).numpy()
+        assert found.shape == (32, 32, 3)
+        assert np.abs(found - wanted).mean() < 1
+        if orientation > 1:  # the photo did change
+            assert np.abs(found - plain).mean() > 15
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("shape", [(44, 60), (333, 500), (1203, 1601), (20, 300), (1, 9), (7, 7)])
+def test_photos_of_each_shape_are_resized_as_in_training(shape, resize):
+    """Also JPEG photos that are decoded at a half or a quarter of their size."""
+    random, errors = np.random.default_rng(0), []
+    smooth = Image.fromarray(random.integers(0, 256, (7, 9, 3), np.uint8))
+    for height, width in (shape, shape[::-1]):
+        photo, buffer = smooth.resize((width, height), Image.Resampling.BICUBIC), io.BytesIO()
+        photo.save(buffer, "JPEG", quality=95)
+        found = decode_upright(tf.constant(buffer.getvalue()), 33, resize)
+        errors.append(found - decode_image(buffer.getvalue(), 33, resize))
+        pixels = np.asarray(photo)
+        found = to_square(tf.constant(pixels[np.newaxis]), 33, resize)[0]
+        errors.append(found - decode_image(pixels, 33, resize))
+    assert np.abs(errors).max() <= 8
+    assert np.abs(errors).mean() <= 0.5
 
 
 def test_the_orientation_is_1_without_a_valid_entry(orientation_of):
@@ -82,5 +103,5 @@ def test_damaged_exif_is_not_an_error(orientation_of):
 def test_other_formats_are_decoded(form):
     buffer = io.BytesIO()
     corners().save(buffer, form)
-    found = decode_upright(tf.constant(buffer.getvalue()), 32).numpy()
+    found = decode_upright(tf.constant(buffer.getvalue()), 32, "squash").numpy()
     assert np.abs(found - decode_image(buffer.getvalue(), 32)).mean() < 1

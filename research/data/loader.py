@@ -43,12 +43,13 @@ class DataLoader:
       seed: seed of the order of photos and of the augmentation.
       augmentation: random changes of the training photos, new in each epoch.
       mirror_averaging: whether evaluation batches also hold the mirror images.
+      resize: how photos become squares: `squash`, `crop` or `pad`, see `decode_image`.
 
     Attributes:
       loaded: the splits that were decoded so far.
 
     Raises:
-      UserError: when a split that is used has no usable photo.
+      UserError: when all photos of a split are damaged, or when there are no training photos.
     """
 
     image_size: int = 160
@@ -63,6 +64,7 @@ class DataLoader:
     seed: int = 0
     augmentation: AugmentationPipeline = dataclasses.field(default_factory=AugmentationPipeline)
     mirror_averaging: bool = False
+    resize: str = "squash"
     loaded: dict[str, SplitArrays] = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -154,11 +156,11 @@ class DataLoader:
         return other
 
     def examples(self, split: str) -> SplitArrays:
-        """Returns the decoded photos of a split. They are kept from the first call on."""
+        """Returns the decoded photos of a split, kept from the first call on; may be empty."""
         if split not in self.loaded:
             with photo_bar(f"decoding {split}", self.source.count(split)) as bar:
-                decoded = load_split(self.source, split, self.image_size, bar.update)
-            if not len(decoded):
+                decoded = load_split(self.source, split, self.image_size, self.resize, bar.update)
+            if not len(decoded) and (decoded.damaged or split == "train"):
                 raise UserError(
                     f"the {split} split has no usable photo ({len(decoded.damaged)} damaged); "
                     "expected at least one: give more photos"

@@ -56,7 +56,11 @@ class SplitArrays:
 
 
 def load_split(
-    source: Source, split: str, size: int, on_photo: Callable[[], object] = lambda: None
+    source: Source,
+    split: str,
+    size: int,
+    resize: str = "squash",
+    on_photo: Callable[[], object] = lambda: None,
 ) -> SplitArrays:
     """Decodes and resizes all photos of a split, on all processors.
 
@@ -64,6 +68,7 @@ def load_split(
       source: where the photos come from.
       split: name of a split of the source, such as 'train'.
       size: height and width in pixels to resize to.
+      resize: how photos become squares, see `decode_image`.
       on_photo: called after each photo.
 
     Raises:
@@ -77,7 +82,7 @@ def load_split(
     damaged: list[tuple[str, str]] = []
 
     def decode(image: bytes | np.ndarray) -> tuple[np.ndarray, str]:
-        return decode_image(image, size), digest_of(image)
+        return decode_image(image, size, resize), digest_of(image)
 
     photos_per_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
     with in_parallel(source.examples(split), decode, photos_per_chunk) as decoded:

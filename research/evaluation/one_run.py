@@ -74,7 +74,10 @@ class Evaluator:
     def evaluate_splits(self) -> list[Evaluation]:
         """Evaluates the restored checkpoint. Prints and writes the metrics of each split."""
         decisions: Decisions | None = None
-        if any(map(self._needs_decisions, self._config.split)):
+        needed = any(map(self._needs_decisions, self._config.split))
+        if needed and not len(self._loader.examples("validation")):
+            print("note: there are no validation photos to fit a temperature and a threshold on\n")
+        elif needed:
             validation = self._predict("validation")
             decisions = decide(validation)
             self._note_on_size(float(validation.losses().mean()))
@@ -93,9 +96,10 @@ class Evaluator:
         """Prints a note if the validation loss is worse than at the same step of the training."""
         classifier = self.classifier
         rows = classifier.directory.read_metrics()
-        losses = [row["validation_loss"] for row in rows if row["step"] == classifier.step]
+        losses = [row.get("validation_loss") for row in rows if row["step"] == classifier.step]
         size = classifier.config.image_size
-        note = size_note(loss, size, losses[-1], self._trained_size) if losses else None
+        before = losses[-1] if losses else None
+        note = size_note(loss, size, before, self._trained_size) if before is not None else None
         if note:
             print(f"{note}\n")
 
@@ -312,8 +316,18 @@ def open_evaluated(config: EvalConfig, directory: RunDirectory, source: Source |
         source = RelabelledSource(source, classes)
     directory.check_class_names(source.class_names)
     for split in config.split:
-        source.count(split)
+        check_not_empty(source, split)
     return source
+
+
+def check_not_empty(source: Source, split: str) -> None:
+    """Raises a `UserError` that names the splits with photos, if a split has none."""
+    if not source.count(split):
+        filled = [name for name in SPLITS if source.count(name)]
+        raise UserError(
+            f"split is {split!r}, which has no photos; expected a split with photos: "
+            f"{', '.join(filled)}"
+        )
 
 
 def name_of(config: EvalConfig, split: str, checkpoint: str = "") -> str:

@@ -97,6 +97,7 @@ class Evaluation:
                 RULE,
                 f"{self.photos:,} photos of {self.data}, {self.split} split",
                 *self._leak_notes(),
+                *self._note_on_classes(),
                 f"input size: {self.image_size} x {self.image_size} pixels{mirrored}",
                 f"checkpoint after step {self.step:,}: {short_path(self.checkpoint)}",
                 "",
@@ -113,6 +114,11 @@ class Evaluation:
             for split, count in self.leaked.items()
         ]
 
+    def _note_on_classes(self) -> list[str]:
+        missing = [one.name for one in self.classes if not one.photos]
+        shown = f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
+        return [f"note: no photos of {shown}"] if missing else []
+
     def _overall_table(self) -> list[str]:
         lines = [f"{'':<34}{'value':>8}   95 % interval"]
         for name, figure in self.figures.items():
@@ -128,8 +134,7 @@ class Evaluation:
     def _class_table(self) -> list[str]:
         lines = [f"{'class':<16}{'photos':>6}  {'precision':<18}{'recall':<18}F1"]
         for one in self.classes[:MAX_PRINTED_CLASSES]:
-            figures = (one.precision, one.recall, one.f1)
-            precision, recall, f1 = map(_short_text, figures) if one.photos else "---"
+            precision, recall, f1 = map(_short_text, (one.precision, one.recall, one.f1))
             lines.append(f"{one.name[:15]:<16}{one.photos:>6}  {precision:<18}{recall:<18}{f1}")
         left_out = len(self.classes) - MAX_PRINTED_CLASSES
         return [*lines, f"... and {left_out} more classes"] if left_out > 0 else lines
@@ -140,7 +145,9 @@ def interval_text(interval: ConfidenceInterval | None) -> str:
     return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
 
 
-def _short_text(figure: Figure) -> str:
+def _short_text(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
     low_high = figure.interval
     return f"{figure.value:.2f}" + (f" ({low_high[0]:.2f}-{low_high[1]:.2f})" if low_high else "")
 

@@ -85,16 +85,16 @@ class ClassFigures:
     Attributes:
       name: name of the class.
       photos: number of photos of the class.
-      precision: share of the photos predicted as the class that belong to it.
-      recall: share of the photos of the class that are predicted as it.
-      f1: harmonic mean of precision and recall.
+      precision: share of the photos predicted as the class that belong to it; None without photos.
+      recall: share of the photos of the class that are predicted as it; None without photos.
+      f1: harmonic mean of precision and recall; None without photos.
     """
 
     name: str
     photos: int
-    precision: Figure
-    recall: Figure
-    f1: Figure
+    precision: Figure | None
+    recall: Figure | None
+    f1: Figure | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def overall(
 def of_classes(
     predictions: Predictions, class_names: tuple[str, ...], resamples: int
 ) -> tuple[ClassFigures, ...]:
-    """Returns the metrics of each class. They are 0 for a class without photos.
+    """Returns the metrics of each class. They are None for a class without photos.
 
     The Wilson interval of precision is over the photos predicted as the class, that of recall over
     the photos of the class.
@@ -176,6 +176,8 @@ def of_classes(
             Figure(float(recall[k]), wilson_interval(hits[k], int(counts[k].sum()))),
             Figure(float(f1[k]), percentiles(list(drawn[:, k]))),
         )
+        if counts[k].sum()
+        else ClassFigures(name, 0, None, None, None)
         for k, name in enumerate(class_names)
     )
 

@@ -232,6 +232,7 @@ def make_loader(config: TrainConfig, source: Source) -> DataLoader:
         seed=config.seed,
         augmentation=make_augmentation(config),
         mirror_averaging=config.mirror_averaging,
+        resize=config.resize,
     )
 
 

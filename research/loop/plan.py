@@ -33,6 +33,7 @@ class Plan:
       visits: the average number of times that a photo is used in training.
       warmup_steps: steps in which a learning rate rises to its peak.
       unfreezing_steps: steps between the unfreezing of two stages; 0 to unfreeze all at once.
+      validates: whether each epoch ends with a validation.
     """
 
     steps_per_epoch: int
@@ -41,6 +42,7 @@ class Plan:
     visits: float
     warmup_steps: int = 0
     unfreezing_steps: int = 0
+    validates: bool = True
 
     @property
     def head_steps(self) -> int:
@@ -76,12 +78,13 @@ class Plan:
         return Position(epoch, done)
 
 
-def make_plan(config: TrainConfig, photos: int) -> Plan:
+def make_plan(config: TrainConfig, photos: int, validates: bool = True) -> Plan:
     """Computes the plan of a run.
 
     Args:
       config: the run's settings.
       photos: the number of training photos.
+      validates: whether there are validation photos.
     """
     all_steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
     steps = min(all_steps, config.steps_per_epoch or all_steps)
@@ -93,4 +96,5 @@ def make_plan(config: TrainConfig, photos: int) -> Plan:
         visits=epochs * steps / all_steps,
         warmup_steps=count_steps(config.warmup, steps),
         unfreezing_steps=(config.gradual_unfreezing or 0) * steps,
+        validates=validates,
     )

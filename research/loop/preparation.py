@@ -146,6 +146,7 @@ def set_up(
         built = build_network(requested, source.class_names, task, with_weights)
     with team.chief_first():
         source.count("train")  # prepares the data set if it is not prepared yet
+    validates = check_validation(requested, source)
     check_memory(requested, built, source)
     config = follow_hyperrule(requested, loader.num_train_examples)
     if config != requested:
@@ -153,7 +154,7 @@ def set_up(
         loader = loader.with_augmentation(make_augmentation(config))
     if config.class_weights == "balanced":
         set_class_weights(task, loader)
-    plan = make_plan(config, loader.num_train_examples)
+    plan = make_plan(config, loader.num_train_examples, validates)
     check_traced_steps(config, plan)
     model = built.network.model
     shapes = sum_shapes(task, model.logits, loader.train_batches.element_spec)
@@ -274,6 +275,21 @@ def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> No
             f"{batch:,} photos of {config.image_size} pixels, and {free_memory() / 1e9:,.1f} GB "
             "are free; give a smaller --batch_size or --image_size"
         )
+
+
+def check_validation(config: TrainConfig, source: Source) -> bool:
+    """Returns whether there are validation photos.
+
+    Raises:
+      UserError: there are none, although early stopping needs them.
+    """
+    validates = source.count("validation") > 0
+    if config.early_stopping and not validates:
+        raise UserError(
+            f"early_stopping is {config.early_stopping}, but the validation split has no photos; "
+            "leave out --early_stopping, or give photos for validation"
+        )
+    return validates
 
 
 def check_views(config: TrainConfig, loader: DataLoader) -> None:

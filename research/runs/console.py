@@ -19,7 +19,7 @@ from research.models.wrapper import summarize_parts
 from research.optimization.groups import Group
 from research.runs.find_run import length_is_fixed
 from research.runs.pictures import main_metric
-from research.runs.run_directory import RunDirectory
+from research.runs.run_directory import RunDirectory, best_epoch
 from research.settings.train_config import TASKS, TrainConfig
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def describe_run(run: Run) -> str:
     lines = [
         f"data         {short_path(own_data) if own_data else config.dataset}",
         f"photos       {loader.num_train_examples:,} to train on, "
-        f"{len(loader.examples('validation')):,} to validate",
+        f"{len(loader.examples('validation')):,} to validate"
+        f"{'' if run.plan.validates else ': there will be no best checkpoint'}",
         *splits_lines(loader.source),
         *([f"task         {short_path(config.task)}"] if config.task not in TASKS else []),
         f"classes      {len(loader.class_names)}: {names}",
@@ -107,34 +108,43 @@ def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
     return [f"{part:<22}{layers:>7}{numbers:>12}  {by}" for part, layers, numbers, by in rows]
 
 
-def epoch_header(figures: Iterable[str]) -> str:
-    """Returns the header of the table of epochs, for loss and metrics of these names."""
+def epoch_header(figures: Iterable[str], validates: bool = True) -> str:
+    """Returns the header of the table of epochs.
+
+    Args:
+      figures: the names of loss and metrics.
+      validates: whether there are validation photos.
+    """
     name = (main_metric(figures) or "")[:9]
     validation_name = f"val. {name}" if name else ""
-    return f"\n  epoch    loss{name:>10}  val. loss{validation_name:>15}  photos/s  seconds"
+    validation = f"  val. loss{validation_name:>15}" if validates else ""
+    return f"\n  epoch    loss{name:>10}{validation}  photos/s  seconds"
 
 
-def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics) -> str:
+def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics | None) -> str:
     """Returns the metrics of a finished epoch, in the columns of `epoch_header`.
 
     Metrics without a column follow, one per line. The cross-entropy is left out if it equals the
-    validation loss.
+    loss (of the validation photos, if there are any).
     """
-    training, after = trained.metrics.values, validation.values
+    training = trained.metrics.values
+    after = validation.values if validation else training
     main = main_metric(after)
 
     def number(values: Mapping[str, float], width: int) -> str:
         return f"{values[main]:>{width}.4f}" if main else " " * width
 
+    columns = f"{after['loss']:>11.4f}{number(after, 15)}" if validation else ""
     lines = [
         f"{f'{epoch}/{epochs}':>7}{training['loss']:>8.4f}{number(training, 10)}"
-        f"{after['loss']:>11.4f}{number(after, 15)}"
+        f"{columns}"
         f"{trained.photos_per_second:>10.1f}{trained.seconds:>9.1f}"
     ]
     for name, value in after.items():
         is_loss = name == "cross_entropy" and math.isclose(value, after["loss"], rel_tol=1e-5)
         if name not in ("loss", main) and not is_loss:
-            lines.append(f"         {name} {training[name]:.4f}, val. {value:.4f}")
+            validated = f", val. {value:.4f}" if validation else ""
+            lines.append(f"         {name} {training[name]:.4f}{validated}")
     return "\n".join(lines)
 
 
@@ -148,14 +158,15 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
     rows = directory.read_metrics()
     if not rows:
         return f"no epochs to train in {short_path(directory.path)}"
-    best = min(rows, key=lambda row: row["validation_loss"])
-    path = shlex.quote(short_path(directory.path))
-    names = (name.removeprefix("validation_") for name in best if name.startswith("validation_"))
+    last, best, path = rows[-1], best_epoch(rows), shlex.quote(short_path(directory.path))
+    split, shown = ("validation", best) if best else ("train", last)
+    names = (name.removeprefix(f"{split}_") for name in shown if name.startswith(f"{split}_"))
     main = main_metric(names)
-    metric = f", {main} {best[f'validation_{main}']:.4f}" if main else ""
+    metric = f", {main} {shown[f'{split}_{main}']:.4f}" if main else ""
+    title = f"best after epoch {best['epoch']}: validation" if best else "training"
     return (
-        f"\n{counted(rows[-1]['epoch'], 'epoch')} in {rows[-1]['seconds']:.0f} s; best after epoch "
-        f"{best['epoch']}: validation loss {best['validation_loss']:.4f}{metric}\n\n"
+        f"\n{counted(last['epoch'], 'epoch')} in {last['seconds']:.0f} s; "
+        f"{title} loss {shown[f'{split}_loss']:.4f}{metric}\n\n"
         f"evaluate:     python run_eval.py --ckpt_dir={path}"
         f"{' --checkpoint=best' if ended_early else ''}\n"
         f"TensorBoard:  tensorboard --logdir={path}"

@@ -12,7 +12,7 @@ from research.runs import console, pictures
 from research.runs.checkpoints import Checkpoints
 from research.runs.durable_files import write_file
 from research.runs.histograms import Histograms
-from research.runs.run_directory import RunDirectory
+from research.runs.run_directory import RunDirectory, best_epoch
 from research.runs.summaries import Summaries
 from research.runs.tracker import SafeTracker
 from research.settings.train_config import TrainConfig
@@ -60,13 +60,15 @@ class Records:
     def interval(self, step: int, interval: Interval, scalars: dict[str, float]) -> None:
         """Writes the metrics, scalars and speed of the steps since the last call."""
 
-    def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
+    def epoch(
+        self, step: int, interval: Interval, validation: Metrics | None, seconds: float
+    ) -> None:
         """Prints and writes the metrics of an epoch.
 
         Args:
           step: number of updates made.
           interval: the epoch's metrics, and the speed of its steps made in this process.
-          validation: the metrics of the validation split.
+          validation: the metrics of the validation split; None if it has no photos.
           seconds: time spent in the run, without work that was lost and repeated.
         """
 
@@ -102,7 +104,7 @@ class Logbook(Records):
         self.directory = directory
         self.checkpoints = checkpoints
         self.tracker = tracker or SafeTracker(None)
-        self.summaries = Summaries(directory.events)
+        self.summaries = Summaries(directory.events, plan.validates)
         self.histograms: Histograms | None = None
         self._photos = 0
 
@@ -118,7 +120,7 @@ class Logbook(Records):
         )
         self._picture("photos", pictures.png(grid), 0)
         self.tracker.send("begin", dataclasses.asdict(config), str(self.directory.path))
-        print(console.epoch_header(figures), flush=True)
+        print(console.epoch_header(figures, self.plan.validates), flush=True)
 
     def resume(
         self, config: TrainConfig, figures: Sequence[str], step: int, validated: bool = True
@@ -129,7 +131,7 @@ class Logbook(Records):
         self.directory.forget_result()
         self.tracker.send("begin", dataclasses.asdict(config), str(self.directory.path))
         print(f"resuming after step {step} of {self.plan.steps}", flush=True)
-        print(console.epoch_header(figures), flush=True)
+        print(console.epoch_header(figures, self.plan.validates), flush=True)
 
     def save(self, step: int, best: bool = False, validated: bool = True) -> None:
         self.checkpoints.save(step, best, validated)
@@ -160,16 +162,20 @@ class Logbook(Records):
         if self.histograms:
             self.histograms.flush()
 
-    def epoch(self, step: int, interval: Interval, validation: Metrics, seconds: float) -> None:
+    def epoch(
+        self, step: int, interval: Interval, validation: Metrics | None, seconds: float
+    ) -> None:
         epoch = step // self.plan.steps_per_epoch
-        self.summaries.scalars("validation", step, validation.values)
+        validated = validation.values if validation else {}
+        if validated:
+            self.summaries.scalars("validation", step, validated)
         self._photos += round(interval.metrics.photos)
         row = {
             "epoch": epoch,
             "step": step,
             "photos": self._photos,
             **{f"train_{name}": value for name, value in interval.metrics.values.items()},
-            **{f"validation_{name}": value for name, value in validation.values.items()},
+            **{f"validation_{name}": value for name, value in validated.items()},
             "photos_per_second": interval.photos_per_second,
             "share_of_step_waiting_for_input": interval.waiting_share,
             "seconds": seconds,
@@ -201,8 +207,13 @@ class Logbook(Records):
 
 
 def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the content of result.json: the last epoch's row and the best validation metrics."""
-    best = min(rows, key=lambda row: row["validation_loss"])
+    """Returns the content of result.json: the last epoch's row and the best validation metrics.
+
+    Without validation photos, it is only the last epoch's row.
+    """
+    best = best_epoch(rows)
+    if best is None:
+        return rows[-1]
     validation = {f"best_{name}": best[name] for name in best if name.startswith("validation_")}
     return {**rows[-1], "best_epoch": best["epoch"], **validation}
 

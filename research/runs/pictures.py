@@ -73,8 +73,8 @@ def main_metric(names: Iterable[str]) -> str | None:
 
 def _charts(figure: Figure, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Axes, str]]:
     """Yields axes with epochs and a metric's name, for the loss and the first row's main metric."""
-    names = (name for row in rows[:1] for name in row if name.startswith("validation_"))
-    main = main_metric(name.removeprefix("validation_") for name in names)
+    names = (name for row in rows[:1] for name in row if name.startswith("train_"))
+    main = main_metric(name.removeprefix("train_") for name in names)
     metrics = ["loss", *([main] if main else [])]
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
@@ -96,7 +96,8 @@ def history(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draws the loss and the main metric by epoch, from the rows of metrics.jsonl."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axis, metric in _charts(figure, rows):
-        for split in ("train", "validation"):
+        validates = any("validation_loss" in row for row in rows)
+        for split in ("train", "validation") if validates else ("train",):
             _draw_curve(axis, rows, f"{split}_{metric}", marker="o", markersize=3, label=split)
         axis.legend()
     return figure

@@ -12,6 +12,7 @@ import tensorflow as tf
 from research.models.wrapper import Wrapper
 from research.optimization.averages import WeightAverages
 from research.runs.index_file import check_index
+from research.runs.run_directory import RunDirectory
 from research.runs.sealed_files import damage_of, intact_checkpoints
 from research.system.errors import UserError, first_line
 
@@ -42,6 +43,11 @@ def find_checkpoint(folder: Path, which: str) -> str:
     if which in ("best", "latest"):
         other = "latest" if which == "best" else "best"
         names = intact_checkpoints(folder / which, f"give --checkpoint={other} or a path")
+        if not names and which == "best" and not RunDirectory(folder.parent).validates():
+            raise UserError(
+                f"ckpt_dir {str(folder.parent)!r} has no best checkpoint, because the run has no "
+                "validation photos; give --checkpoint=latest or a path"
+            )
         if not names:
             raise UserError(
                 f"ckpt_dir {str(folder.parent)!r} has no {which} checkpoint yet; expected a run "

@@ -22,7 +22,7 @@ LOCK = "run.lock"
 LARGEST_FILE = 2**24  # bytes
 MOST_CLASSES = 2**16
 # The values of a row of metrics.jsonl that every row must have.
-FIGURES = ("epoch", "step", "seconds", "train_loss", "validation_loss")
+FIGURES = ("epoch", "step", "seconds", "train_loss")
 # Files that a run killed while it made its folder may have left there.
 MADE_FIRST = {
     *(LOCK, "checkpoints", "events", "pictures", "labels.txt", "data.json", "photos.tsv"),
@@ -210,6 +210,10 @@ class RunDirectory:
         columns = (line.split("\t", 2) for line in lines)
         return [PhotoEntry(*entry) for entry in columns if len(entry) == 3]
 
+    def validates(self) -> bool:
+        """Whether the run has validation photos."""
+        return self.read_data().get("validation_photos") != 0
+
     def has_content_hashes(self) -> bool:
         """Whether the run recorded hashes of its photos; runs of earlier versions did not."""
         return "train_contents_sha256" in self.read_data()
@@ -260,7 +264,8 @@ class RunDirectory:
             with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
                 if isinstance(row, dict) and all(
-                    type(row.get(name)) in (int, float) for name in FIGURES
+                    type(value) in (int, float)
+                    for value in (*map(row.get, FIGURES), row.get("validation_loss", 0.0))
                 ):
                     rows.append(row)
         return rows
@@ -278,6 +283,12 @@ class RunDirectory:
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_file(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
+
+
+def best_epoch(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the row of metrics.jsonl with the lowest validation loss; None without validation."""
+    validated = [row for row in rows if "validation_loss" in row]
+    return min(validated, key=lambda row: row["validation_loss"], default=None)
 
 
 def _read(file: Path) -> str:

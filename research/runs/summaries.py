@@ -37,10 +37,15 @@ class Summaries:
     """Writes event files for the TensorBoard runs `train` and `validation`.
 
     Both use the same tags, so that TensorBoard draws them in the same charts.
+
+    Args:
+      folder: contains a folder for each.
+      validates: whether there is a TensorBoard run `validation`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, validates: bool = True) -> None:
         self.files = EventFiles(folder)
+        self._validates = validates
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by tag to the run `train` or `validation`."""
@@ -60,7 +65,8 @@ class Summaries:
     def restart(self, step: int, validated: bool = True) -> None:
         """Removes the events after a step; without `validated`, also those of its validation."""
         self.files.restart(step + 1, "train")
-        self.files.restart(step + validated, "validation")
+        if self._validates:
+            self.files.restart(step + validated, "validation")
 
     def picture(self, tag: str, png: bytes, step: int) -> None:
         """Writes a picture, given as the content of a PNG file."""

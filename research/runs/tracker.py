@@ -30,7 +30,7 @@ class Tracker:
         """Called every few steps with the values since the last call, such as `loss`."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Called after each validation with the row of metrics.jsonl."""
+        """Called after each epoch and its validation with the row of metrics.jsonl."""
 
     def end(self, result: Mapping[str, Any]) -> None:
         """Called when a run is finished, with the content of result.json."""

@@ -27,7 +27,7 @@ from research.data.batches import Preprocessing
 from research.evaluation.classifier import Classifier
 from research.runs.console import short_path
 from research.runs.durable_files import cannot_be_written, reason_of, write_atomically
-from research.serving.graph_decoding import decode_upright
+from research.serving.graph_decoding import decode_upright, to_square
 from research.settings.program_configs import MIRROR_AVERAGING, ExportConfig
 from research.system.errors import UserError
 
@@ -64,7 +64,7 @@ def export(config: ExportConfig) -> Path:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _, write = FORMATS[config.format]
-            write(model, names, partial)
+            write(model, classifier, partial)
         os.replace(partial, path)
         labels.parent.mkdir(exist_ok=True)
         write_atomically(labels, "".join(f"{name}\n" for name in names))
@@ -80,7 +80,8 @@ def export(config: ExportConfig) -> Path:
         print("         signature pixels: pixels, uint8 (batch, height, width, 3)")
         print(f"output:  label (batch,) and probabilities (batch, {len(names)})")
     else:
-        print(f"input:   float32 (batch, {size}, {size}, 3), RGB in [0, 255]")
+        print(f"input:   float32 (batch, {size}, {size}, 3), RGB in [0, 255]; photos must be")
+        print(f"         resized as in training, with --resize={classifier.config.resize}")
         print(f"output:  probabilities (batch, {len(names)})")
     shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
     print(f"classes: {short_path(labels)}: {shown}", flush=True)
@@ -165,27 +166,25 @@ def preprocessing_layer(preprocessing: Preprocessing) -> keras.layers.Layer:
     return layer
 
 
-def write_saved_model(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
+def write_saved_model(model: keras.Model, classifier: Classifier, path: Path) -> None:
     """Writes a SavedModel with signatures for encoded photos and for pixels of any size."""
-    size = model.input_shape[1]
+    size, resize = classifier.config.image_size, classifier.config.resize
 
     def of_pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         photos = tf.cast(pixels, tf.float32)
         if photos.shape[1:3] != (size, size):
-            # In training, resized photos are rounded to integers too.
-            photos = tf.round(tf.image.resize(photos, (size, size), antialias=True))
-            photos = tf.clip_by_value(photos, 0.0, 255.0)
+            photos = to_square(photos, size, resize)
         # oneDNN refuses a batch of no photo.
         count = tf.shape(photos)[0]
         filling = tf.cast(tf.equal(count, 0), tf.int32)
         photos = tf.pad(photos, [[0, filling], [0, 0], [0, 0], [0, 0]])
         probabilities = model(photos, training=False)[:count]
-        labels = tf.gather(tf.constant(class_names), tf.argmax(probabilities, axis=1))
+        labels = tf.gather(tf.constant(classifier.class_names), tf.argmax(probabilities, axis=1))
         return {"label": labels, "probabilities": probabilities}
 
     def of_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         photos = tf.map_fn(
-            lambda encoded: decode_upright(encoded, size),
+            lambda encoded: decode_upright(encoded, size, resize),
             image_bytes,
             fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32),
         )
@@ -202,7 +201,7 @@ def write_saved_model(model: keras.Model, class_names: tuple[str, ...], path: Pa
     archive.write_out(str(path), verbose=False)
 
 
-def write_tflite(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
+def write_tflite(model: keras.Model, path: Path) -> None:
     """Writes a flat buffer that only contains built-in operations, which every runtime has."""
     # Keras's own export to TFLite needs Keras 3.13, and keeps operations that some runtimes lack.
     # The converter turns variables into constants only if it starts from a SavedModel.
@@ -217,7 +216,7 @@ def write_tflite(model: keras.Model, class_names: tuple[str, ...], path: Path) -
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
 
 
-def write_onnx(model: keras.Model, class_names: tuple[str, ...], path: Path) -> None:
+def write_onnx(model: keras.Model, path: Path) -> None:
     """Writes an ONNX model whose input, output and batch dimension have names."""
     import onnx
 
@@ -238,9 +237,9 @@ def write_onnx(model: keras.Model, class_names: tuple[str, ...], path: Path) -> 
 
 
 # The default name of the exported file or folder, and the function that writes it.
-FORMATS: dict[str, tuple[str, Callable[[keras.Model, tuple[str, ...], Path], None]]] = {
+FORMATS: dict[str, tuple[str, Callable[[keras.Model, Classifier, Path], None]]] = {
     "saved_model": ("saved_model", write_saved_model),
     "keras": ("model.keras", lambda model, _, path: model.save(path)),
-    "tflite": ("model.tflite", write_tflite),
-    "onnx": ("model.onnx", write_onnx),
+    "tflite": ("model.tflite", lambda model, _, path: write_tflite(model, path)),
+    "onnx": ("model.onnx", lambda model, _, path: write_onnx(model, path)),
 }

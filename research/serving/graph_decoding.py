@@ -1,6 +1,6 @@
-"""Decodes encoded photos with TensorFlow operations only, as a part of an exported graph.
+"""Decodes and resizes photos with TensorFlow operations only, as a part of an exported graph.
 
-It replaces `research/data/decode.py`, which needs Pillow.
+It replaces `research/data/decode.py` and `research/data/resizing.py`, which need Pillow.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import functools
 
 import tensorflow as tf
 
+from research.data.resizing import BARS
+
 SEARCHED_BYTES = 2**17  # two segments of maximum length: EXIF is the first, or follows JFIF
 EXIF = int.from_bytes(b"\xff\xe1", "big"), int.from_bytes(b"Exif\0\0", "big")
 START_OF_SCAN = 0xFFDA  # the marker before the pixels
@@ -16,33 +18,76 @@ LITTLE_ENDIAN = int.from_bytes(b"II", "big")
 ORIENTATION, SHORT = 0x0112, 3
 
 
-def decode_upright(encoded: tf.Tensor, size: int) -> tf.Tensor:
+def decode_upright(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     """Decodes and resizes a photo like `decode_image`. Applies the EXIF orientation of a JPEG.
 
     Args:
       encoded: string scalar, the content of a JPEG, PNG, GIF or BMP file. Only the first frame is
         decoded.
       size: height and width of the result in pixels.
+      resize: how the photo becomes a square: `squash`, `crop` or `pad`.
 
     Returns:
       float32 RGB (size, size, 3), integers in [0, 255].
     """
 
-    def decoded(photo: tf.Tensor) -> tf.Tensor:
-        photo = tf.image.resize(tf.cast(photo, tf.float32), (size, size), antialias=True)
-        return tf.clip_by_value(tf.round(photo), 0.0, 255.0)
+    def square(photo: tf.Tensor) -> tf.Tensor:
+        return to_square(photo[tf.newaxis], size, resize)[0]
 
+    # A square can be turned after resizing, because `to_square` is symmetric.
     return tf.cond(
         tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
-        lambda: turn(decoded(_decode_jpeg(encoded, size)), exif_orientation(encoded)),
-        lambda: decoded(tf.io.decode_image(encoded, channels=3, expand_animations=False)),
+        lambda: turn(square(_decode_jpeg(encoded, size, resize)), exif_orientation(encoded)),
+        lambda: square(tf.io.decode_image(encoded, channels=3, expand_animations=False)),
     )
 
 
-def _decode_jpeg(encoded: tf.Tensor, size: int) -> tf.Tensor:
-    # Like Pillow, see `decode_image`: with accurate arithmetic, and a photo far larger than needed
+def to_square(photos: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+    """Resizes photos like `research.data.resizing.to_square`.
+
+    Args:
+      photos: RGB in [0, 255], (batch, height, width, 3).
+      size: height and width of the result in pixels.
+      resize: how a photo becomes a square: `squash`, `crop` or `pad`.
+
+    Returns:
+      float32 RGB (batch, size, size, 3), integers in [0, 255], as in training.
+    """
+    photos, sides = tf.cast(photos, tf.float32), tf.shape(photos)[1:3]
+    if resize == "crop":
+        scale = size / tf.reduce_min(sides)
+        resized = tf.raw_ops.ScaleAndTranslate(
+            images=photos,
+            size=(size, size),
+            scale=tf.cast([scale, scale], tf.float32),
+            translation=tf.cast((size - scale * tf.cast(sides, scale.dtype)) / 2, tf.float32),
+            kernel_type="triangle",
+        )
+    else:
+        inner = _inner_size(sides, size, resize)
+        resized = tf.image.resize(photos, inner, antialias=True)
+    resized = tf.clip_by_value(tf.round(resized), 0.0, 255.0)
+    if resize == "pad":
+        rows, columns = tf.unstack((size - inner) // 2)
+        bars = [[0, 0], [rows, rows], [columns, columns], [0, 0]]
+        resized = tf.pad(resized - BARS, bars) + BARS
+    return tf.ensure_shape(resized, (None, size, size, 3))
+
+
+def _inner_size(sides: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+    """Returns the height and width of the resized part of a photo; see `place`."""
+    if resize != "pad":
+        return tf.constant((size, size))
+    longer = tf.reduce_max(sides)
+    bars = (size * (longer - sides) + longer) // (2 * longer)
+    return size - 2 * tf.minimum(bars, (size - 1) // 2)
+
+
+def _decode_jpeg(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+    # Like Pillow, see `draft_size`: with accurate arithmetic, and a photo far larger than needed
     # is decoded at 1/2, 1/4 or 1/8 of its size.
-    larger = tf.reduce_min(tf.io.extract_jpeg_shape(encoded)[:2]) // (3 * size // 2)
+    sides = tf.io.extract_jpeg_shape(encoded)[:2]
+    larger = tf.reduce_min(sides // (3 * _inner_size(sides, size, resize) // 2))
     branches = [
         functools.partial(
             tf.io.decode_jpeg, encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"

@@ -113,7 +113,8 @@ def predict_files(
     remaining = iter(files)
     size = BATCHES_PER_CHUNK * classifier.config.batch_size
     while chunk := list(itertools.islice(remaining, size)):
-        examples = load_split(Files(chunk), "", classifier.config.image_size)
+        config = classifier.config
+        examples = load_split(Files(chunk), "", config.image_size, config.resize)
         names = [photo.name for photo in chunk]
         found: dict[int, Prediction | DamagedFile] = {
             int(index): DamagedFile(names[int(index)], reason) for index, reason in examples.damaged

@@ -12,6 +12,7 @@ import json
 import os
 from typing import Any
 
+from research.data.resizing import RESIZES
 from research.models.backbone_table import find_backbone
 from research.optimization.optimizers import OPTIMIZERS
 from research.optimization.schedules import SCHEDULES
@@ -65,6 +66,13 @@ class TrainConfig(PhotoConfig):
     )
     image_size: int = settings.count(
         160, "photos are resized to this height and width in pixels", minimum=8, maximum=4096
+    )
+    resize: str = settings.choice(
+        "squash",
+        RESIZES,
+        "how a photo becomes a square: 'squash' stretches it, 'crop' takes its central square, "
+        "'pad' adds grey bars to its shorter sides. Evaluation, prediction and exported models do "
+        "the same",
     )
     batch_size: int = settings.count(
         32, "global batch size: photos per batch, over all devices", minimum=1, maximum=2**16

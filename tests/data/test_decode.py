@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 from research.data import decode
 from research.data.decode import DamagedImageError, decode_image
 from research.data.formats import FORMATS
+from research.data.resizing import BARS, RESIZES, place
 from research.data.thread_pool import pillow_warnings_hidden
 from tests.helpers import ROOT
 
@@ -125,9 +126,11 @@ def test_the_first_of_several_frames_is_used(kind):
 
 
 def test_a_photo_of_one_pixel_and_one_of_20_000_are_used():
-    assert (decode_image(encode(Image.new("RGB", (1, 1), "red"), "PNG"), 8) == (255, 0, 0)).all()
-    wide = decode_image(encode(halves(size=(20_000, 30)), "JPEG"), 8)
-    np.testing.assert_allclose(wide[4, [0, 7]], [(255, 0, 0), (0, 0, 255)], atol=4)
+    dot, wide = Image.new("RGB", (1, 1), "red"), encode(halves(size=(20_000, 30)), "JPEG")
+    for resize in RESIZES:
+        assert (decode_image(encode(dot, "PNG"), 8, resize) == (255, 0, 0)).all()
+        pixels = decode_image(wide, 8, resize)
+        np.testing.assert_allclose(pixels[4, [0, 7]], [(255, 0, 0), (0, 0, 255)], atol=4)
 
 
 @pytest.mark.parametrize("cut", [2, 6, 12])
@@ -189,22 +192,97 @@ def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same():
     assert np.abs(by_jpeg - by_png).max() <= 3
 
 
+def thirds(size: tuple[int, int]) -> Image.Image:
+    """Green, with red and blue at the left and right end, outside of the central square."""
+    image, end = Image.new("RGB", size, "lime"), abs(size[0] - size[1]) // 2
+    image.paste("red", (0, 0, end, size[1]))
+    image.paste("blue", (size[0] - end, 0, *size))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("width", [60, 61, 1200])
+def test_crop_takes_the_central_square(kind, width):
+    for turned in (thirds((width, 40)), thirds((width, 40)).transpose(Image.Transpose.ROTATE_90)):
+        pixels = decode_image(encode(turned, kind), 16, "crop")
+        assert pixels.shape == (16, 16, 3)
+        np.testing.assert_allclose(pixels[2:-2, 2:-2], np.full((12, 12, 3), (0, 255, 0)), atol=30)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_pad_shows_the_whole_photo_between_equal_bars(kind):
+    content = encode(thirds((64, 32)), kind)
+    pixels = decode_image(content, 32, "pad")
+    assert pixels.shape == (32, 32, 3)
+    assert (pixels[:8] == BARS).all()
+    assert (pixels[-8:] == BARS).all()
+    inner = decode_image(content)[::2, ::2]
+    np.testing.assert_allclose(pixels[8:-8, ::8], inner[:, ::8], atol=40)
+    upright = decode_image(encode(thirds((64, 32)).transpose(Image.Transpose.ROTATE_90), kind))
+    turned = decode_image(encode(Image.fromarray(upright), "PNG"), 32, "pad")
+    assert (turned[:, :8] == BARS).all()
+    assert (turned[:, -8:] == BARS).all()
+
+
+def test_a_square_photo_is_the_same_with_each_way_of_resizing():
+    content = encode(halves(size=(100, 100)), "PNG")
+    squashed, cropped, padded = (decode_image(content, 32, resize) for resize in RESIZES)
+    np.testing.assert_array_equal(squashed, cropped)
+    np.testing.assert_array_equal(squashed, padded)
+
+
+def test_bars_are_not_taken_for_transparent_parts():
+    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    pixels = decode_image(encode(image, "PNG"), 16, "pad")
+    assert (pixels[:4] == BARS).all()
+    assert (pixels[4:-4] == 255).all()
+
+
+@pytest.mark.parametrize("size", [8, 15, 160])
+def test_a_padded_photo_keeps_its_shape_and_at_least_a_pixel(size):
+    random = np.random.default_rng(0)
+    for width, height in [(1, 20_000), (20_000, 1), *random.integers(1, 3000, (200, 2)).tolist()]:
+        (_, _, right, lower), inner = place(width, height, size, "pad")
+        assert (right, lower) == (width, height)
+        assert max(inner) == size
+        assert min(inner) >= 1
+        exact = size * min(width, height) / max(width, height)
+        assert abs(min(inner) - max(exact, 1)) <= 1
+        assert (size - min(inner)) % 2 == 0
+
+
+def test_an_unknown_way_of_resizing_is_refused():
+    with pytest.raises(ValueError, match="resize is 'fit'; expected one of: squash, crop, pad"):
+        decode_image(encode(halves(), "JPEG"), 8, "fit")
+
+
 @pytest.mark.parametrize(
-    ("stored", "size", "decoded"),
-    [(479, 160, 479), (480, 160, 240), (960, 160, 240), (800, 50, 100)],
+    ("resize", "stored", "size", "decoded"),
+    [
+        ("squash", (479, 479), 160, (479, 479)),
+        ("squash", (480, 480), 160, (240, 240)),
+        ("squash", (960, 960), 160, (240, 240)),
+        ("squash", (800, 800), 50, (100, 100)),
+        ("crop", (4000, 479), 160, (4000, 479)),
+        ("crop", (4000, 480), 160, (2000, 240)),
+        ("pad", (479, 200), 160, (479, 200)),
+        ("pad", (480, 200), 160, (240, 100)),
+    ],
 )
-def test_a_jpeg_is_decoded_at_the_smallest_sufficient_size(monkeypatch, stored, size, decoded):
+def test_a_jpeg_is_decoded_at_the_smallest_sufficient_size(
+    monkeypatch, resize, stored, size, decoded
+):
     seen = []
-    resize = Image.Image.resize
+    original = Image.Image.resize
 
     def spy(image, *arguments, **options):
         seen.append(image.size)
-        return resize(image, *arguments, **options)
+        return original(image, *arguments, **options)
 
     monkeypatch.setattr(Image.Image, "resize", spy)
-    pixels = decode_image(encode(halves(size=(stored, stored)), "JPEG"), size)
+    pixels = decode_image(encode(halves(size=stored), "JPEG"), size, resize)
     assert pixels.shape == (size, size, 3)
-    assert seen == [(decoded, decoded)]
+    assert seen == [decoded]
 
 
 @pytest.mark.parametrize(

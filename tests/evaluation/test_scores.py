@@ -175,8 +175,7 @@ def test_a_class_without_photos():
     roc = np.mean([metrics.roc_auc_score(labels == k, shares[:, k]) for k in (0, 1)])
     assert figures["roc_auc"].value == pytest.approx(roc)
     of_c = of_classes(predictions, ("a", "b", "c"), resamples=20)[2]
-    assert (of_c.photos, of_c.recall.value, of_c.recall.interval) == (0, 0.0, None)
-    assert of_c.precision.value == 0.0
+    assert (of_c.photos, of_c.precision, of_c.recall, of_c.f1) == (0, None, None, None)
 
 
 def test_one_photo():
@@ -186,7 +185,8 @@ def test_one_photo():
     assert figures["accuracy"].interval == wilson_interval(1, 1)
     assert figures["loss"].value == pytest.approx(math.log1p(math.exp(-2)))
     assert "roc_auc" not in figures
-    assert of_classes(predictions, ("cat", "dog"), resamples=0)[0].precision.interval is None
+    never_predicted = of_logits([1], [[-2.0]])
+    assert of_classes(never_predicted, ("cat", "dog"), resamples=0)[1].precision.interval is None
 
 
 def test_extreme_logits_give_finite_losses():

@@ -22,6 +22,7 @@ from research.data.augmentation import (
 from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader, scale_to_unit
 from research.data.order import share_out
+from research.data.source import Source
 from research.loop.builder import feature_epochs, make_groups
 from research.loop.learner import Learner
 from research.loop.plan import make_plan
@@ -340,6 +341,25 @@ def test_a_second_run_finds_what_the_first_one_kept(decoded, on_disk, capsys):
         assert "activations on disk, found there" in capsys.readouterr().out
         assert first == second == in_memory
     assert entries(on_disk) == kept
+
+
+def test_an_empty_validation_split_is_left_out(decoded, on_disk, capsys):
+    class NoValidation(Source):
+        def count(self, split: str) -> int:
+            return 0 if split == "validation" else decoded.source.count(split)
+
+        def examples(self, split: str):
+            return iter(()) if split == "validation" else decoded.source.examples(split)
+
+    config = dataclasses.replace(on_disk, head_epochs=1)
+    for expected in ("on disk, ", "on disk, found there"):
+        photos = loader_of(decoded, FLIP, mirror_averaging=True)
+        photos.source, photos.loaded = NoValidation(), {"train": decoded.examples("train")}
+        *_, inputs = prepare(make_network(small_resnet, 20), photos, config)
+        assert kinds(inputs) == ("features", "activations")
+        assert capsys.readouterr().out.count(expected) == 2
+        assert len(entries(config)) == 2  # features and activations of the training photos
+        assert inputs.whole.loader.examples("train").views == 2
 
 
 def with_other_weights():

@@ -110,7 +110,8 @@ def test_the_default_folder_is_named_by_backbone_and_data():
 def test_a_resumed_run_is_not_finished(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.write_result({"epoch": 2})
-    Logbook(directory, SimpleNamespace(steps=4), None).resume(TrainConfig(), ["loss"], 2)
+    plan = SimpleNamespace(steps=4, validates=True)
+    Logbook(directory, plan, None).resume(TrainConfig(), ["loss"], 2)
     assert not directory.result_file.exists()
 
 

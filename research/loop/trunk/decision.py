@@ -32,8 +32,9 @@ class PhotoCounts:
 
     @property
     def views_by_split(self) -> dict[str, int]:
-        """The number of views to cache per photo, by split."""
-        return {"train": self.views or 1, "validation": self.validation_views}
+        """The number of views to cache per photo, by split; without validation if it is empty."""
+        views = {"train": self.views or 1, "validation": self.validation_views}
+        return views if self.validation else {"train": views["train"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Phase:
     @property
     def cached_views(self) -> int:
         """The number of cached views over all photos."""
-        photos, views = self.photos, self.photos.views_by_split
-        return views["train"] * photos.train + views["validation"] * photos.validation
+        counts = {"train": self.photos.train, "validation": self.photos.validation}
+        return sum(views * counts[split] for split, views in self.photos.views_by_split.items())
 
 
 @dataclasses.dataclass(frozen=True)
