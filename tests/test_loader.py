@@ -131,7 +131,7 @@ def test_damaged_photos_are_skipped_counted_and_named(tmp_path):
     assert loader.num_train_examples == whole_count - 2
     assert names[3] not in loader.examples("train").names
     report = damage_report(loader)
-    assert "skipped 2 damaged photos" in report
+    assert "skipped 2 photos" in report
     assert f"{names[3]}: empty file" in report
     assert names[5] in report
     # The other photos keep their order and their labels.
@@ -149,7 +149,7 @@ def test_a_long_report_of_damaged_photos_is_shortened(tmp_path):
     broken = DataLoader(16, 8, source=FolderSource(str(folder)))
     broken.examples("train")
     report = damage_report(broken).splitlines()
-    assert report[0] == "skipped 25 damaged photos:"
+    assert report[0] == "skipped 25 photos:"
     assert report[-1].strip() == "... and 15 more"
 
 

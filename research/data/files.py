@@ -11,6 +11,7 @@ from PIL import Image
 
 from research.data.formats import readable_formats
 from research.data.thread_pool import pillow_warnings_hidden
+from research.system.printable import path_of
 
 # The formats that Pillow reads, and HEIC, the format of many phones.
 IMAGE_SUFFIXES = (
@@ -35,11 +36,6 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
-def has_images(folder: Path) -> bool:
-    """Returns whether `image_files` would find a path."""
-    return next(_walk(folder), None) is not None
-
-
 def image_files(folder: Path) -> list[Path]:
     """Returns the paths in a folder and its subfolders that have an image suffix, sorted.
 
@@ -49,23 +45,32 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
       OSError: a folder cannot be read.
     """
-    return sorted(_walk(folder))
+    return sorted(folder / path_of(name) for name in walk_images(folder))
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk_images(folder: Path) -> Iterator[str]:
+    """Yields the paths of `image_files` relative to the folder, as text, in any order."""
+
     def stop(error: OSError) -> None:
         raise error
 
+    # `Path` would take three times as long for a hundred thousand photos.
+    root = os.fsencode(folder)
     for parent, folders, files in os.walk(root, onerror=stop):
-        folders[:] = [name for name in folders if not is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(_text(name))]
+        start = _text(os.path.relpath(parent, root)) + "/" if parent != root else ""
         for name in (*folders, *files):
-            file = Path(parent, name)
-            if is_image(name) or ("." not in name and _is_image_file(file)):
-                yield file
+            text = _text(name)
+            if is_image(text) or ("." not in text and _is_image_file(os.path.join(parent, name))):
+                yield start + text
 
 
-def _is_image_file(file: Path) -> bool:
-    return file.is_file() and has_image_content(file)  # opening a pipe would block
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _is_image_file(file: bytes) -> bool:
+    return os.path.isfile(file) and has_image_content(Path(os.fsdecode(file)))  # not a pipe
 
 
 def has_image_content(file: Path | IO[bytes]) -> bool:

@@ -15,7 +15,7 @@ import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import IO, Any, NamedTuple
 
 from research.data.files import has_image_content, is_hidden, is_image
@@ -75,8 +75,8 @@ class ArchiveTree(PathTree):
         images = [name for name in {*self._members, *folders} if self._is_image(name)]
         super().__init__(path, images, folders)
 
-    def size(self, path: str) -> int | None:
-        return self._members[path].size if path in self._members else None
+    def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
+        return (self._members[path].size, path) if path in self._members else None
 
     def read(self, path: str, label: Any) -> Example:
         name = printable(path)

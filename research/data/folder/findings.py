@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from research.data.folder.listed_photo import ListedPhoto
 from research.data.folder.photo_tree import PhotoTree
@@ -17,19 +17,20 @@ def find_copies(tree: PhotoTree, paths: Sequence[str]) -> list[list[int]]:
 
     Only files of the same size are read.
     """
-    by_size: dict[int, list[int]] = collections.defaultdict(list)
+    by_size: dict[int, dict[Hashable, list[int]]] = collections.defaultdict(dict)
     for index, path in enumerate(paths):
-        size = tree.size(path)
-        if size:
-            by_size[size].append(index)
+        found = tree.size_and_place(path)
+        if found and found[0]:
+            size, place = found
+            by_size[size].setdefault(place, []).append(index)
     copies: list[list[int]] = []
-    for same_size in by_size.values():
+    for places in by_size.values():
         by_digest: dict[str, list[int]] = collections.defaultdict(list)
-        for index in same_size if len(same_size) > 1 else ():
-            content = tree.read(paths[index], 0).image
-            if content is not None:
-                by_digest[digest_of(content)].append(index)
-        copies += [found for found in by_digest.values() if len(found) > 1]
+        for place, indices in places.items():
+            content = tree.read(paths[indices[0]], 0).image if len(places) > 1 else None
+            digest = str(place) if content is None else digest_of(content)
+            by_digest[digest] += indices
+        copies += [sorted(found) for found in by_digest.values() if len(found) > 1]
     return copies
 
 

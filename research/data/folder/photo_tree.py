@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from research.data.files import has_images, image_files, is_hidden, is_image
+from research.data.files import is_hidden, is_image, walk_images
 from research.data.source import Example, read_example
 from research.system.printable import name_of, path_of, printable
 
@@ -42,8 +43,12 @@ class PhotoTree(abc.ABC):
         """
 
     @abc.abstractmethod
-    def size(self, path: str) -> int | None:
-        """Returns the number of bytes of a file; None if it cannot be read."""
+    def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
+        """Returns the number of bytes of a file, and where they are stored.
+
+        Files with the same place have the same content. The result is None if the file cannot be
+        read.
+        """
 
     @abc.abstractmethod
     def read(self, path: str, label: Any) -> Example:
@@ -59,28 +64,32 @@ class FolderTree(PhotoTree):
     def __init__(self, root: str) -> None:
         self.root = root
         self._folder = Path(root)
+        self._root = os.fsencode(root)
 
     def children(self, path: str) -> tuple[list[str], list[str]]:
         folders, images = [], []
-        for child in sorted((self._folder / path_of(path)).iterdir()):
-            if child.is_dir():
-                folders.append(name_of(Path(child.name)))
-            elif is_image(child.name):
-                images.append(name_of(Path(child.name)))
-        return folders, images
+        with os.scandir(self._folder / path_of(path)) as entries:
+            for entry in entries:
+                name = name_of(Path(entry.name))
+                # A link may be circular, which `is_dir` of an entry does not ignore.
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    folders.append(name)
+                elif is_image(name):
+                    images.append(name)
+        return sorted(folders), sorted(images)
 
     def has_images(self, path: str) -> bool:
-        return has_images(self._folder / path_of(path))
+        return next(walk_images(self._folder / path_of(path)), None) is not None
 
     def images(self, path: str) -> list[str]:
-        found = image_files(self._folder / path_of(path))
-        return [name_of(file.relative_to(self._folder)) for file in found]
+        return sorted(joined(path, name) for name in walk_images(self._folder / path_of(path)))
 
-    def size(self, path: str) -> int | None:
+    def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
         try:
-            return (self._folder / path_of(path)).stat().st_size
+            status = os.stat(os.path.join(self._root, path.encode("utf-8", "surrogateescape")))
         except OSError:
             return None
+        return status.st_size, (status.st_dev, status.st_ino)
 
     def read(self, path: str, label: Any) -> Example:
         return read_example(self._folder / path_of(path), label, printable(path))
@@ -132,8 +141,8 @@ class ListedTree(PathTree):
         super().__init__(tree.root, files)
         self._tree = tree
 
-    def size(self, path: str) -> int | None:
-        return self._tree.size(path)
+    def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
+        return self._tree.size_and_place(path)
 
     def read(self, path: str, label: Any) -> Example:
         return self._tree.read(path, label)
