@@ -97,10 +97,10 @@ def test_a_split_at_any_layer_computes_the_same(backbone):
 @pytest.mark.parametrize(
     ("name", "index"),
     [
-        ("MobileNetV2", 100),
-        ("DenseNet121", 100),  # concatenates
+        ("EfficientNetV2B0", 100),  # adds the shortcut as the second input; the next, as the first
         ("MobileNetV3Small", 60),  # adds and multiplies between its layers
         ("ConvNeXtTiny", 40),
+        ("DenseNet121", 100),  # concatenates
     ],
 )
 def test_split_inside_a_block_has_several_crossing_tensors(name, index):
