@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.applications import efficientnet
 from keras.src.utils import file_utils
 
 from research.models.backbone import (
@@ -260,7 +261,10 @@ def test_other_errors_of_a_builder_are_raised_unchanged() -> None:
 def test_efficientnet_is_the_same_network_with_and_without_imagenet_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    scratch = model_of("EfficientNetB0")
+    # One block in each stage.
+    blocks = [{**block, "repeats": 1} for block in efficientnet.DEFAULT_BLOCKS_ARGS]
+    monkeypatch.setattr(efficientnet, "DEFAULT_BLOCKS_ARGS", blocks)
+    scratch = build_backbone(BACKBONES["EfficientNetB0"], 32, None)
     path = tmp_path / "download.weights.h5"
     scratch.save_weights(path)
     monkeypatch.setattr(file_utils, "get_file", lambda *arguments, **options: str(path))

@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -31,34 +32,35 @@ from research.settings.program_configs import ExportConfig
 from research.system.errors import UserError
 from tests.helpers import SMALL_CONFIG, make_run, run_script
 
-# Reads photos, calls one exported model, and prints its probabilities.
+# Calls exported models with photos, and prints their probabilities. Three arguments for each: its
+# form, its path and the file of photos.
 ASKING = """
 import json, sys
 import numpy as np
-form, path, photos = sys.argv[1:]
-photos = np.load(photos)
-pixels, encoded = photos["pixels"], [bytes(one) for one in photos["encoded"]]
 answers = {}
-if form == "saved_model":
-    import tensorflow as tf
-    ask = tf.saved_model.load(path).signatures
-    answers["pixels"] = ask["pixels"](pixels=tf.constant(pixels))["probabilities"]
-    answers["bytes"] = ask["serving_default"](image_bytes=tf.constant(encoded))["probabilities"]
-elif form == "keras":
-    import keras
-    for one in path.split(","):
-        answers[one] = keras.saving.load_model(one)(pixels.astype("f4"))
-elif form == "tflite":
-    from ai_edge_litert.interpreter import Interpreter
-    runner = Interpreter(path).get_signature_runner("serving_default")
-    answers["tflite"] = runner(pixels=pixels.astype("f4"))["probabilities"]
-else:
-    import onnxruntime
-    session = onnxruntime.InferenceSession(path)
-    (asked,), (given,) = session.get_inputs(), session.get_outputs()
-    assert (asked.name, asked.shape[0]) == ("pixels", "batch"), asked
-    assert (given.name, given.shape[0]) == ("probabilities", "batch"), given
-    answers["onnx"] = session.run(["probabilities"], {"pixels": pixels.astype("f4")})[0]
+for form, path, photos in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
+    photos = np.load(photos)
+    pixels = photos["pixels"]
+    if form == "saved_model":
+        import tensorflow as tf
+        ask = tf.saved_model.load(path).signatures
+        encoded = tf.constant([bytes(one) for one in photos["encoded"]])
+        answers["pixels"] = ask["pixels"](pixels=tf.constant(pixels))["probabilities"]
+        answers["bytes"] = ask["serving_default"](image_bytes=encoded)["probabilities"]
+    elif form == "keras":
+        import keras
+        answers[path] = keras.saving.load_model(path)(pixels.astype("f4"))
+    elif form == "tflite":
+        from ai_edge_litert.interpreter import Interpreter
+        runner = Interpreter(path).get_signature_runner("serving_default")
+        answers[path] = runner(pixels=pixels.astype("f4"))["probabilities"]
+    else:
+        import onnxruntime
+        session = onnxruntime.InferenceSession(path)
+        (asked,), (given,) = session.get_inputs(), session.get_outputs()
+        assert (asked.name, asked.shape[0]) == ("pixels", "batch"), asked
+        assert (given.name, given.shape[0]) == ("probabilities", "batch"), given
+        answers[path] = session.run(["probabilities"], {"pixels": pixels.astype("f4")})[0]
 assert not any(name.split(".")[0] in ("research", "flags") for name in sys.modules)
 print(json.dumps({name: np.asarray(values).tolist() for name, values in answers.items()}))
 """
@@ -89,10 +91,11 @@ def exported(run):
     return export(ExportConfig(ckpt_dir=str(run)))
 
 
-def ask(form: str, path, photos) -> dict[str, np.ndarray]:
+def ask(folder: Path, *questions: str | Path) -> dict[str, np.ndarray]:
+    """Asks models in a new process: form, path and file of photos of each, one after another."""
     process = subprocess.run(
-        [sys.executable, "-c", ASKING, form, str(path), str(photos)],
-        cwd=photos.parent,
+        [sys.executable, "-c", ASKING, *map(str, questions)],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=240,
@@ -101,9 +104,42 @@ def ask(form: str, path, photos) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in json.loads(process.stdout).items()}
 
 
-def test_a_saved_model_takes_bytes_and_pixels(exported, photos):
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """Models with each kind of preprocessing as Keras files, photos, and their probabilities.
+
+    Scaling, division by deviations in the backbone, and BGR minus means.
+    """
+    folder = tmp_path_factory.mktemp("kinds")
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
+    np.savez(folder / "photos.npz", pixels=pixels)
+    wanted = {}
+    blocks = [{**block, "repeats": 1} for block in efficientnet.DEFAULT_BLOCKS_ARGS]
+    for backbone in ("SmallResNet", "EfficientNetB0", "VGG16"):
+        config = dataclasses.replace(SMALL_CONFIG, backbone=backbone, unfreeze_from="none")
+        with mock.patch.object(efficientnet, "DEFAULT_BLOCKS_ARGS", blocks):
+            built = build_network(config, ("a", "b", "c"))
+        names = ("a", "b", "c")
+        classifier = SimpleNamespace(built=built, config=config, class_names=names)
+        logits = built.network.model(built.backbone.preprocessing(tf.constant(pixels)))
+        model, path = serving_model(classifier), folder / f"{backbone}.keras"
+        wanted[str(path)] = tf.nn.softmax(logits).numpy()
+        assert model(pixels).numpy() == pytest.approx(wanted[str(path)], abs=PIXELS)
+        model.save(path)
+    return SimpleNamespace(file=folder / "photos.npz", wanted=wanted)
+
+
+@pytest.fixture(scope="module")
+def answers(exported, photos, kinds):
+    """What the SavedModel and the Keras files answer in one new process, which takes seconds."""
+    questions = ["saved_model", exported, photos.file]
+    for path in kinds.wanted:
+        questions += ["keras", path, kinds.file]
+    return ask(photos.file.parent, *questions)
+
+
+def test_a_saved_model_takes_bytes_and_pixels(exported, photos, answers):
     assert exported.name == "saved_model"
-    answers = ask("saved_model", exported, photos.file)
     assert photos.said.std() > 0.1  # the photos differ
     assert answers["pixels"] == pytest.approx(photos.said, abs=PIXELS)
     deviations = np.abs(answers["bytes"] - photos.said)
@@ -123,7 +159,7 @@ def test_each_file_format_gives_the_same_probabilities(run, photos, form):
         pixels = np.load(photos.file)["pixels"].astype(np.float32)
         answer = keras.saving.load_model(path)(pixels).numpy()
     else:
-        (answer,) = ask(form, path, photos.file).values()
+        (answer,) = ask(run.parent, form, path, photos.file).values()
     assert answer == pytest.approx(photos.said, abs=PIXELS)
     assert path.with_name(f"{path.name}.labels.txt").read_text() == "cat\ndog\n"
     assert not list(path.parent.glob("partial-*"))
@@ -212,27 +248,10 @@ def test_a_saved_model_applies_the_exif_orientation(exported, photos):
     assert np.abs(answers[0] - answers[2]).max() > BYTES / 5
 
 
-def test_each_kind_of_preprocessing_is_exported(tmp_path):
-    """Scaling, division by deviations in the backbone, and BGR minus means."""
-    pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
-    np.savez(tmp_path / "photos.npz", pixels=pixels, encoded=np.array([b"-"] * 3))
-    wanted = {}
-    blocks = [{**block, "repeats": 1} for block in efficientnet.DEFAULT_BLOCKS_ARGS]
-    for backbone in ("SmallResNet", "EfficientNetB0", "VGG16"):
-        config = dataclasses.replace(SMALL_CONFIG, backbone=backbone, unfreeze_from="none")
-        with mock.patch.object(efficientnet, "DEFAULT_BLOCKS_ARGS", blocks):
-            built = build_network(config, ("a", "b", "c"))
-        names = ("a", "b", "c")
-        classifier = SimpleNamespace(built=built, config=config, class_names=names)
-        logits = built.network.model(built.backbone.preprocessing(tf.constant(pixels)))
-        model, path = serving_model(classifier), tmp_path / f"{backbone}.keras"
-        wanted[str(path)] = tf.nn.softmax(logits).numpy()
-        assert model(pixels).numpy() == pytest.approx(wanted[str(path)], abs=PIXELS)
-        model.save(path)
-    answers = ask("keras", ",".join(wanted), tmp_path / "photos.npz")
-    for path, answer in answers.items():
-        assert answer == pytest.approx(wanted[path], abs=PIXELS), path
-    assert len(answers) == 3
+def test_each_kind_of_preprocessing_is_exported(kinds, answers):
+    assert len(kinds.wanted) == 3
+    for path, wanted in kinds.wanted.items():
+        assert answers[path] == pytest.approx(wanted, abs=PIXELS), path
 
 
 def test_a_preprocessing_that_is_not_affine_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -113,6 +114,14 @@ def test_tensorboard_finds_what_the_contract_names(finished):
     } <= set(found["train"].Tags()["tensors"])
     (settings,) = found["train"].Tensors("settings")
     assert b"| backbone | `SmallResNet` |" in settings.tensor_proto.string_val[0]
+    for name in ("photos", "history"):
+        (event,) = found["train"].Tensors(name)
+        width, height, png = event.tensor_proto.string_val
+        assert png == (folder / "a run" / "pictures" / f"{name}.png").read_bytes()
+        with Image.open(io.BytesIO(png)) as picture:
+            assert picture.size == (int(width), int(height))
+        plugin = found["train"].SummaryMetadata(name).plugin_data.plugin_name
+        assert plugin == "images"
     losses = found["validation"].Tensors("loss")
     steps = [row["step"] for row in read_metrics(folder / "a run")]
     assert [event.step for event in losses] == steps
@@ -123,6 +132,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     before = read_checkpoint(folder / "a run")
     process = run_script(folder, "run_train.py", *flags)
     assert process.returncode == 0, process.stderr
+    assert "note: nothing is left to train; to train longer, increase --epochs" in process.stdout
     after = read_checkpoint(folder / "a run")
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert len(read_metrics(folder / "a run")) == 3
@@ -359,9 +369,6 @@ def test_a_run_goes_on_without_what_its_checkpoint_holds_and_for_more_epochs(tmp
     (tmp_path / "photos").rename(tmp_path / "moved")
 
     at = [*flags, "--image_folder=moved", "--ckpt_dir=run"]
-    finished = run_script(tmp_path, "run_train.py", *at, "--epochs=1")
-    assert finished.returncode == 0, finished.stderr
-    assert "note: nothing is left to train; to train longer, increase --epochs" in finished.stdout
     longer = run_script(tmp_path, "run_train.py", *at, "--epochs=2")
     assert longer.returncode == 0, longer.stderr
     assert "weights      those of the checkpoint" in longer.stdout
@@ -450,14 +457,16 @@ def test_finding_learning_rates_leaves_one_picture(photo_folder, tmp_path):
 
 
 def test_the_hyperrule_decides_on_the_length_of_a_run(photo_folder, tmp_path):
+    """The run is stopped after the first epoch."""
     flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--hyperrule", "--batch_size=1"]
     flags += ["--unfreeze_from=none", "--ckpt_dir=run"]
     # What it chooses is as by default, which here is not the article's.
     flags += ["--warmup=1epoch", "--head_schedule=cosine", "--backbone_schedule=cosine"]
-    process = run_script(tmp_path, "run_train.py", *flags)
-    assert process.returncode == 0, process.stderr
+    at = signal_at("run_train.py", "research.loop.learner:Learner.train_steps", 1, signal.SIGTERM)
+    process = run_script(tmp_path, "tests/signalled.py", at, *flags)
+    assert process.returncode == 143
     # Of 500 updates, as nearly as whole epochs of 64 photos allow.
-    assert read_metrics(tmp_path / "run")[-1]["step"] == 8 * 64
+    assert f"step 64 of {8 * 64} is saved" in process.stderr
     assert "staircase" in process.stdout
 
 

@@ -10,12 +10,21 @@ import keras
 import numpy as np
 import pytest
 
+from research.loop.learner import Learner
 from research.loop.run_state import make_checkpoint
-from research.runs.restore import restore_model
 from research.tasks.metrics import Metrics
-from tests.learners import CONFIG, ODD, feed, make_learner, model_of, some_photos, train, weights
+from tests.learners import (
+    CONFIG,
+    ODD,
+    feed,
+    make_learner,
+    metrics_of,
+    model_of,
+    some_photos,
+    train,
+    weights,
+)
 
-SETTINGS = {"plain": CONFIG, "clipped, decayed, penalized": ODD}
 COUNTS = (16, 21, 17)  # of photos: even; uneven; a replica without a real photo
 
 
@@ -29,8 +38,9 @@ class Passes(NamedTuple):
 
 
 @functools.cache
-def passes(setting: str, replicas: int = 1, xla: bool = False) -> Passes:
-    learner = make_learner(SETTINGS[setting], replicas, xla=xla)
+def passes(replicas: int, xla: bool) -> Passes:
+    """Training with clipping, weight decay and a penalty."""
+    learner = make_learner(ODD, replicas, xla=xla)
     losses, evaluations = [], []
     for count in COUNTS:
         examples = some_photos(count)
@@ -41,11 +51,10 @@ def passes(setting: str, replicas: int = 1, xla: bool = False) -> Passes:
     )
 
 
-@pytest.mark.parametrize(
-    ("setting", "replicas"), [("plain", 2), ("clipped, decayed, penalized", 4)]
-)
-def test_several_devices_give_what_one_gives(setting, replicas):
-    one, many = passes(setting), passes(setting, replicas)
+@pytest.mark.parametrize(("replicas", "xla"), [(2, True), (4, False)])
+def test_several_devices_give_what_one_gives(replicas, xla):
+    """Compiled by XLA too."""
+    one, many = passes(1, xla=False), passes(replicas, xla)
     for single, mirrored in zip(one.losses, many.losses, strict=True):
         np.testing.assert_allclose(single, mirrored, rtol=1e-5)
     for single, mirrored in zip(one.weights, many.weights, strict=True):
@@ -58,15 +67,21 @@ def test_several_devices_give_what_one_gives(setting, replicas):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "size", "photos", "unfreeze_from"),
-    [(2, 5, 11, "0"), (4, 8, 17, "stage3_block1_2_bn")],
+    ("size", "photos", "unfreeze_from", "accumulate_steps"),
+    [(5, 11, "0", 1), (4, 21, "stage3_block1_2_bn", 2)],
 )
-def test_synchronised_batch_norm_gives_what_one_device_gives(replicas, size, photos, unfreeze_from):
-    """Also where no number of devices divides the batch, or a device has no photo."""
+def test_synchronised_batch_norm_gives_what_one_device_gives(
+    size, photos, unfreeze_from, accumulate_steps
+):
+    """Also where two does not divide the batch, or a device has no photo."""
     config = dataclasses.replace(
-        CONFIG, bn_mode="sync", unfreeze_from=unfreeze_from, batch_size=size
+        CONFIG,
+        bn_mode="sync",
+        unfreeze_from=unfreeze_from,
+        batch_size=size,
+        accumulate_steps=accumulate_steps,
     )
-    one, many = make_learner(config), make_learner(config, replicas)
+    one, many = make_learner(config), make_learner(config, 2)
     before = weights(one)
     examples = some_photos(photos)
     np.testing.assert_allclose(train(one, examples, size), train(many, examples, size), rtol=1e-4)
@@ -77,31 +92,42 @@ def test_synchronised_batch_norm_gives_what_one_device_gives(replicas, size, pho
     assert moved > 0.05  # far more than the tolerance
 
 
+def first_means(learner: Learner) -> list[np.ndarray]:
+    """The moving mean of the first trained BatchNorm, or of the first one, on each device."""
+    norms = [
+        layer
+        for layer in model_of(learner).backbone.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    norm = next((norm for norm in norms if norm.trainable), norms[0])
+    copies = learner.strategy.experimental_local_results(norm.moving_mean.value)
+    return [copy.numpy() for copy in copies]
+
+
 def test_batch_norm_that_is_not_synchronised_sees_its_devices_photos():
-    """Two devices of four photos each do what one does with two batches of four."""
+    """Two devices of four photos each do what one does with two batches of four.
+
+    A device without photos keeps its statistics.
+    """
     config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="stage3")
     two = make_learner(config, 2)
     one = make_learner(dataclasses.replace(config, accumulate_steps=2))
-    examples = some_photos(16)
-    np.testing.assert_allclose(train(one, examples, 4), train(two, examples, 8), rtol=1e-4)
+    means, losses = [], []
+    for batch in feed(two, some_photos(17), 8):  # the last step: no photo for the second device
+        two.train_step(batch)
+        losses.append(metrics_of(two).loss)
+        means.append(first_means(two))
+    np.testing.assert_allclose(train(one, some_photos(17), 4), losses, rtol=1e-4)
     for single, mirrored in zip(
         model_of(one).trainable_variables, model_of(two).trainable_variables, strict=True
     ):
         np.testing.assert_allclose(single.numpy(), mirrored.numpy(), rtol=1e-3, atol=1e-4)
-
-
-def test_a_device_without_photos_keeps_its_statistics():
-    config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="stage3")
-    learner = make_learner(config, 2)
-    train(learner, some_photos(1), 1)  # none for the second device
-    norm = next(
-        layer
-        for layer in model_of(learner).backbone.layers
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    )
-    means = [value.numpy() for value in norm.moving_mean.value.values]
-    assert [np.abs(mean).max() > 0 for mean in means] == [True, False]
-    assert all(np.isfinite(value).all() for value in weights(learner))
+    first, second, third = means
+    changed = [not np.array_equal(a, b) for a, b in zip(first, second, strict=True)]
+    assert changed == [True, True]
+    changed = [not np.array_equal(a, b) for a, b in zip(second, third, strict=True)]
+    assert changed == [True, False]
+    assert all(np.isfinite(value).all() for value in weights(two))
 
 
 def test_accumulated_batches_are_the_large_batch_that_they_stand_for():
@@ -121,28 +147,13 @@ def test_accumulated_batches_are_the_large_batch_that_they_stand_for():
         assert learner.state.current_step == whole.state.current_step
 
 
-def test_accumulated_batches_work_with_synchronised_batch_norm():
-    config = dataclasses.replace(CONFIG, bn_mode="sync", unfreeze_from="stage3", accumulate_steps=2)
-    one, two = make_learner(config), make_learner(config, 2)
-    examples = some_photos(21)
-    np.testing.assert_allclose(train(one, examples, 4), train(two, examples, 4), rtol=1e-4)
-    for single, mirrored in zip(weights(one), weights(two), strict=True):
-        np.testing.assert_allclose(single, mirrored, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_xla_computes_the_same(replicas):
-    setting = "clipped, decayed, penalized"
-    plain, compiled = passes(setting), passes(setting, replicas, xla=True)
-    for one, other in zip(plain.losses, compiled.losses, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4)
-    for one, other in zip(plain.weights, compiled.weights, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize(("path", "bn_mode"), [((2, 1), "train"), ((1, 2), "frozen")])
 def test_a_run_goes_on_with_another_number_of_devices(path, bn_mode, tmp_path):
-    """Losses after the change are those of the run that stayed on one device."""
+    """Losses after the change are those of the run that stayed.
+
+    Statistics learned on several devices are averaged: what is evaluated on two devices is what
+    their checkpoint gives one.
+    """
     config = dataclasses.replace(
         CONFIG, bn_mode=bn_mode, head_optimizer="adam", backbone_optimizer="rmsprop"
     )
@@ -150,34 +161,17 @@ def test_a_run_goes_on_with_another_number_of_devices(path, bn_mode, tmp_path):
     examples = some_photos(21)
     first, second = (make_learner(config, replicas) for replicas in path)
     train(first, examples, 8)
+    learned = first_means(first)
+    assert not any(np.array_equal(learned[0], other) for other in learned[1:])
     first.average_statistics()
+    for mean in first_means(first):
+        np.testing.assert_allclose(mean, np.mean(learned, axis=0), rtol=1e-6)
     path = make_checkpoint(model_of(first), first.groups, first.state).save(str(tmp_path / "step"))
     make_checkpoint(model_of(second), second.groups, second.state).restore(path).assert_consumed()
+    losses = [learner.evaluate(feed(learner, examples, 8)).loss for learner in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert second.state.current_step == 3
     stayed = train(first, examples, 8)
     # BatchNorm in mode `train` sees each device's photos alone: close, but not the same.
     tolerance = 1e-4 if bn_mode == "frozen" else 0.1
     np.testing.assert_allclose(stayed, train(second, examples, 8), rtol=tolerance)
-
-
-def test_statistics_learned_on_several_devices_are_averaged(tmp_path):
-    """What is evaluated on two devices is what a checkpoint gives one."""
-    config = dataclasses.replace(CONFIG, bn_mode="train", unfreeze_from="0")
-    two, one = make_learner(config, 2), make_learner(config)
-    examples = some_photos(16)
-    train(two, examples, 8)
-    two.average_statistics()
-    norm = next(
-        x for x in model_of(two).backbone.layers if isinstance(x, keras.layers.BatchNormalization)
-    )
-    first, second = (value.numpy() for value in norm.moving_mean.value.values)
-    assert np.abs(first).max() > 0
-    np.testing.assert_array_equal(first, second)
-    path = make_checkpoint(model_of(two), two.groups, two.state).save(str(tmp_path / "step"))
-    restore_model(model_of(one), path)
-
-    def loss(learner):
-        batches = feed(learner, examples, 8)
-        return learner.evaluate(batches).loss
-
-    assert loss(one) == pytest.approx(loss(two), rel=1e-5)

@@ -31,8 +31,8 @@ def count(model: keras.Model, kind: type) -> int:
     return sum(isinstance(layer, kind) for layer in model.layers)
 
 
-# Convolutions with bias (ResNet50), depthwise (MobileNetV2), and BatchNorm first (the others).
-@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "DenseNet121", "ResNet50V2"])
+# Convolutions with bias (ResNet50), depthwise (MobileNetV2), and BatchNorm first (ResNet50V2).
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "ResNet50V2"])
 def test_folded_backbones_compute_the_same(name):
     model = with_random_statistics(build_backbone(find_backbone(name), 48, None))
     freeze_below(model, 0, "frozen")

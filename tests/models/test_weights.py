@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import h5py
 import keras
@@ -12,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from keras import layers
+from keras.src.applications import convnext, inception_v3
 
 from research.models.backbone import build_backbone
 from research.models.backbone_table import BACKBONES
@@ -176,16 +179,31 @@ def test_keras2_file_with_other_names_is_read_in_order(split: bool, tmp_path: Pa
     assert report.loaded == report.total == len(source.weights)
 
 
+def thin_backbone(name: str, size: int) -> keras.Model:
+    """InceptionV3 or ConvNeXtTiny, with all of their layers and few channels."""
+    convolution = inception_v3.conv2d_bn
+
+    def thin(inputs: keras.KerasTensor, filters: int, *shape: Any, **options: Any) -> Any:
+        return convolution(inputs, filters // 16, *shape, **options)
+
+    dimensions = {"tiny": {**convnext.MODEL_CONFIGS["tiny"], "projection_dims": [4, 8, 12, 16]}}
+    with (
+        mock.patch.object(inception_v3, "conv2d_bn", thin),
+        mock.patch.object(convnext, "MODEL_CONFIGS", dimensions),
+    ):
+        return build_backbone(BACKBONES[name], size, None)
+
+
 @pytest.mark.parametrize("name", ["InceptionV3", "ConvNeXtTiny"])
 def test_networks_with_generated_names_or_nested_models(name: str, tmp_path: Path) -> None:
     size = BACKBONES[name].minimum_size
-    source = build_backbone(BACKBONES[name], size, None)
+    source = thin_backbone(name, size)
     random = np.random.default_rng(0)
     for variable in source.weights:
         variable.assign(random.uniform(0, 1, variable.shape))
     images = keras.Input((size, size, 3))
     nested = keras.Model(images, layers.GlobalAveragePooling2D()(source(images)))
-    loaded = build_backbone(BACKBONES[name], size, None)
+    loaded = thin_backbone(name, size)
     for path in (tmp_path / "nested.h5", tmp_path / "nested.keras"):
         nested.save(path)
         for variable in loaded.weights:
