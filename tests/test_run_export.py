@@ -23,6 +23,7 @@ from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions
 from research.loop.builder import build_network
+from research.serving.answers import OneLabel
 from research.serving.export import export, preprocessing_layer, serving_model
 from research.settings.program_configs import ExportConfig
 from research.system.errors import UserError
@@ -195,7 +196,7 @@ def test_each_kind_of_preprocessing_is_exported(tmp_path):
         names = ("a", "b", "c")
         classifier = SimpleNamespace(built=built, config=config, class_names=names)
         logits = built.network.model(built.backbone.preprocessing(tf.constant(pixels)))
-        model, path = serving_model(classifier), tmp_path / f"{backbone}.keras"
+        model, path = serving_model(classifier, OneLabel(names)), tmp_path / f"{backbone}.keras"
         wanted[str(path)] = tf.nn.softmax(logits).numpy()
         assert model(pixels).numpy() == pytest.approx(wanted[str(path)], abs=PIXELS)
         model.save(path)

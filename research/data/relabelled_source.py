@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from research.data.source import Example, Source
 
@@ -10,7 +13,8 @@ from research.data.source import Example, Source
 class RelabelledSource(Source):
     """The photos of a source, whose class names are some of those of a run, in any order.
 
-    Labels that are not class indices are kept.
+    A label is a class index, or an array with a 0 or 1 per class of the source; the classes that
+    the source lacks get 0. Other labels are kept.
 
     Args:
       source: the photos.
@@ -27,5 +31,14 @@ class RelabelledSource(Source):
 
     def examples(self, split: str) -> Iterator[Example]:
         for example in self._source.examples(split):
-            label = example.label
-            yield example._replace(label=self._labels[label] if isinstance(label, int) else label)
+            yield example._replace(label=self._relabelled(example.label))
+
+    def _relabelled(self, label: Any) -> Any:
+        given = np.asarray(label)
+        if given.dtype.kind in "iu" and given.ndim == 0:
+            return self._labels[int(given)]
+        if given.dtype.kind in "iub" and given.shape == (len(self._labels),):
+            placed = np.zeros(len(self.class_names), np.int32)
+            placed[self._labels] = given
+            return placed
+        return label

@@ -22,6 +22,8 @@ from research.runs.pictures import main_metric
 from research.runs.run_directory import RunDirectory
 from research.settings.train_config import TASKS, TrainConfig
 
+SHORT_NAMES = {"average_precision": "mAP"}  # for columns of 9 characters
+
 if TYPE_CHECKING:
     from research.data.loader import DataLoader
     from research.loop.builder import BuiltNetwork
@@ -100,7 +102,8 @@ def parts_table(built: BuiltNetwork, groups: Sequence[Group]) -> list[str]:
 
 def epoch_header(figures: Iterable[str]) -> str:
     """Returns the header of the table of epochs, for loss and metrics of these names."""
-    name = (main_metric(figures) or "")[:9]
+    main = main_metric(figures) or ""
+    name = SHORT_NAMES.get(main, main)[:9]
     validation_name = f"val. {name}" if name else ""
     return f"\n  epoch    loss{name:>10}  val. loss{validation_name:>15}  photos/s  seconds"
 
@@ -109,7 +112,7 @@ def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics) 
     """Returns the metrics of a finished epoch, in the columns of `epoch_header`.
 
     Metrics without a column follow, one per line. The cross-entropy is left out if it equals the
-    validation loss.
+    validation loss, and so are metrics of a class, such as `cross_entropy/cat`.
     """
     training, after = trained.metrics.values, validation.values
     main = main_metric(after)
@@ -124,7 +127,7 @@ def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics) 
     ]
     for name, value in after.items():
         is_loss = name == "cross_entropy" and math.isclose(value, after["loss"], rel_tol=1e-5)
-        if name not in ("loss", main) and not is_loss:
+        if name not in ("loss", main) and not is_loss and "/" not in name:
             lines.append(f"         {name} {training[name]:.4f}, val. {value:.4f}")
     return "\n".join(lines)
 
@@ -143,7 +146,8 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
     path = shlex.quote(short_path(directory.path))
     names = (name.removeprefix("validation_") for name in best if name.startswith("validation_"))
     main = main_metric(names)
-    metric = f", {main} {best[f'validation_{main}']:.4f}" if main else ""
+    value = best[f"validation_{main}"] if main else None
+    metric = f", {main.replace('_', ' ')} {value:.4f}" if main and value is not None else ""
     return (
         f"\n{counted(rows[-1]['epoch'], 'epoch')} in {rows[-1]['seconds']:.0f} s; best after epoch "
         f"{best['epoch']}: validation loss {best['validation_loss']:.4f}{metric}\n\n"

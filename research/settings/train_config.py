@@ -20,7 +20,7 @@ from research.settings.durations import count_steps, parse_steps
 from research.system.errors import UserError
 from research.system.python_file import digest_of_file, is_python_reference
 
-TASKS = ("classification",)
+TASKS = ("classification", "multi_label")
 FILE_DIGESTS = "sha256_of_python_files"
 WEIGHTS_BY_NAME = ("imagenet", "none")
 CHOSEN_BY_HYPERRULE = (
@@ -58,7 +58,8 @@ class TrainConfig(settings.Validated):
     task: str = settings.choice(
         "classification",
         TASKS,
-        "what to learn: the head, loss, metrics and gradients; for your own task, FILE.py:CLASS",
+        "what to learn: the head, loss, metrics and gradients. 'classification' is one label per "
+        "photo, 'multi_label' any number of labels per photo; for your own task, FILE.py:CLASS",
         or_python_file=True,
     )
     image_size: int = settings.count(
@@ -213,7 +214,8 @@ class TrainConfig(settings.Validated):
         "none",
         ("none", "balanced"),
         "'balanced' multiplies the training loss of each photo by a weight that is inversely "
-        "proportional to the frequency of its class",
+        "proportional to the frequency of its class; with --task=multi_label, the loss of each "
+        "label that a photo has, by the ratio of photos without and with this label",
     )
     weight_averaging: float = settings.strength(
         0.99,

@@ -8,10 +8,11 @@ import tensorflow as tf
 
 from research.system.errors import UserError, one_line
 from research.system.python_file import is_python_reference, load_from_file
-from research.tasks.metrics import mean_metrics, weighted_sums
+from research.tasks.metrics import mean_metrics
+from research.tasks.multi_label import MultiLabel
 from research.tasks.task import Task
 
-TASKS: Mapping[str, type[Task]] = {"classification": Task}
+TASKS: Mapping[str, type[Task]] = {"classification": Task, "multi_label": MultiLabel}
 RESERVED = ("loss", "weight", "photos")
 
 
@@ -61,7 +62,7 @@ def sum_shapes(
                 f"{kind}.metrics returns {name!r} as {value.dtype.name} of shape {value.shape} for "
                 "two examples; expected float32 of shape (2, ...)"
             )
-    sums = weighted_sums(values, examples["weight"])
+    sums = task.sums(zeros, examples)
     read = {name: value.numpy() for name, value in sums.items()}
     try:
         figures = mean_metrics(read, task.figures)
