@@ -62,7 +62,7 @@ class MultiLabelScores(Scores):
 
     def class_table(self) -> list[str]:
         lines = [
-            f"{'class':<16}{'photos':>6}  {'average precision':<19}{'ROC':<6}{'thresh.':<9}"
+            f"{'class':<16}{'photos':>6}  {'average precision':<18}{'ROC':<6}{'thresh.':<8}"
             f"{'precision':<11}{'recall':<8}F1"
         ]
         for one in self.classes:
@@ -71,8 +71,8 @@ class MultiLabelScores(Scores):
                 for figure in (one.roc_auc, one.precision, one.recall, one.f1)
             )
             lines.append(
-                f"{one.name[:15]:<16}{one.photos:>6}  {short_text(one.average_precision):<19}"
-                f"{area:<6}{one.threshold:<9.2f}{precision:<11}{recall:<8}{f1}"
+                f"{one.name[:15]:<16}{one.photos:>6}  {short_text(one.average_precision):<18}"
+                f"{area:<6}{one.threshold:<8.2f}{precision:<11}{recall:<8}{f1}"
             )
         return [*limited(lines), *self._note()]
 

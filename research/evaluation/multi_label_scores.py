@@ -148,7 +148,7 @@ def score(
     labels, logits = predictions.labels, predictions.logits
     rows = [np.arange(len(labels)), *resampled_rows(len(labels), resamples)]
     roc, average = areas_of_classes(labels, logits, rows)
-    micro_roc, micro_average = pooled_areas(labels, logits, rows)
+    micro_roc, micro_average = pooled_areas(labels, logits, rows[1:])
     losses = totals(predictions.class_losses(), rows) / len(labels)
     drawn = {
         "loss": losses.mean(axis=1),

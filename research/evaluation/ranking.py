@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy import sparse
 
-# A block of resamples has at most this many rows, and this many numbers: this limits memory.
-RESAMPLES_PER_BLOCK, NUMBERS_PER_BLOCK = 50, 2**22
+# A block of resamples has at most this many rows, and about this many numbers: a small block fits
+# into the processor's cache, which is faster.
+RESAMPLES_PER_BLOCK, NUMBERS_PER_BLOCK = 50, 2**18
+POOLED_BINS = 4096
 
 
 def areas(labels: np.ndarray, scores: np.ndarray, resamples: Sequence[np.ndarray]) -> np.ndarray:
@@ -48,7 +51,7 @@ def areas_of_classes(
     """
     photos, classes = positive.shape
     found = np.full((2, classes, len(resamples)), np.nan)
-    for part, counts in _counts(resamples, photos, photos):
+    for part, counts in _counts(resamples, photos):
         for k in np.flatnonzero(positive.any(axis=0)):
             found[:, k, part] = _areas_of_class(positive[:, k], scores[:, k], counts)
     return found
@@ -62,17 +65,28 @@ def pooled_areas(
     Args:
       positive: see `areas_of_classes`.
       scores: see `areas_of_classes`; must be comparable between classes.
-      resamples: rows of the photos of each resample.
+      resamples: rows of the photos of each resample. For these, scores are rounded to 4,096 of
+        their quantiles, which saves most of the time and changes an area by about 1 / 4,096.
 
     Returns:
-      float64 (2, resamples); NaN as in `areas_of_classes`.
+      float64 (2, 1 + resamples), first the exact areas of all pairs; NaN as in `areas_of_classes`.
     """
-    photos, classes = positive.shape
-    found = np.full((2, len(resamples)), np.nan)
-    for part, counts in _counts(resamples, photos, positive.size):
-        counts = counts.repeat(classes, axis=1)
-        found[:, part] = _areas_of_class(positive.ravel(), scores.ravel(), counts)
-    return found
+    photos, pairs = len(positive), positive.size
+    columns = positive.reshape(-1, 1), scores.reshape(-1, 1)
+    exact = areas_of_classes(*columns, [np.arange(pairs)])[:, 0]
+    edges = np.quantile(scores, np.linspace(0, 1, POOLED_BINS + 1)[1:-1])
+    places = POOLED_BINS - 1 - np.searchsorted(edges, scores, side="right").ravel()
+    rows = np.arange(pairs) // positive.shape[1]
+    own = positive.ravel()
+    histograms = [
+        sparse.csr_array((chosen.astype(np.float64), (rows, places)), (photos, POOLED_BINS))
+        for chosen in (own, ~own)
+    ]
+    parts = [
+        _areas(*((counts @ histogram).cumsum(axis=1) for histogram in histograms))
+        for _, counts in _counts(resamples, photos)
+    ]
+    return np.concatenate([exact, *parts], axis=1)
 
 
 def totals(values: np.ndarray, resamples: Sequence[np.ndarray]) -> np.ndarray:
@@ -83,7 +97,7 @@ def totals(values: np.ndarray, resamples: Sequence[np.ndarray]) -> np.ndarray:
       resamples: rows of the photos of each resample.
     """
     values = values.astype(np.float64)
-    parts = [counts @ values for _, counts in _counts(resamples, len(values), len(values))]
+    parts = [counts @ values for _, counts in _counts(resamples, len(values))]
     return np.concatenate(parts)
 
 
@@ -94,17 +108,9 @@ def mean_of_known(values: np.ndarray, axis: int) -> np.ndarray:
     return np.divide(sums, numbers, out=np.full(sums.shape, np.nan), where=numbers > 0)
 
 
-def _counts(
-    resamples: Sequence[np.ndarray], photos: int, width: int
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields blocks of resamples, and how often each photo was drawn: (block, photos).
-
-    Args:
-      resamples: rows of the photos of each resample.
-      photos: number of photos.
-      width: the numbers that the caller holds for each resample.
-    """
-    size = max(1, min(RESAMPLES_PER_BLOCK, NUMBERS_PER_BLOCK // max(width, 1)))
+def _counts(resamples: Sequence[np.ndarray], photos: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields blocks of resamples, and how often each photo was drawn: (block, photos)."""
+    size = max(1, min(RESAMPLES_PER_BLOCK, NUMBERS_PER_BLOCK // max(photos, 1)))
     for start in range(0, len(resamples), size):
         block = resamples[start : start + size]
         counts = np.stack([np.bincount(rows, minlength=photos) for rows in block])
@@ -124,7 +130,18 @@ def _areas_of_class(of_class: np.ndarray, scores: np.ndarray, counts: np.ndarray
     last = np.flatnonzero(np.diff(scores[order], append=np.inf))
     positive = np.where(of_class, counts, 0)[:, order].cumsum(axis=1)[:, last].astype(float)
     negative = np.where(of_class, 0, counts)[:, order].cumsum(axis=1)[:, last].astype(float)
-    found = np.full((2, len(counts)), np.nan)
+    return _areas(positive, negative)
+
+
+def _areas(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Returns both areas of curves, (2, resamples); see `areas_of_classes`.
+
+    Args:
+      positive: float64 (resamples, points), number of positive photos from the highest score to
+        each point.
+      negative: number of negative photos.
+    """
+    found = np.full((2, len(positive)), np.nan)
     known = positive[:, -1] > 0
     positive, negative = positive[known], negative[known]
     gained = np.diff(positive, axis=1, prepend=0)
