@@ -106,7 +106,7 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
             settings = {"resamples": 0, "pictures": False, **EVALUATIONS[name]}
             eval_config = EvalConfig(ckpt_dir=(str(config.ckpt_dir),), **settings)
             (evaluation,) = evaluate(eval_config, source)
-            figures[key_of(name, "accuracy")] = evaluation.accuracy
+            figures[key_of(name, "accuracy")] = evaluation.figures["accuracy"].value
             figures[key_of(name, "log_loss")] = evaluation.loss
     return figures
 

@@ -23,6 +23,7 @@ from research.evaluation.comparison import comparison_table, difference
 from research.evaluation.evaluate import evaluate, new_checkpoints
 from research.evaluation.one_run import size_note
 from research.evaluation.scores import Predictions
+from research.evaluation.single_label import SingleLabel
 from research.loop.builder import build_network
 from research.runs.restore import restore_model
 from research.runs.run_directory import RunDirectory
@@ -30,6 +31,8 @@ from research.runs.sealed_files import point as point_at
 from research.settings.program_configs import EvalConfig
 from research.system.errors import UserError
 from tests.helpers import draw_photos, make_run
+
+VARIANT = SingleLabel(("cat", "dog"))
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +73,16 @@ def test_each_checkpoint_of_each_run_is_evaluated(runs, evaluated):
     assert len({round(one.loss, 6) for one in evaluated}) == 4  # other weights
     for one in evaluated:
         written = json.loads(Path(f"{one.checkpoint}.{one.split}.json").read_text())
-        assert written["accuracy"]["value"] == one.accuracy
-        assert written["decisions"]["temperature"] == one.decisions.temperature
+        assert written["accuracy"]["value"] == one.scores.headline_value
+        assert written["decisions"]["temperature"] == one.scores.decisions.temperature
 
 
 def test_the_table_compares_with_the_first_run_in_80_columns(evaluated):
-    lines = comparison_table(evaluated, 50).splitlines()
+    lines = comparison_table(VARIANT, evaluated, 50).splitlines()
     assert max(map(len, lines)) <= 80
     assert sum("accuracy minus the first" in line for line in lines) == 3
     at = next(i for i, line in enumerate(lines) if "best/step-4, test" in line)
-    gain = evaluated[1].accuracy - evaluated[0].accuracy
+    gain = evaluated[1].scores.headline_value - evaluated[0].scores.headline_value
     assert lines[at + 1].startswith(f"  accuracy minus the first: {gain:+.4f} (95 % interval")
 
 
@@ -109,7 +112,9 @@ def test_pictures_and_events_of_an_evaluation(runs, evaluated):
         assert expected | {"loss", "accuracy", "roc_auc", "precision_recall/pr_curves"} <= tags
         (event,) = events.Tensors("accuracy")
         assert event.step == one.step
-        assert float(tensor_util.make_ndarray(event.tensor_proto)) == pytest.approx(one.accuracy)
+        assert float(tensor_util.make_ndarray(event.tensor_proto)) == pytest.approx(
+            one.scores.headline_value
+        )
 
 
 def test_the_precision_recall_curve_contains_counts(runs, evaluated):
@@ -120,7 +125,7 @@ def test_the_precision_recall_curve_contains_counts(runs, evaluated):
     )
     (event,) = events.Tensors("precision_recall/pr_curves")
     true_positives, false_positives = tensor_util.make_ndarray(event.tensor_proto)[:2]
-    counts = np.array(evaluated[0].confusion)
+    counts = np.array(evaluated[0].scores.confusion)
     assert true_positives[0] == counts[1].sum()
     assert false_positives[0] == counts[0].sum()
 
@@ -133,7 +138,7 @@ def test_pictures_of_an_earlier_checkpoint_are_removed(runs, photo_folder):
     (evaluation,) = evaluate(config)
     assert (folder / "reliability.png").exists()
     assert not (folder / "earlier_mistakes.png").exists()
-    assert evaluation.decisions is None  # these are not the run's own photos
+    assert evaluation.scores.decisions is None  # these are not the run's own photos
     assert evaluation.figures["loss"].interval is None
 
 
@@ -180,7 +185,7 @@ def test_predictions_of_many_classes(one_device, tmp_path):
         assert sum(shares.values()) == pytest.approx(1)
         assert row["predicted"] == max(shares, key=shares.get)
     correct = np.mean([row["predicted"] == row["label"] for row in rows])
-    assert evaluation.accuracy == pytest.approx(correct)
+    assert evaluation.scores.headline_value == pytest.approx(correct)
     events = EventAccumulator(str(tmp_path / "run" / "events" / "evaluation_train"))
     events.Reload()
     assert {"precision_recall/ant/pr_curves", "precision_recall/$c_/pr_curves"} <= set(
@@ -211,7 +216,9 @@ def test_differences_are_paired_and_do_not_depend_on_the_order_of_photos():
     labels = generator.integers(2, size=300)
     hard = 6 * generator.normal(size=300)  # difficulty, the same for both models
     one, other = hard + 0.3 * (2 * labels - 1), hard
-    found = difference(predictions(names, labels, one), predictions(names, labels, other), 400)
+    found = difference(
+        VARIANT, predictions(names, labels, one), predictions(names, labels, other), 400
+    )
     gains = (one > 0).astype(float) - (other > 0)
     assert found["accuracy"].value == pytest.approx(np.mean(gains * (2 * labels - 1)))
     low, high = found["loss"].interval
@@ -220,14 +227,14 @@ def test_differences_are_paired_and_do_not_depend_on_the_order_of_photos():
     assert high - low < 0.3 * 2 * 1.96 * losses.std() / 300**0.5
     order = generator.permutation(300)
     shuffled = predictions([names[k] for k in order], labels[order], other[order])
-    assert difference(predictions(names, labels, one), shuffled, 400) == found
+    assert difference(VARIANT, predictions(names, labels, one), shuffled, 400) == found
     with_others = predictions([*names[1:], "new.jpg"], labels, other)
-    assert difference(predictions(names, labels, one), with_others, 10) is None
+    assert difference(VARIANT, predictions(names, labels, one), with_others, 10) is None
 
 
 def test_two_equal_models_do_not_differ():
     same = predictions("abc", [0, 1, 1], [-1, 2, -3])
-    found = difference(same, same, 20)
+    found = difference(VARIANT, same, same, 20)
     assert (found["loss"].value, found["loss"].interval) == (0.0, (0.0, 0.0))
 
 
@@ -314,8 +321,8 @@ def test_photos_of_some_of_the_classes_are_evaluated(one_device, tmp_path, capsy
     assert capsys.readouterr().err == (
         "note: the photos have 2 of the 3 classes of the run, without ant\n"
     )
-    assert some.confusion[0] == (0, 0, 0)
-    assert some.confusion[1:] == whole.confusion[1:]
+    assert some.scores.confusion[0] == (0, 0, 0)
+    assert some.scores.confusion[1:] == whole.scores.confusion[1:]
     (line,) = [line for line in str(some).splitlines() if line.startswith("ant")]
     assert line.split() == ["ant", "0", "-", "-", "-"]
     (other / "dog").rename(other / "wolf")

@@ -26,6 +26,7 @@ from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions
 from research.loop.builder import build_network
+from research.serving.answers import OneLabel
 from research.serving.export import export, preprocessing_layer, serving_model
 from research.serving.predict import predict_files
 from research.settings.program_configs import ExportConfig
@@ -122,7 +123,7 @@ def kinds(tmp_path_factory):
         names = ("a", "b", "c")
         classifier = SimpleNamespace(built=built, config=config, class_names=names)
         logits = built.network.model(built.backbone.preprocessing(tf.constant(pixels)))
-        model, path = serving_model(classifier), folder / f"{backbone}.keras"
+        model, path = serving_model(classifier, OneLabel(names)), folder / f"{backbone}.keras"
         wanted[str(path)] = tf.nn.softmax(logits).numpy()
         assert model(pixels).numpy() == pytest.approx(wanted[str(path)], abs=PIXELS)
         model.save(path)

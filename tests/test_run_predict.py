@@ -16,6 +16,7 @@ from research.data.folder.folder_source import FolderSource
 from research.evaluation.classifier import Classifier
 from research.evaluation.evaluate import evaluate
 from research.serving import predict as predicting
+from research.serving.answers import answers_of
 from research.serving.predict import DamagedFile, StoredPhoto, find_files, predict, predict_files
 from research.settings.program_configs import EvalConfig, PredictConfig
 from research.system.errors import UserError
@@ -131,7 +132,7 @@ def test_many_files_are_processed_in_order_and_in_chunks(
     monkeypatch.setattr(predicting, "load_split", counted)
     monkeypatch.setattr(predicting, "BATCHES_PER_CHUNK", 2)
     classifier = Classifier(str(run))
-    said = predict_files(classifier, files)
+    said = predict_files(classifier, answers_of(classifier), files)
     first = next(said)
     assert chunks == [16]  # two batches; the next are read after their results
     assert first.file == files[0].name

@@ -13,7 +13,8 @@ from research.data.source import Example, Source
 class RelabelledSource(Source):
     """The photos of a source, whose class names are some of those of a run, in any order.
 
-    A label is a class index, or an array with one element per class. Other labels are kept.
+    A label is a class index, or an array with a 0 or 1 per class of the source; the classes that
+    the source lacks get 0. Other labels are kept.
 
     Args:
       source: the photos.
@@ -30,13 +31,14 @@ class RelabelledSource(Source):
 
     def examples(self, split: str) -> Iterator[Example]:
         for example in self._source.examples(split):
-            yield example._replace(label=self._of_run(example.label))
+            yield example._replace(label=self._relabelled(example.label))
 
-    def _of_run(self, label: Any) -> Any:
-        if isinstance(label, int):
-            return self._labels[label]
-        if np.shape(label) != (len(self._labels),):
-            return label
-        values = np.zeros(len(self.class_names), np.asarray(label).dtype)
-        values[self._labels] = label
-        return values
+    def _relabelled(self, label: Any) -> Any:
+        given = np.asarray(label)
+        if given.dtype.kind in "iu" and given.ndim == 0:
+            return self._labels[int(given)]
+        if given.dtype.kind in "iub" and given.shape == (len(self._labels),):
+            placed = np.zeros(len(self.class_names), np.int32)
+            placed[self._labels] = given
+            return placed
+        return label

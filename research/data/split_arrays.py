@@ -49,11 +49,6 @@ class SplitArrays:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def has_class_labels(self) -> bool:
-        """Whether each label is one class index."""
-        return self.labels.ndim == 1 and self.labels.dtype == np.int32
-
 
 def load_split(
     source: Source,

@@ -45,7 +45,11 @@ def task_of_run(directory: RunDirectory, trained: TrainConfig, asked: str | None
             f"the run in {str(directory.path)!r} has the task {trained.task}, whose code is only "
             f"imported if you name it; give --task={trained.task}"
         )
-    kind = find_task(asked or trained.task)
+    return find_task(asked or trained.task)
+
+
+def note_on_task(directory: RunDirectory, asked: str | None) -> None:
+    """Prints a note if the content of the task's file has changed since the training."""
     trained_digest = directory.read_file_digests().get("task")
     if asked and trained_digest and digest_of_file(asked) != trained_digest:
         print(
@@ -53,7 +57,6 @@ def task_of_run(directory: RunDirectory, trained: TrainConfig, asked: str | None
             file=sys.stderr,
             flush=True,
         )
-    return kind
 
 
 class Classifier:
@@ -87,6 +90,7 @@ class Classifier:
         self.directory = RunDirectory(ckpt_dir)
         trained = self.directory.read_config()
         self.task = task_of_run(self.directory, trained, task)()
+        note_on_task(self.directory, task)
         self.class_names = self.directory.read_class_names()
         self.checkpoint = ""
         find_checkpoint(self.directory.checkpoints, checkpoint)  # before the slow set-up

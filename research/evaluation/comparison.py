@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from research.evaluation.results import Evaluation, interval_text
-from research.evaluation.scores import Figure, Predictions, percentiles, resampled_rows
-from research.runs.console import short_path
+from research.evaluation.scores import Figure, percentiles, resampled_rows
+from research.evaluation.variant import P, Variant
+from research.runs.console import SHORT_NAMES, short_path
 
 NAME_WIDTH = 43
 
 
-def difference(one: Predictions, other: Predictions, resamples: int) -> dict[str, Figure] | None:
-    """Returns `accuracy` and `loss` of one minus those of the other, paired by photo.
+def difference(
+    variant: Variant[P, Any], one: P, other: P, resamples: int
+) -> dict[str, Figure] | None:
+    """Returns metrics of one minus those of the other, paired by photo, by name.
 
     The photos may be in any order. Each resample draws the same photos for both, so that the
     difficulty of a photo cancels out.
@@ -23,41 +27,42 @@ def difference(one: Predictions, other: Predictions, resamples: int) -> dict[str
     Returns:
       None if the photos or their labels are not the same.
     """
-    one, other = _sorted_by_name(one), _sorted_by_name(other)
+    one, other = _sorted_by_name(variant, one), _sorted_by_name(variant, other)
     if one.names != other.names or (one.labels != other.labels).any():
         return None
-    rows = resampled_rows(len(one), resamples)
-    differences = {
-        "accuracy": one.correct.astype(float) - other.correct,
-        "loss": one.losses() - other.losses(),
-    }
-    return {
-        name: Figure(float(values.mean()), percentiles([values[drawn].mean() for drawn in rows]))
-        for name, values in differences.items()
-    }
+    found = variant.differences(one, other, resampled_rows(len(one), resamples))
+    return {name: Figure(value, percentiles(drawn)) for name, (value, drawn) in found.items()}
 
 
-def _sorted_by_name(predictions: Predictions) -> Predictions:
+def _sorted_by_name(variant: Variant[P, Any], predictions: P) -> P:
     rows = np.array(sorted(range(len(predictions)), key=predictions.names.__getitem__), int)
     names = tuple(sorted(predictions.names))
-    return Predictions(names, predictions.labels[rows], predictions.logits[rows])
+    return variant.predictions(names, predictions.labels[rows], predictions.logits[rows])
 
 
-def comparison_table(evaluations: Sequence[Evaluation], resamples: int) -> str:
-    """Returns one line per evaluation, with its differences from the first of the same split."""
-    lines = [f"{'':<{NAME_WIDTH + 1}}{'photos':>7}{'accuracy':>10}{'loss':>9}"]
+def comparison_table(
+    variant: Variant[Any, Any], evaluations: Sequence[Evaluation], resamples: int
+) -> str:
+    """Returns one line per evaluation, with its differences from the first of the same split.
+
+    All evaluations must be of the same variant.
+    """
+    headline = evaluations[0].scores.headline
+    title = SHORT_NAMES.get(headline, headline)
+    lines = [f"{'':<{NAME_WIDTH + 1}}{'photos':>7}{title:>10}{'loss':>9}"]
     first: dict[tuple[str, str], Evaluation] = {}
     for evaluation in evaluations:
         *above, name = _title(evaluation)
         lines += above
+        value = evaluation.scores.headline_value
+        shown = "-" if value is None else f"{value:.4f}"
         lines.append(
-            f"{name:<{NAME_WIDTH + 1}}{evaluation.photos:>7,}"
-            f"{evaluation.accuracy:>10.4f}{evaluation.loss:>9.4f}"
+            f"{name:<{NAME_WIDTH + 1}}{evaluation.photos:>7,}{shown:>10}{evaluation.loss:>9.4f}"
         )
         reference = first.setdefault((evaluation.data, evaluation.split), evaluation)
         if reference is evaluation:
             continue
-        found = difference(evaluation.predictions, reference.predictions, resamples)
+        found = difference(variant, evaluation.predictions, reference.predictions, resamples)
         if found is None:
             lines.append("  not compared with the first: the photos are not the same")
             continue

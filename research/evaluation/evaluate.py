@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 
 from research.data.source import Source
+from research.evaluation.classifier import task_of_run
 from research.evaluation.comparison import comparison_table
 from research.evaluation.one_run import Evaluator, open_evaluated
 from research.evaluation.results import Evaluation
+from research.evaluation.variants import variant_of
 from research.runs import pictures
 from research.runs.console import short_path
 from research.runs.durable_files import write_file
@@ -38,11 +40,20 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> list[Evaluatio
     if config.watch:
         return watch(config, source)
     opened = []
+    variants = {}
     for ckpt_dir in config.ckpt_dir:  # check all runs before the first computation
         directory = RunDirectory(ckpt_dir)
+        task = task_of_run(directory, directory.read_config(), config.task)
+        variants[variant_of(task)] = ckpt_dir
         opened.append((directory, open_evaluated(config, directory, source)))
         for checkpoint in config.checkpoint:
             find_checkpoint(directory.checkpoints, checkpoint)
+    if len(variants) > 1:
+        named = " and ".join(map(repr, variants.values()))
+        raise UserError(
+            f"ckpt_dir is {named}, of which one has one label per photo and the other several; "
+            "expected runs of the same kind: evaluate them one by one"
+        )
     evaluations: list[Evaluation] = []
     for directory, photos in opened:
         evaluator = Evaluator(config, directory, config.checkpoint[0], photos)
@@ -52,7 +63,8 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> list[Evaluatio
             evaluator.classifier.restore(checkpoint)
             evaluations += evaluator.evaluate_splits()
     if len(evaluations) > 1:
-        print(f"\n{comparison_table(evaluations, config.resamples)}", flush=True)
+        table = comparison_table(evaluator.variant, evaluations, config.resamples)
+        print(f"\n{table}", flush=True)
     curves = [(run.title, rows) for run, _ in opened if (rows := run.read_metrics())]
     if config.pictures and len(curves) > 1:
         file = opened[0][0].pictures / "learning_curves.png"

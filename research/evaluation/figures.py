@@ -15,9 +15,10 @@ from sklearn import metrics
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from research.evaluation.scores import Predictions, calibration_table, confusion, wilson_interval
-from research.runs.pictures import DEFAULT_STYLE, escape_formulas, photo_grid, plain
+from research.runs.pictures import DEFAULT_STYLE, escape_formulas, plain
 
 MAX_CURVES = 10
+MAX_POINTS = 2000  # of a curve
 MAX_MISTAKES = 20
 MAX_CLASSES_WITH_INTERVALS = 4
 MAX_CLASSES_WITH_COUNTS = 50
@@ -71,26 +72,41 @@ def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Fi
     return figure
 
 
+class Calibrated(NamedTuple):
+    """Probabilities to compare with the share of events.
+
+    Attributes:
+      title: for the legend.
+      probabilities: float (events,).
+      happened: bool (events,).
+    """
+
+    title: str
+    probabilities: np.ndarray
+    happened: np.ndarray
+
+
 @DEFAULT_STYLE
-def reliability(predictions: Predictions, after: Predictions | None = None) -> Figure:
-    """Draws accuracy over confidence with 95 % Wilson intervals, and a histogram of confidence.
+def reliability(
+    given: Sequence[Calibrated], lowest: float, probability: str, share: str, count: str
+) -> Figure:
+    """Draws shares of events over probabilities with 95 % Wilson intervals, above a histogram.
 
     Args:
-      predictions: the predictions of a split.
-      after: the same predictions with logits divided by a temperature, drawn in addition.
+      given: up to two sets of probabilities.
+      lowest: the lowest possible probability.
+      probability: what the probabilities are, for the horizontal axis.
+      share: what the shares are, for the vertical axis.
+      count: what is counted, for the vertical axis of the histogram.
     """
     figure = Figure(figsize=(5.5, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     above.plot([0, 1], [0, 1], color="grey", linewidth=0.8, label="perfect calibration")
-    lowest = 1 / predictions.probabilities.shape[1]
     bins = np.linspace(lowest, 1, 16).tolist()
-    given = (("as trained", "C0", predictions), ("after temperature scaling", "C1", after))
-    for title, colour, drawn in given:
-        if drawn is None:
-            continue
-        table = calibration_table(drawn.confidence, drawn.correct)
+    for colour, (title, probabilities, happened) in zip(("C0", "C1"), given, strict=False):
+        table = calibration_table(probabilities, happened)
         bars = zip(table.accuracy, table.photos, strict=True)
-        low, high = np.array([wilson_interval(share * photos, photos) for share, photos in bars]).T
+        low, high = np.array([wilson_interval(rate * number, number) for rate, number in bars]).T
         above.errorbar(
             table.confidence,
             table.accuracy,
@@ -103,11 +119,11 @@ def reliability(predictions: Predictions, after: Predictions | None = None) -> F
         # Bins with few photos have small points. Lines between points would hide that.
         sizes = 15 + 120 * np.sqrt(table.photos / table.photos.sum())
         above.scatter(table.confidence, table.accuracy, sizes, color=colour, label=title, zorder=3)
-        below.hist(drawn.confidence, bins=bins, histtype="step", color=colour, linewidth=1.5)
-    above.set(ylabel="accuracy", xlim=(lowest - 0.02, 1.02), ylim=(-0.03, 1.03))
+        below.hist(probabilities, bins=bins, histtype="step", color=colour, linewidth=1.5)
+    above.set(ylabel=share, xlim=(lowest - 0.02, 1.02), ylim=(-0.03, 1.03))
     above.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    below.set(xlabel="confidence: probability of the predicted class", ylabel="photos")
+    below.set(xlabel=probability, ylabel=count)
     below.set_yscale("symlog", linthresh=1)
     below.yaxis.set_major_formatter(ScalarFormatter())
     below.grid(alpha=0.3)
@@ -115,12 +131,13 @@ def reliability(predictions: Predictions, after: Predictions | None = None) -> F
 
 
 @DEFAULT_STYLE
-def roc_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
-    """Draws one ROC curve per class, against the rest."""
-    figure, axis = _square(len(class_names))
-    for curve in one_against_rest(predictions, class_names):
+def roc_curves(curves: Sequence[Curve], classes: int, pooled: Curve | None = None) -> Figure:
+    """Draws ROC curves of the worst of a number of classes, and one over all classes in black."""
+    figure, axis = _square(classes)
+    for curve in [*curves, *([pooled] if pooled else [])]:
         false, true, _ = metrics.roc_curve(curve.of_class, curve.probabilities)
-        axis.plot(false, true, label=_named(curve, "AUC", metrics.auc(false, true)))
+        label = _named(curve, "AUC", metrics.auc(false, true))
+        axis.plot(false, true, label=label, color="black" if curve is pooled else None)
     axis.plot([0, 1], [0, 1], ":", color="grey", label="chance")
     axis.set(xlabel="false positive rate", ylabel="true positive rate")
     axis.legend(loc="lower right", fontsize=9)
@@ -128,13 +145,19 @@ def roc_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
 
 
 @DEFAULT_STYLE
-def precision_recall_curves(predictions: Predictions, class_names: Sequence[str]) -> Figure:
-    """Draws one precision-recall curve per class, against the rest."""
-    figure, axis = _square(len(class_names))
-    for curve in one_against_rest(predictions, class_names):
+def precision_recall_curves(
+    curves: Sequence[Curve], classes: int, pooled: Curve | None = None
+) -> Figure:
+    """Draws the curves of the worst of a number of classes, and one over all classes in black."""
+    figure, axis = _square(classes)
+    for curve in [*curves, *([pooled] if pooled else [])]:
         precision, recall, _ = metrics.precision_recall_curve(curve.of_class, curve.probabilities)
         average = metrics.average_precision_score(curve.of_class, curve.probabilities)
-        axis.step(recall, precision, where="post", label=_named(curve, "AP", average))
+        # More points than pixels would only take time.
+        drawn = np.linspace(0, len(recall) - 1, min(len(recall), MAX_POINTS)).astype(int)
+        label = _named(curve, "AP", average)
+        colour = "black" if curve is pooled else None
+        axis.step(recall[drawn], precision[drawn], where="post", label=label, color=colour)
     axis.set(xlabel="recall", ylabel="precision")
     axis.legend(loc="lower left", fontsize=9)
     return figure
@@ -177,29 +200,23 @@ def most_confident_mistakes(predictions: Predictions, limit: int = MAX_MISTAKES)
     return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:limit]
 
 
-@DEFAULT_STYLE
-def mistakes(
-    photos: np.ndarray, rows: np.ndarray, predictions: Predictions, class_names: Sequence[str]
-) -> Figure:
-    """Draws misclassified photos with file name, label, prediction and confidence.
+def mistake_titles(
+    rows: np.ndarray, predictions: Predictions, class_names: Sequence[str]
+) -> list[str]:
+    """Returns file name, label, prediction and confidence of misclassified photos.
 
     Args:
-      photos: uint8 (rows, height, width, 3), with or without a heat map.
       rows: int (rows,), their rows in `predictions`.
       predictions: the predictions for all photos.
       class_names: the class names in the order of their labels.
     """
     names = [plain(name, MAX_NAME_LENGTH - 6) for name in class_names]
-    titled = [
-        (
-            photo,
-            f"{plain(predictions.names[row], MAX_NAME_LENGTH)}\n"
-            f"{names[predictions.labels[row]]}, predicted\n"
-            f"{names[predictions.predicted[row]]} {predictions.confidence[row]:.3f}",
-        )
-        for photo, row in zip(photos, rows, strict=True)
+    return [
+        f"{plain(predictions.names[row], MAX_NAME_LENGTH)}\n"
+        f"{names[predictions.labels[row]]}, predicted\n"
+        f"{names[predictions.predicted[row]]} {predictions.confidence[row]:.3f}"
+        for row in rows
     ]
-    return photo_grid(titled)
 
 
 def overlaid(photos: np.ndarray, maps: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,19 +14,12 @@ import tensorflow as tf
 from research.data.relabelled_source import RelabelledSource
 from research.data.source import SPLITS, Source
 from research.data.split_arrays import SplitArrays
-from research.evaluation import figures as drawn
-from research.evaluation.calibration import decide
 from research.evaluation.classifier import Classifier
+from research.evaluation.figures import overlaid
 from research.evaluation.grad_cam import grad_cam
-from research.evaluation.results import Evaluation, predictions_csv
-from research.evaluation.scores import (
-    Decisions,
-    Figure,
-    Predictions,
-    confusion,
-    of_classes,
-    overall,
-)
+from research.evaluation.results import Evaluation
+from research.evaluation.scores import Figure
+from research.evaluation.variants import variant_of
 from research.loop.builder import make_loader
 from research.loop.open_photos import open_photos
 from research.runs import pictures
@@ -35,8 +29,8 @@ from research.runs.run_directory import PhotoEntry, RunDirectory
 from research.runs.summaries import EvaluationSummaries
 from research.settings.program_configs import MIRROR_AVERAGING, EvalConfig
 from research.system.errors import UserError
+from research.tasks.checks import TASKS
 from research.tasks.metrics import mean_metrics
-from research.tasks.task import Task
 
 
 class Evaluator:
@@ -68,18 +62,20 @@ class Evaluator:
             config.batch_size,
             task=config.task,
         )
+        self.variant = variant_of(type(self.classifier.task))(self.classifier.class_names)
         self._data = config.data_name or trained.data_name
         self._loader = make_loader(self.classifier.config, source)
 
     def evaluate_splits(self) -> list[Evaluation]:
         """Evaluates the restored checkpoint. Prints and writes the metrics of each split."""
-        decisions: Decisions | None = None
+        decisions: Any = None
         needed = any(map(self._needs_decisions, self._config.split))
         if needed and not len(self._loader.examples("validation")):
-            print("note: there are no validation photos to fit a temperature and a threshold on\n")
+            print("note: there are no validation photos to choose a temperature or thresholds on\n")
         elif needed:
             validation = self._predict("validation")
-            decisions = decide(validation)
+            decisions = self.variant.decide(validation)
+            self.variant.keep(decisions, self.classifier)
             self._note_on_size(float(validation.losses().mean()))
         evaluations: list[Evaluation] = []
         for split in self._config.split:
@@ -104,19 +100,19 @@ class Evaluator:
             print(f"{note}\n")
 
     def _needs_decisions(self, split: str) -> bool:
-        """Whether the temperature and threshold of the validation split apply to a split."""
+        """Whether what is fitted on the validation split applies to a split."""
         return self._is_own and split in ("train", "test")
 
-    def _predict(self, split: str) -> Predictions:
+    def _predict(self, split: str) -> Any:
         examples = self._loader.examples(split)
-        if not examples.has_class_labels:
-            raise UserError(
-                f"the labels of the {split} split are {examples.labels.dtype} of shape "
-                f"{examples.labels.shape[1:]}; expected one class index per photo"
-            )
         if self._is_own:
             self._check_split(split, examples)
-        return Predictions(examples.names, examples.labels, self.classifier.logits(examples))
+        try:
+            self.variant.check_labels(examples.labels)
+        except UserError as error:
+            raise UserError(f"in the {split} split, {error}") from error
+        logits = self.classifier.logits(examples)
+        return self.variant.predictions(examples.names, examples.labels, logits)
 
     @functools.cached_property
     def _photos_of_run(self) -> list[PhotoEntry]:
@@ -154,11 +150,9 @@ class Evaluator:
         }
         return {name: count for name, count in counts.items() if count}
 
-    def _evaluate(self, split: str, decisions: Decisions | None) -> Evaluation:
-        classifier, config = self.classifier, self._config
+    def _evaluate(self, split: str, decisions: Any) -> Evaluation:
+        classifier = self.classifier
         predictions = self._predict(split)
-        names = classifier.class_names
-        counts = confusion(predictions.labels, predictions.predicted, len(names))
         return Evaluation(
             ckpt_dir=str(classifier.directory.path),
             backbone=classifier.config.backbone,
@@ -171,38 +165,34 @@ class Evaluator:
             photos=len(predictions),
             damaged=len(self._loader.examples(split).damaged),
             leaked=self._leaked(split, self._loader.examples(split)),
-            figures={
-                **overall(predictions, decisions, resamples=config.resamples),
-                **self._task_figures(split, predictions),
-            },
-            classes=of_classes(predictions, names, config.resamples),
-            confusion=tuple(map(tuple, counts.tolist())),
-            decisions=decisions,
+            scores=self.variant.score(predictions, decisions, self._config.resamples),
+            task_figures=self._task_figures(split, predictions.logits),
             predictions=predictions,
         )
 
-    def _task_figures(self, split: str, predictions: Predictions) -> dict[str, Figure]:
+    def _task_figures(self, split: str, logits: np.ndarray) -> dict[str, Figure]:
         """Returns the loss and the metrics of a task in the user's own file, by name."""
         task = self.classifier.task
-        if type(task) is Task:
+        if type(task) in TASKS.values():
             return {}
         examples = self._loader.examples(split)
         batch = {"label": examples.labels, **examples.arrays}
         batch["weight"] = np.ones(len(examples), np.float32)
         tensors = {name: tf.constant(values) for name, values in batch.items()}
-        sums = task.for_validation().sums(tf.constant(predictions.logits), tensors)
+        sums = task.for_validation().sums(tf.constant(logits), tensors)
         found = mean_metrics({name: sum.numpy() for name, sum in sums.items()}, task.figures)
         return {
             "task_loss" if name == "loss" else name: Figure(value, None)
             for name, value in found.values.items()
-            if name not in ("accuracy", "cross_entropy")
+            if name.partition("/")[0] not in self.variant.built_in_figures and value == value
         }
 
     def _write(self, evaluation: Evaluation) -> None:
         """Writes the metrics next to the checkpoint, and the other outputs that were asked for."""
         config, directory = self._config, self.classifier.directory
         if config.predictions:
-            lines = predictions_csv(evaluation.predictions, self.classifier.class_names)
+            decisions = evaluation.scores.decisions
+            lines = self.variant.csv(evaluation.predictions, decisions)
             write_file(Path(config.predictions), lines)
         file = Path(f"{evaluation.checkpoint}.{name_of(config, evaluation.split)}.json")
         write_file(file, evaluation.to_json())
@@ -220,28 +210,16 @@ class Evaluator:
 
     def _draw(self, evaluation: Evaluation, folder: Path, summaries: EvaluationSummaries) -> None:
         """Writes the pictures of an evaluation, and removes those of an earlier one."""
-        predictions, names = evaluation.predictions, self.classifier.class_names
-        curves = drawn.one_against_rest(predictions, names)
-        tempered = None
-        if evaluation.decisions:
-            logits = predictions.logits / evaluation.decisions.temperature
-            tempered = Predictions(predictions.names, predictions.labels, logits)
-        figures = {
-            "confusion_matrix": drawn.confusion_matrix(predictions, names),
-            "reliability": drawn.reliability(predictions, tempered),
-        }
-        if curves:
-            figures["roc_curve"] = drawn.roc_curves(predictions, names)
-            figures["precision_recall_curve"] = drawn.precision_recall_curves(predictions, names)
-        rows = drawn.most_confident_mistakes(predictions)
-        if len(rows):
-            photos = self._loader.examples(evaluation.split).inputs[0][rows]
+        variant, predictions = self.variant, evaluation.predictions
+        figures = variant.plots(predictions, evaluation.scores)
+        shown = variant.shown(predictions, evaluation.scores.decisions)
+        if len(shown.rows):
+            photos = self._loader.examples(evaluation.split).inputs[0][shown.rows]
             images = self.classifier.built.backbone.preprocessing(tf.cast(photos, tf.float32))
-            classes = tf.constant(predictions.predicted[rows])
-            heat_maps = grad_cam(self.classifier.built.network, images, classes).numpy()
-            overlaid = drawn.overlaid(photos, heat_maps)
-            figures["mistakes"] = drawn.mistakes(photos, rows, predictions, names)
-            figures["mistakes_grad_cam"] = drawn.mistakes(overlaid, rows, predictions, names)
+            heat_maps = grad_cam(self.classifier.built.network, images, tf.constant(shown.classes))
+            overlays = overlaid(photos, heat_maps.numpy())
+            for name, drawn in ((shown.name, photos), (f"{shown.name}_grad_cam", overlays)):
+                figures[name] = pictures.photo_grid(list(zip(drawn, shown.titles, strict=True)))
         for title, figure in figures.items():
             png = pictures.png(figure)
             write_file(folder / f"{title}.png", png)
@@ -249,9 +227,8 @@ class Evaluator:
         for file in folder.glob("*.png"):
             if file.stem not in figures:  # such as mistakes, if this checkpoint makes none
                 file.unlink()
-        for curve in curves:
-            tag = "precision_recall" if len(names) == 2 else f"precision_recall/{curve.name}"
-            summaries.curve(tag, curve.of_class, curve.probabilities)
+        for curve in variant.curves(predictions):
+            summaries.curve(variant.curve_tag(curve), curve.of_class, curve.probabilities)
 
 
 def size_note(loss: float, size: int, loss_before: float, size_before: int) -> str | None:

@@ -1,25 +1,50 @@
-"""The result of evaluating one checkpoint on one split, as text, JSON and CSV."""
+"""The result of evaluating one checkpoint on one split, as text and JSON."""
 
 from __future__ import annotations
 
-import csv
+import abc
 import dataclasses
-import io
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-from research.evaluation.scores import (
-    ClassFigures,
-    ConfidenceInterval,
-    Decisions,
-    Figure,
-    Predictions,
-)
+from research.evaluation.scores import ConfidenceInterval, Figure
 from research.runs.console import short_path
 
 RULE = "-" * 40
-TITLES = {"roc_auc": "area under ROC curve", "calibration_error": "expected calibration error"}
 MAX_PRINTED_CLASSES = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores(abc.ABC):
+    """The metrics of predictions for one kind of labels.
+
+    Attributes:
+      headline: name of the figure that stands beside the loss in tables.
+      figures: metrics over all photos by name, with `loss` and the headline.
+      classes: dataclasses with the metrics of each class.
+      decisions: a dataclass with what was fitted on validation photos; None if there were none.
+    """
+
+    headline: ClassVar[str]
+
+    figures: dict[str, Figure]
+    classes: Sequence[Any]
+    decisions: Any
+
+    @abc.abstractmethod
+    def title(self, name: str) -> str:
+        """Returns the name of a figure for people, of at most 34 characters."""
+
+    @abc.abstractmethod
+    def class_table(self) -> list[str]:
+        """Returns the lines of a table of the classes, with a header."""
+
+    @property
+    def headline_value(self) -> float | None:
+        """The value of the headline; None if it has none."""
+        figure = self.figures.get(self.headline)
+        return figure.value if figure else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +64,8 @@ class Evaluation:
       damaged: number of photos that could not be decoded; no metric includes them.
       leaked: number of evaluated photos that the run was trained on (`train`) and validated on
         (`validation`), although they are of another split or folder; without those that are 0.
-      figures: metrics by name, see `scores.overall`.
-      classes: metrics of each class.
-      confusion: numbers of photos by true class (row) and predicted class (column).
-      decisions: temperature and threshold; None if there were no validation photos to fit them on.
+      scores: the metrics.
+      task_figures: loss and metrics of a task in the user's own file, by name.
       predictions: the predictions for all photos.
     """
 
@@ -57,53 +80,50 @@ class Evaluation:
     photos: int
     damaged: int
     leaked: dict[str, int]
-    figures: dict[str, Figure]
-    classes: tuple[ClassFigures, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    decisions: Decisions | None
-    predictions: Predictions
+    scores: Scores
+    task_figures: dict[str, Figure]
+    predictions: Any
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """All metrics over all photos, by name."""
+        return {**self.scores.figures, **self.task_figures}
 
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
         return self.figures["loss"].value
 
-    @property
-    def accuracy(self) -> float:
-        """Share of correctly classified photos, in [0, 1]."""
-        return self.figures["accuracy"].value
-
     def to_json(self) -> str:
         """Returns all fields but the predictions as a JSON object, each metric under its name."""
         fields: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("figures", "predictions", "classes", "decisions")
+            if field.name not in ("scores", "task_figures", "predictions")
         }
         figures = {name: dataclasses.asdict(figure) for name, figure in self.figures.items()}
-        classes = [dataclasses.asdict(one) for one in self.classes]
-        decisions = dataclasses.asdict(self.decisions) if self.decisions else None
-        content = {**fields, **figures, "classes": classes, "decisions": decisions}
-        return json.dumps(content, indent=2) + "\n"
+        scores = dataclasses.asdict(self.scores)
+        del scores["figures"]
+        return json.dumps({**fields, **figures, **scores}, indent=2) + "\n"
 
     def __str__(self) -> str:
         mirrored = ", mean of photo and mirror image" if self.mirror_averaging else ""
+        headline, value = self.scores.title(self.scores.headline), self.scores.headline_value
         return "\n".join(
             [
                 self.backbone,
                 RULE,
                 f"Loss: {self.loss:.2f}",
-                f"Accuracy: {self.accuracy:.2f}",
+                f"{headline.capitalize()}: {'-' if value is None else f'{value:.2f}'}",
                 RULE,
                 f"{self.photos:,} photos of {self.data}, {self.split} split",
                 *self._leak_notes(),
-                *self._note_on_classes(),
                 f"input size: {self.image_size} x {self.image_size} pixels{mirrored}",
                 f"checkpoint after step {self.step:,}: {short_path(self.checkpoint)}",
                 "",
                 *self._overall_table(),
                 "",
-                *self._class_table(),
+                *self.scores.class_table(),
             ]
         )
 
@@ -114,30 +134,13 @@ class Evaluation:
             for split, count in self.leaked.items()
         ]
 
-    def _note_on_classes(self) -> list[str]:
-        missing = [one.name for one in self.classes if not one.photos]
-        shown = f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
-        return [f"note: no photos of {shown}"] if missing else []
-
     def _overall_table(self) -> list[str]:
         lines = [f"{'':<34}{'value':>8}   95 % interval"]
         for name, figure in self.figures.items():
-            title = TITLES.get(name, name.replace("_", " "))
-            if self.decisions and name == "loss_at_temperature":
-                title += f" {self.decisions.temperature:.2f}"
-            if self.decisions and name == "accuracy_at_threshold":
-                title += f" {self.decisions.threshold:.2f}"
+            title = self.scores.title(name)
             interval = interval_text(figure.interval)
             lines.append(f"{title:<34}{figure.value:>8.4f}   {interval}".rstrip())
         return lines
-
-    def _class_table(self) -> list[str]:
-        lines = [f"{'class':<16}{'photos':>6}  {'precision':<18}{'recall':<18}F1"]
-        for one in self.classes[:MAX_PRINTED_CLASSES]:
-            precision, recall, f1 = map(_short_text, (one.precision, one.recall, one.f1))
-            lines.append(f"{one.name[:15]:<16}{one.photos:>6}  {precision:<18}{recall:<18}{f1}")
-        left_out = len(self.classes) - MAX_PRINTED_CLASSES
-        return [*lines, f"... and {left_out} more classes"] if left_out > 0 else lines
 
 
 def interval_text(interval: ConfidenceInterval | None) -> str:
@@ -145,30 +148,16 @@ def interval_text(interval: ConfidenceInterval | None) -> str:
     return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
 
 
-def _short_text(figure: Figure | None) -> str:
+def short_text(figure: Figure | None) -> str:
+    """Returns a value with its interval in two decimal places; `-` for None."""
     if figure is None:
         return "-"
     low_high = figure.interval
     return f"{figure.value:.2f}" + (f" ({low_high[0]:.2f}-{low_high[1]:.2f})" if low_high else "")
 
 
-def predictions_csv(predictions: Predictions, class_names: tuple[str, ...]) -> str:
-    """Returns CSV with one line per photo: file, label, prediction, probability and logit.
-
-    With two classes, probability and logit are those of the second class. With more classes, there
-    is one probability and one logit per class.
-    """
-    if predictions.logits.shape[1] == 1:
-        columns = ["probability", "logit"]
-        values = [*predictions.probabilities[:, 1:].T, *predictions.logits.T]
-    else:
-        columns = [f"{kind} {name}" for kind in ("probability", "logit") for name in class_names]
-        values = [*predictions.probabilities.T, *predictions.logits.T]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", "label", "predicted", *columns])
-    rows = zip(predictions.names, predictions.labels, predictions.predicted, *values, strict=True)
-    for name, label, predicted, *numbers in rows:
-        cells = [f"{float(number):.9g}" for number in numbers]
-        writer.writerow([name, class_names[label], class_names[predicted], *cells])
-    return buffer.getvalue()
+def limited(lines: Sequence[str]) -> list[str]:
+    """Returns a table's header and the lines of its first 40 classes, with a note on the others."""
+    left_out = len(lines) - 1 - MAX_PRINTED_CLASSES
+    shown = list(lines[: MAX_PRINTED_CLASSES + 1])
+    return [*shown, f"... and {left_out} more classes"] if left_out > 0 else shown

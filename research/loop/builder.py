@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from research.data.augmentation import (
@@ -37,7 +36,6 @@ from research.settings.train_config import WEIGHTS_BY_NAME, TrainConfig
 from research.system.errors import UserError
 from research.system.python_file import is_python_reference, load_from_file
 from research.tasks.checks import find_task
-from research.tasks.losses import balanced_weights
 from research.tasks.task import Task
 
 
@@ -281,18 +279,20 @@ def check_supported(config: TrainConfig, kind: type[Task]) -> None:
 
 
 def set_class_weights(task: Task, loader: DataLoader) -> None:
-    """Sets class weights that give all classes of the training photos the same total weight.
+    """Sets class weights that balance the classes of the training photos.
 
     Raises:
-      UserError: the labels are not class indices.
+      UserError: the labels are not those of the task.
     """
-    examples = loader.examples("train")
-    labels = examples.labels
-    if not examples.has_class_labels:
-        raise UserError(
-            f"class_weights is 'balanced', but labels are {labels.dtype} of shape "
-            f"{labels.shape[1:]}; expected class indices; give --class_weights=none"
-        )
-    task.class_weights = balanced_weights(
-        np.bincount(labels, minlength=len(loader.class_names)).tolist()
-    )
+    labels = loader.examples("train").labels
+    task.class_weights = task.balanced_weights(labels, len(loader.class_names))
+
+
+def check_labels(task: Task, loader: DataLoader, splits: Sequence[str]) -> None:
+    """Raises `UserError` if the labels of a split are not those that the task learns from."""
+    for split in splits:
+        labels = loader.examples(split).labels
+        try:
+            task.check_labels(labels, loader.class_names)
+        except UserError as error:
+            raise UserError(f"in the {split} split, {error}") from error

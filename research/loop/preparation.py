@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from research.data.loader import DataLoader
 from research.data.source import Source
-from research.loop.agreement import check_data, describe_data, list_photos
+from research.loop.agreement import SPLITS_OF_A_RUN, check_data, describe_data, list_photos
 from research.loop.builder import (
     BuiltNetwork,
     build_network,
+    check_labels,
     check_supported,
     feature_epochs,
     make_augmentation,
@@ -148,6 +149,8 @@ def set_up(
         source.count("train")  # prepares the data set if it is not prepared yet
     validates = check_validation(requested, source)
     check_memory(requested, built, source)
+    # The learning rate finder does not use the validation photos, and need not decode them.
+    check_labels(task, loader, SPLITS_OF_A_RUN[: 1 if requested.find_learning_rate else 2])
     config = follow_hyperrule(requested, loader.num_train_examples)
     if config != requested:
         check_supported(config, type(task))

@@ -22,6 +22,8 @@ from research.runs.pictures import main_metric
 from research.runs.run_directory import RunDirectory, best_epoch
 from research.settings.train_config import TASKS, TrainConfig
 
+SHORT_NAMES = {"average_precision": "mAP"}  # for columns of 9 characters
+
 if TYPE_CHECKING:
     from research.data.loader import DataLoader
     from research.data.source import Source
@@ -115,7 +117,8 @@ def epoch_header(figures: Iterable[str], validates: bool = True) -> str:
       figures: the names of loss and metrics.
       validates: whether there are validation photos.
     """
-    name = (main_metric(figures) or "")[:9]
+    main = main_metric(figures) or ""
+    name = SHORT_NAMES.get(main, main)[:9]
     validation_name = f"val. {name}" if name else ""
     validation = f"  val. loss{validation_name:>15}" if validates else ""
     return f"\n  epoch    loss{name:>10}{validation}  photos/s  seconds"
@@ -125,7 +128,8 @@ def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics |
     """Returns the metrics of a finished epoch, in the columns of `epoch_header`.
 
     Metrics without a column follow, one per line. The cross-entropy is left out if it equals the
-    loss (of the validation photos, if there are any).
+    loss (of the validation photos, if there are any). Metrics of a class, such as
+    `cross_entropy/cat`, are left out too.
     """
     training = trained.metrics.values
     after = validation.values if validation else training
@@ -142,7 +146,7 @@ def epoch_line(epoch: int, epochs: int, trained: Interval, validation: Metrics |
     ]
     for name, value in after.items():
         is_loss = name == "cross_entropy" and math.isclose(value, after["loss"], rel_tol=1e-5)
-        if name not in ("loss", main) and not is_loss:
+        if name not in ("loss", main) and not is_loss and "/" not in name:
             validated = f", val. {value:.4f}" if validation else ""
             lines.append(f"         {name} {training[name]:.4f}{validated}")
     return "\n".join(lines)
@@ -162,7 +166,8 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
     split, shown = ("validation", best) if best else ("train", last)
     names = (name.removeprefix(f"{split}_") for name in shown if name.startswith(f"{split}_"))
     main = main_metric(names)
-    metric = f", {main} {shown[f'{split}_{main}']:.4f}" if main else ""
+    value = shown[f"{split}_{main}"] if main else None
+    metric = f", {main.replace('_', ' ')} {value:.4f}" if main and value is not None else ""
     title = f"best after epoch {best['epoch']}: validation" if best else "training"
     return (
         f"\n{counted(last['epoch'], 'epoch')} in {last['seconds']:.0f} s; "

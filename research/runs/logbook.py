@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from research.data.loader import DataLoader
 from research.runs import console, pictures
 from research.runs.checkpoints import Checkpoints
@@ -219,5 +221,16 @@ def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _title(loader: DataLoader, label: Any) -> str:
-    """Returns the class name of a label, or the label itself if it is not a class index."""
-    return loader.get_label_name(label) if isinstance(label, int) else str(label)
+    """Returns the class names of a label, or the label itself if it names no classes.
+
+    Args:
+      loader: has the class names.
+      label: a class index, an array with a 0 or 1 per class, or another value of the source.
+    """
+    values = np.asarray(label)
+    if values.dtype.kind in "iu" and values.ndim == 0:
+        return loader.get_label_name(int(values))
+    if values.dtype.kind in "iub" and values.shape == (len(loader.class_names),):
+        names = [loader.class_names[k] for k in np.flatnonzero(values)]
+        return pictures.shortened(names) if names else "(no label)"
+    return str(label)

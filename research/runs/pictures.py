@@ -28,6 +28,19 @@ def plain(text: str, longest: int | None = None) -> str:
     return shown if longest is None or len(shown) <= longest else f"...{shown[3 - longest :]}"
 
 
+def shortened(names: Sequence[str], longest: int = 26) -> str:
+    """Returns names in one line of about `longest` characters: "cat, dog, +3" for five names."""
+    shown: list[str] = []
+    for name in names:
+        rest = len(names) - len(shown) - 1
+        line = ", ".join([*shown, plain(name, longest), *([f"+{rest}"] if rest else [])])
+        if shown and len(line) > longest:
+            break
+        shown.append(plain(name, longest))
+    left_out = len(names) - len(shown)
+    return ", ".join([*shown, *([f"+{left_out}"] if left_out else [])])
+
+
 def escape_formulas(text: str) -> str:
     """Escapes a label for matplotlib: `$` starts a formula, and a leading `_` hides the label."""
     escaped = text.replace("$", r"\$")
@@ -79,14 +92,15 @@ def _charts(figure: Figure, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Ax
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         yield axis, metric
-        axis.set_title(f"{metric} (nats)" if metric == "loss" else metric)
+        axis.set_title(f"{metric} (nats)" if metric == "loss" else metric.replace("_", " "))
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
 
 
 def _draw_curve(axis: Axes, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> Line2D:
-    epochs, values = [row["epoch"] for row in rows], [row.get(name, math.nan) for row in rows]
+    found = [row.get(name) for row in rows]
+    epochs, values = [row["epoch"] for row in rows], [math.nan if y is None else y for y in found]
     (line,) = axis.plot(epochs, values, **style)
     return line
 

@@ -252,8 +252,13 @@ class RunDirectory:
         return []
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Appends a row to metrics.jsonl; raises `UserError` if it cannot be written."""
-        append_line(self.metrics_file, json.dumps(row))
+        """Appends a row to metrics.jsonl, with null for NaN, which JSON lacks.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        known = {name: None if value != value else value for name, value in row.items()}
+        append_line(self.metrics_file, json.dumps(known))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, without damaged or truncated lines."""

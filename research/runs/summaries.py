@@ -149,7 +149,11 @@ def _settings_to_compare(config: TrainConfig) -> dict[str, str | float | bool]:
 
 def _layout(figures: Iterable[str]) -> bytes:
     """Returns the summary that lays out the custom scalars dashboard."""
-    learning = {name: [f"^{re.escape(name)}$"] for name in figures}
+    learning: dict[str, list[str]] = {}
+    for name in figures:  # one chart for all classes, whose names are after the slash
+        metric, _, of_class = name.partition("/")
+        title = f"{metric} of each class" if of_class else name
+        learning[title] = [f"^{re.escape(metric)}/" if of_class else f"^{re.escape(name)}$"]
     categories = [
         layout_pb2.Category(
             title=category,

@@ -27,6 +27,7 @@ from research.data.batches import Preprocessing
 from research.evaluation.classifier import Classifier
 from research.runs.console import short_path
 from research.runs.durable_files import cannot_be_written, reason_of, write_atomically
+from research.serving.answers import Answers, answers_of
 from research.serving.graph_decoding import decode_upright, to_square
 from research.settings.program_configs import MIRROR_AVERAGING, ExportConfig
 from research.system.errors import UserError
@@ -37,7 +38,8 @@ def export(config: ExportConfig) -> Path:
 
     Returns:
       The path of the exported file or folder. The class names are in a text file inside the folder
-      or beside the file, one per line in the order of their labels.
+      or beside the file, one per line in the order of their labels; the thresholds of a multi-label
+      task are in a JSON file next to it.
 
     Raises:
       UserError: the run or the checkpoint does not exist; the path exists or cannot be written; the
@@ -52,11 +54,15 @@ def export(config: ExportConfig) -> Path:
         precision="float32",
         task=config.task,
     )
-    model, names = serving_model(classifier), classifier.class_names
+    answers, names = answers_of(classifier), classifier.class_names
+    model = serving_model(classifier, answers)
     partial = path.with_name(f"partial-{path.name}")
-    labels = path.with_name(f"{path.name}.labels.txt")
-    if config.format == "saved_model":
-        labels = path / "assets.extra" / "labels.txt"  # the format's folder for extra files
+    labels, thresholds = (
+        path / "assets.extra" / name  # the format's folder for extra files
+        if config.format == "saved_model"
+        else path.with_name(f"{path.name}.{name}")
+        for name in ("labels.txt", "thresholds.json")
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
@@ -64,10 +70,12 @@ def export(config: ExportConfig) -> Path:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _, write = FORMATS[config.format]
-            write(model, classifier, partial)
+            write(model, answers, classifier.config.resize, partial)
         os.replace(partial, path)
         labels.parent.mkdir(exist_ok=True)
         write_atomically(labels, "".join(f"{name}\n" for name in names))
+        if answers.thresholds_json:
+            write_atomically(thresholds, answers.thresholds_json)
     except (OSError, tf.errors.OpError) as error:
         raise cannot_be_written(path, reason_of(error)) from error
     finally:
@@ -85,6 +93,8 @@ def export(config: ExportConfig) -> Path:
         print(f"output:  probabilities (batch, {len(names)})")
     shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
     print(f"classes: {short_path(labels)}: {shown}", flush=True)
+    if answers.thresholds_json:
+        print(f"thresholds: {short_path(thresholds)}", flush=True)
     return path
 
 
@@ -118,7 +128,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def serving_model(classifier: Classifier) -> keras.Model:
+def serving_model(classifier: Classifier, answers: Answers) -> keras.Model:
     """Returns a functional model from pixels to probabilities.
 
     The input is float32 RGB (batch, size, size, 3) in [0, 255], the output float32 (batch,
@@ -135,10 +145,7 @@ def serving_model(classifier: Classifier) -> keras.Model:
     ]
     logits = [wrapper.head(one, training=False) for one in features]
     mean = logits[0] if len(logits) == 1 else keras.layers.Average(name="mean_logits")(logits)
-    if mean.shape[1] == 1:  # the logit of the first of two classes is 0
-        mean = keras.ops.pad(mean, ((0, 0), (1, 0)))
-    probabilities = keras.layers.Softmax(name="probabilities")(mean)
-    model = keras.Model(pixels, probabilities, name="classifier")
+    model = keras.Model(pixels, answers.probability_layer(mean), name="classifier")
     model(np.zeros((1, size, size, 3), np.float32))  # Keras only exports a model that was called
     return model
 
@@ -166,9 +173,9 @@ def preprocessing_layer(preprocessing: Preprocessing) -> keras.layers.Layer:
     return layer
 
 
-def write_saved_model(model: keras.Model, classifier: Classifier, path: Path) -> None:
+def write_saved_model(model: keras.Model, answers: Answers, resize: str, path: Path) -> None:
     """Writes a SavedModel with signatures for encoded photos and for pixels of any size."""
-    size, resize = classifier.config.image_size, classifier.config.resize
+    size = model.input_shape[1]
 
     def of_pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         photos = tf.cast(pixels, tf.float32)
@@ -179,8 +186,7 @@ def write_saved_model(model: keras.Model, classifier: Classifier, path: Path) ->
         filling = tf.cast(tf.equal(count, 0), tf.int32)
         photos = tf.pad(photos, [[0, filling], [0, 0], [0, 0], [0, 0]])
         probabilities = model(photos, training=False)[:count]
-        labels = tf.gather(tf.constant(classifier.class_names), tf.argmax(probabilities, axis=1))
-        return {"label": labels, "probabilities": probabilities}
+        return {"label": answers.label_text(probabilities), "probabilities": probabilities}
 
     def of_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         photos = tf.map_fn(
@@ -237,9 +243,9 @@ def write_onnx(model: keras.Model, path: Path) -> None:
 
 
 # The default name of the exported file or folder, and the function that writes it.
-FORMATS: dict[str, tuple[str, Callable[[keras.Model, Classifier, Path], None]]] = {
+FORMATS: dict[str, tuple[str, Callable[[keras.Model, Answers, str, Path], None]]] = {
     "saved_model": ("saved_model", write_saved_model),
-    "keras": ("model.keras", lambda model, _, path: model.save(path)),
-    "tflite": ("model.tflite", lambda model, _, path: write_tflite(model, path)),
-    "onnx": ("model.onnx", lambda model, _, path: write_onnx(model, path)),
+    "keras": ("model.keras", lambda model, _answers, _resize, path: model.save(path)),
+    "tflite": ("model.tflite", lambda model, _answers, _resize, path: write_tflite(model, path)),
+    "onnx": ("model.onnx", lambda model, _answers, _resize, path: write_onnx(model, path)),
 }

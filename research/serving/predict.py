@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from research.data.files import image_files, is_image
 from research.data.folder.archive import ArchiveTree, is_archive
@@ -17,20 +17,28 @@ from research.data.folder.photo_tree import FolderTree, PhotoTree
 from research.data.source import Example, Source
 from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
-from research.evaluation.scores import Predictions
+from research.serving.answers import Answers, answers_of
 from research.settings.program_configs import MIRROR_AVERAGING, PredictConfig
 from research.system.errors import UserError
 from research.system.printable import name_of, printable
+from research.tasks.labels import SEPARATOR, joined
 
 BATCHES_PER_CHUNK = 16
 
 
 class Prediction(NamedTuple):
-    """The prediction for a file: the most probable class, and the probability of each class."""
+    """The prediction for a file.
+
+    Attributes:
+      file: its path.
+      label: the most probable class; or all predicted labels, joined by `;`.
+      probability: that of the most probable class; None if a photo may have several labels.
+      probabilities: the probability of each class.
+    """
 
     file: str
     label: str
-    probability: float
+    probability: float | None
     probabilities: dict[str, float]
 
 
@@ -107,7 +115,7 @@ def as_text(file: Path) -> str:
 
 
 def predict_files(
-    classifier: Classifier, files: Sequence[StoredPhoto]
+    classifier: Classifier, answers: Answers, files: Sequence[StoredPhoto]
 ) -> Iterator[Prediction | DamagedFile]:
     """Yields the result for each file in order. Only a few batches are in memory at a time."""
     remaining = iter(files)
@@ -120,41 +128,61 @@ def predict_files(
             int(index): DamagedFile(names[int(index)], reason) for index, reason in examples.damaged
         }
         if len(examples):
-            logits = classifier.logits(examples)
-            predictions = Predictions(examples.names, examples.labels, logits)
-            for name, label, row in zip(
-                predictions.names, predictions.predicted, predictions.probabilities, strict=True
-            ):
-                by_class = dict(zip(classifier.class_names, map(float, row), strict=True))
+            probabilities = answers.probabilities(classifier.logits(examples))
+            for name, row in zip(examples.names, probabilities, strict=True):
                 found[int(name)] = Prediction(
-                    names[int(name)], classifier.class_names[label], float(row[label]), by_class
+                    names[int(name)],
+                    joined(answers.chosen(row)),
+                    float(row.max()) if answers.has_one_label else None,
+                    dict(zip(classifier.class_names, map(float, row), strict=True)),
                 )
         yield from (found[index] for index in range(len(chunk)))
 
 
 def make_writer(
-    form: str, files: Sequence[StoredPhoto], class_names: Sequence[str]
+    form: str, files: Sequence[StoredPhoto], answers: Answers
 ) -> Callable[[Prediction], None]:
     """Prints the header of an output format, and returns a function that prints a prediction.
 
     Args:
       form: `table` (aligned columns), `csv`, or `jsonl` (one JSON object per line).
       files: all files, for the width of the column of `table`.
-      class_names: the class names in the order of their labels.
+      answers: the class names, and whether a photo has exactly one label.
     """
+    class_names, has_one_label = answers.class_names, answers.has_one_label
+
+    def columns_of(prediction: Prediction) -> dict[str, Any]:
+        columns = prediction._asdict()
+        if not has_one_label:
+            del columns["probability"]
+        return columns
+
     if form == "jsonl":
-        return lambda prediction: print(json.dumps(prediction._asdict()), flush=True)
+        return lambda prediction: print(json.dumps(columns_of(prediction)), flush=True)
     if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         columns = [f"probability {name}" for name in class_names]
-        writer.writerow(["file", "label", "probability", *columns])
+        of_label = ["probability"] if has_one_label else []
+        writer.writerow(["file", "label", *of_label, *columns])
 
         def write_csv(prediction: Prediction) -> None:
-            writer.writerow([*prediction[:3], *prediction.probabilities.values()])
+            *cells, probabilities = columns_of(prediction).values()
+            writer.writerow([*cells, *probabilities.values()])
             sys.stdout.flush()
 
         return write_csv
     width = min(max(len(printable(photo.name)) for photo in files), 50)
+    if not has_one_label:
+        print(f"{'file':<{width}}  labels and probabilities", flush=True)
+
+        def write_labels(prediction: Prediction) -> None:
+            by_class = prediction.probabilities
+            labels = [
+                f"{name} {by_class[name]:.4f}" for name in prediction.label.split(SEPARATOR) if name
+            ]
+            print(f"{printable(prediction.file):<{width}}  {', '.join(labels) or '-'}", flush=True)
+
+        return write_labels
     label_width = max(map(len, (*class_names, "label")))
 
     def write_line(file: str, label: str, probability: str) -> None:
@@ -188,9 +216,10 @@ def predict(config: PredictConfig, paths: Sequence[str]) -> int:
         config.batch_size,
         task=config.task,
     )
+    answers = answers_of(classifier)
     damaged = 0
-    write = make_writer(config.format, files, classifier.class_names)
-    for result in predict_files(classifier, files):
+    write = make_writer(config.format, files, answers)
+    for result in predict_files(classifier, answers, files):
         if isinstance(result, DamagedFile):
             damaged += 1
             print(f"{printable(result.file)}: {result.reason}", file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from research.settings.photo_config import PhotoConfig
 from research.system.errors import UserError
 from research.system.python_file import digest_of_file, is_python_reference
 
-TASKS = ("classification",)
+TASKS = ("classification", "multi_label")
 FILE_DIGESTS = "sha256_of_python_files"
 WEIGHTS_BY_NAME = ("imagenet", "none")
 CHOSEN_BY_HYPERRULE = (
@@ -61,7 +61,8 @@ class TrainConfig(PhotoConfig):
     task: str = settings.choice(
         "classification",
         TASKS,
-        "what to learn: the head, loss, metrics and gradients; for your own task, FILE.py:CLASS",
+        "what to learn: the head, loss, metrics and gradients. 'classification' is one label per "
+        "photo, 'multi_label' any number of labels per photo; for your own task, FILE.py:CLASS",
         or_python_file=True,
     )
     image_size: int = settings.count(
@@ -223,7 +224,8 @@ class TrainConfig(PhotoConfig):
         "none",
         ("none", "balanced"),
         "'balanced' multiplies the training loss of each photo by a weight that is inversely "
-        "proportional to the frequency of its class",
+        "proportional to the frequency of its class; with --task=multi_label, the loss of each "
+        "label that a photo has, by the ratio of photos without and with this label",
     )
     weight_averaging: float = settings.strength(
         0.99,

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from research.system.errors import UserError, one_line
+from research.system.errors import UserError, first_line, one_line
 from research.system.python_file import is_python_reference, load_from_file
-from research.tasks.metrics import mean_metrics, weighted_sums
+from research.tasks.metrics import mean_metrics
+from research.tasks.multi_label import MultiLabel
 from research.tasks.task import Task
 
-TASKS: Mapping[str, type[Task]] = {"classification": Task}
+TASKS: Mapping[str, type[Task]] = {"classification": Task, "multi_label": MultiLabel}
 RESERVED = ("loss", "weight", "photos")
 
 
@@ -47,7 +48,17 @@ def sum_shapes(
     examples["weight"] = tf.ones(2)
     zeros = tf.zeros((2, logits))
     kind = type(task).__name__
-    values = {"loss": task.losses(zeros, examples), **task.metrics(zeros, examples)}
+    several = examples["label"].shape.rank > 1 and not isinstance(task, MultiLabel)
+    try:
+        values = {"loss": task.losses(zeros, examples), **task.metrics(zeros, examples)}
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        if not several:
+            raise
+        raise UserError(
+            f"{kind} cannot be computed for labels of shape {examples['label'].shape[1:]} per "
+            f"photo ({first_line(error)[:200]}); for several labels per photo, give "
+            "--task=multi_label, or a subclass of MultiLabel"
+        ) from error
     if values["loss"].shape != (2,):
         raise UserError(
             f"{kind}.losses returns a tensor of shape {values['loss'].shape} for two examples; "
@@ -61,7 +72,7 @@ def sum_shapes(
                 f"{kind}.metrics returns {name!r} as {value.dtype.name} of shape {value.shape} for "
                 "two examples; expected float32 of shape (2, ...)"
             )
-    sums = weighted_sums(values, examples["weight"])
+    sums = task.sums(zeros, examples)
     read = {name: value.numpy() for name, value in sums.items()}
     try:
         figures = mean_metrics(read, task.figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -18,6 +18,36 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         targets = tf.cast(labels, logits.dtype)
         return tf.nn.sigmoid_cross_entropy_with_logits(targets, logits[:, 0])
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def label_losses(
+    logits: tf.Tensor,
+    batch: Mapping[str, tf.Tensor],
+    smoothing: float,
+    class_weights: Sequence[float] | None,
+) -> tf.Tensor:
+    """Returns the cross-entropy of each example with smoothed and mixed labels, float32 (batch,).
+
+    Args:
+      logits: see `cross_entropy`.
+      batch: `label`; and, if photos are mixed, `partner_label` and `partner_share`.
+      smoothing: the share of each label that is distributed over all classes, in [0, 1).
+      class_weights: a factor for the losses of each class, by label; None for no factors.
+    """
+
+    def losses_for(labels: tf.Tensor) -> tf.Tensor:
+        losses = cross_entropy(logits, labels)
+        if smoothing:
+            losses = (1 - smoothing) * losses + smoothing * mean_class_losses(logits)
+        if class_weights is not None:
+            losses *= tf.gather(tf.constant(class_weights, tf.float32), labels)
+        return losses
+
+    losses = losses_for(batch["label"])
+    if "partner_label" in batch:
+        share = batch["partner_share"]
+        losses = (1 - share) * losses + share * losses_for(batch["partner_label"])
+    return losses
 
 
 def mean_class_losses(logits: tf.Tensor) -> tf.Tensor:

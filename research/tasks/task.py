@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from research.data.batches import Batch
-from research.tasks.losses import cross_entropy, mean_class_losses, predicted_labels
+from research.tasks.labels import check_class_indices
+from research.tasks.losses import balanced_weights, cross_entropy, label_losses, predicted_labels
 from research.tasks.metrics import Means, Sums, weighted_sums
 
 if TYPE_CHECKING:
@@ -89,6 +91,16 @@ class Task:
         )
         return pooling, head
 
+    def check_labels(self, labels: np.ndarray, class_names: Sequence[str]) -> None:
+        """Raises `UserError` if labels do not fit the built-in losses; others are not checked."""
+        if type(self).losses is Task.losses:
+            check_class_indices(labels, len(class_names))
+
+    def balanced_weights(self, labels: np.ndarray, classes: int) -> tuple[float, ...]:
+        """Returns the `class_weights` of --class_weights=balanced, from the training labels."""
+        check_class_indices(labels, classes)
+        return balanced_weights(np.bincount(labels, minlength=classes).tolist())
+
     def losses(self, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns the loss of each example, float32 (batch,). Training minimises the mean.
 
@@ -99,21 +111,7 @@ class Task:
           batch: `label`; the arrays of the source by name; and, if photos are mixed, the integers
             `partner_label` and the float32 `partner_share`, both (batch,).
         """
-        losses = self._label_losses(logits, batch["label"])
-        if "partner_label" in batch:
-            share = batch["partner_share"]
-            partners = self._label_losses(logits, batch["partner_label"])
-            losses = (1 - share) * losses + share * partners
-        return losses
-
-    def _label_losses(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        losses = cross_entropy(logits, labels)
-        if self.label_smoothing:
-            share = self.label_smoothing
-            losses = (1 - share) * losses + share * mean_class_losses(logits)
-        if self.class_weights is not None:
-            losses *= tf.gather(tf.constant(self.class_weights, tf.float32), labels)
-        return losses
+        return label_losses(logits, batch, self.label_smoothing, self.class_weights)
 
     def metrics(self, logits: tf.Tensor, batch: Batch) -> dict[str, tf.Tensor]:
         """Returns values of each example by name, float32 (batch, ...), to be averaged.
