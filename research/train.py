@@ -76,7 +76,7 @@ def train(
     try:
         if config.find_learning_rate:
             path = directory.path if directory else Path("run")
-            run = set_up(config, team, source or photos_of_run(config), task)
+            run = set_up(config, team, source or photos_of_run(config, task), task)
             suggest_learning_rates(run, path.with_name(f"{path.name}-learning-rates.png"))
             return None
         if directory and resuming:
@@ -113,7 +113,7 @@ def train_together(
     """
     own = [config.to_json(), python_files(config)]
     check_settings(own, team.from_chief(own))
-    source = source or photos_of_run(config)
+    source = source or photos_of_run(config, task)
     if directory and resuming:
         directory.check_class_names(source.class_names)
     has_weights = directory is not None and resuming and has_checkpoint(directory)

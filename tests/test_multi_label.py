@@ -16,6 +16,7 @@ from sklearn import metrics
 
 from research.data.relabelled_source import RelabelledSource
 from research.data.source import Example, Source
+from research.evaluation.find_variant import variant_of
 from research.evaluation.multi_label import MultiLabel as Evaluated
 from research.evaluation.multi_label_scores import LabelPredictions, score
 from research.evaluation.scores import percentiles, resampled_rows
@@ -26,7 +27,6 @@ from research.evaluation.thresholds import (
     thresholds_file,
     write_thresholds,
 )
-from research.evaluation.variants import variant_of
 from research.loop.learner import Learner
 from research.runs import pictures
 from research.serving.answers import SeveralLabels

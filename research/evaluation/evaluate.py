@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from research.data.source import Source
 from research.evaluation.classifier import task_of_run
 from research.evaluation.comparison import comparison_table
+from research.evaluation.find_variant import variant_of
 from research.evaluation.one_run import Evaluator, open_evaluated
 from research.evaluation.results import Evaluation
-from research.evaluation.variants import variant_of
 from research.runs import pictures
 from research.runs.console import short_path
 from research.runs.durable_files import write_file
@@ -45,7 +45,7 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> list[Evaluatio
         directory = RunDirectory(ckpt_dir)
         task = task_of_run(directory, directory.read_config(), config.task)
         variants[variant_of(task)] = ckpt_dir
-        opened.append((directory, open_evaluated(config, directory, source)))
+        opened.append((directory, open_evaluated(config, directory, task, source)))
         for checkpoint in config.checkpoint:
             find_checkpoint(directory.checkpoints, checkpoint)
     if len(variants) > 1:
@@ -89,7 +89,8 @@ def watch(config: EvalConfig, source: Source | None = None) -> list[Evaluation]:
                 "expected the folder of a training run, or a longer --watch_timeout"
             )
         time.sleep(POLL_SECONDS)
-    photos = open_evaluated(config, directory, source)
+    task = task_of_run(directory, directory.read_config(), config.task)
+    photos = open_evaluated(config, directory, task, source)
     evaluator: Evaluator | None = None
     evaluations: list[Evaluation] = []
     for checkpoint in new_checkpoints(directory, config.watch_timeout):

@@ -16,12 +16,12 @@ from research.data.source import SPLITS, Source
 from research.data.split_arrays import SplitArrays
 from research.evaluation.classifier import Classifier
 from research.evaluation.figures import overlaid
+from research.evaluation.find_variant import variant_of
 from research.evaluation.grad_cam import grad_cam
 from research.evaluation.results import Evaluation
 from research.evaluation.scores import Figure
-from research.evaluation.variants import variant_of
 from research.loop.builder import make_loader
-from research.loop.open_photos import open_photos
+from research.loop.open_photos import has_several_labels, open_photos
 from research.runs import pictures
 from research.runs.console import damage_report, short_path
 from research.runs.durable_files import write_file
@@ -31,6 +31,7 @@ from research.settings.program_configs import MIRROR_AVERAGING, EvalConfig
 from research.system.errors import UserError
 from research.tasks.checks import TASKS
 from research.tasks.metrics import mean_metrics
+from research.tasks.task import Task
 
 
 class Evaluator:
@@ -246,12 +247,15 @@ def size_note(loss: float, size: int, loss_before: float, size_before: int) -> s
     )
 
 
-def open_evaluated(config: EvalConfig, directory: RunDirectory, source: Source | None) -> Source:
+def open_evaluated(
+    config: EvalConfig, directory: RunDirectory, task: type[Task], source: Source | None = None
+) -> Source:
     """Opens the photos that a config names, or else the run's own.
 
     Args:
       config: what to evaluate.
       directory: the run.
+      task: the task of the run.
       source: photos to use instead of those that the config names.
 
     Returns:
@@ -275,6 +279,7 @@ def open_evaluated(config: EvalConfig, directory: RunDirectory, source: Source |
         config.data_dir or trained.data_dir,
         config.source,
         trained.split,
+        has_several_labels(task),
     )
     classes = directory.read_class_names()
     if (

@@ -8,6 +8,9 @@ from research.data.source import Source
 from research.settings.durations import parse_shares
 from research.settings.photo_config import PhotoConfig
 from research.settings.train_config import TrainConfig
+from research.tasks.checks import find_task
+from research.tasks.multi_label import MultiLabel
+from research.tasks.task import Task
 
 
 def open_photos(
@@ -39,6 +42,19 @@ def open_photos(
     return open_source(dataset, config.image_folder, data_dir, source, options)
 
 
-def photos_of_run(config: TrainConfig) -> Source:
-    """Opens the photos that a run is trained on."""
-    return open_photos(config, config.dataset, config.data_dir, config.source, config.split)
+def photos_of_run(config: TrainConfig, task: type[Task] | None = None) -> Source:
+    """Opens the photos that a run is trained on.
+
+    Args:
+      config: the settings of the run.
+      task: the task class. None takes the one that the config names.
+    """
+    several = has_several_labels(task or find_task(config.task))
+    return open_photos(
+        config, config.dataset, config.data_dir, config.source, config.split, several
+    )
+
+
+def has_several_labels(task: type[Task]) -> bool:
+    """Returns whether a photo can have several labels, or none, in a task."""
+    return issubclass(task, MultiLabel)
