@@ -220,11 +220,11 @@ def test_the_report_fits_80_columns_and_the_figures_are_images(inspected):
 
 def test_long_names_and_many_findings_are_shortened():
     photos = tuple(
-        Photo(split, place, f"{'very ' * 30}long {place}.jpg", place % 2, 100, 100)
+        Photo(split, place, f"{'very ' * 30}long {place}.jpg", (place % 2,), 100, 100)
         for split in SPLITS
         for place in range(20)
     )
-    damaged = tuple(Photo("train", 20 + i, "x" * 90, 0, damage=f"{i} " * 60) for i in range(30))
+    damaged = tuple(Photo("train", 20 + i, "x" * 90, (0,), damage=f"{i} " * 60) for i in range(30))
     duplicates = tuple(Duplicate("same file", photos[:n]) for n in range(2, 40))
     names = ("a class with a long name " * 3, "b")
     text = report(Inspection(names, photos + damaged, duplicates, is_cut=True))

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ PHOTOS_PER_CHUNK = 8
 
 
 class Photo(NamedTuple):
-    """A stored photo: its split, its index in the split, its name, its label and its size.
+    """A stored photo: its split, its index in the split, its name, its labels and its size.
 
     A damaged photo has a size of 0 x 0 pixels and a reason.
     """
@@ -30,7 +30,7 @@ class Photo(NamedTuple):
     split: str
     place: int
     name: str
-    label: int
+    labels: tuple[int, ...]
     width: int = 0
     height: int = 0
     damage: str | None = None
@@ -51,7 +51,7 @@ class Duplicate(NamedTuple):
     @property
     def is_contradiction(self) -> bool:
         """Whether the copies have different labels."""
-        return len({photo.label for photo in self.photos}) > 1
+        return len({photo.labels for photo in self.photos}) > 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def inspect(source: Source, distance: int) -> Inspection:
             with in_parallel(source.examples(split), fingerprint, PHOTOS_PER_CHUNK) as stored:
                 for place, (example, found) in enumerate(stored):
                     bar.update()
-                    photo = Photo(split, place, example.name, example.label)
+                    photo = Photo(split, place, example.name, _class_indices(example.label))
                     if isinstance(found, DamagedImageError):
                         photos.append(photo._replace(damage=str(found)))
                     else:
@@ -105,6 +105,11 @@ def inspect(source: Source, distance: int) -> Inspection:
     usable = [photo for photo in photos if photo.damage is None]
     duplicates, is_cut = _find_duplicates(usable, prints, distance)
     return Inspection(source.class_names, tuple(photos), tuple(duplicates), is_cut)
+
+
+def _class_indices(label: Any) -> tuple[int, ...]:
+    """Returns the classes of a label: a class index, or an array of 0 and 1 per class."""
+    return (int(label),) if np.ndim(label) == 0 else tuple(np.flatnonzero(label).tolist())
 
 
 def _find_duplicates(
@@ -133,7 +138,7 @@ def _find_duplicates(
         # Of copies with the same pixels, show a leak or a contradiction if there is one.
         shown = max(
             itertools.product(*sides),
-            key=lambda pair: (pair[0].split != pair[1].split, pair[0].label != pair[1].label),
+            key=lambda pair: (pair[0].split != pair[1].split, pair[0].labels != pair[1].labels),
         )
         duplicates.append(Duplicate(LOOKS_ALIKE, shown, bits))
     duplicates.sort(key=lambda duplicate: (KINDS.index(duplicate.kind), duplicate.distance))

@@ -17,7 +17,8 @@ from research.data.source import SPLITS, Source
 from research.data.thread_pool import pillow_warnings_hidden
 from research.inspect_data.fingerprints import MAX_PAIRS
 from research.inspect_data.inspect import KINDS, LOOKS_ALIKE, Duplicate, Inspection, Photo
-from research.runs.pictures import DEFAULT_STYLE, photo_grid
+from research.runs.pictures import DEFAULT_STYLE, label_title, photo_grid
+from research.tasks.labels import joined
 
 WIDTH = 80
 MAX_SHOWN = 10  # entries per list; the JSON holds all
@@ -52,18 +53,25 @@ def report(inspection: Inspection) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
+def _label_text(inspection: Inspection, photo: Photo) -> str:
+    return joined(inspection.class_names[label] for label in photo.labels)
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _photos(inspection: Inspection) -> list[str]:
-    counts = collections.Counter((photo.label, photo.split) for photo in inspection.usable)
+    counts = collections.Counter(
+        (label, photo.split) for photo in inspection.usable for label in photo.labels
+    )
     damaged = collections.Counter(photo.split for photo in inspection.damaged)
     rows = [
         (name, [counts[label, split] for split in SPLITS])
         for label, name in enumerate(inspection.class_names)
     ]
-    rows.append(("all", [sum(column) for column in zip(*(row for _, row in rows), strict=True)]))
+    usable = collections.Counter(photo.split for photo in inspection.usable)
+    rows.append(("all", [usable[split] for split in SPLITS]))
     rows.append(("damaged", [damaged[split] for split in SPLITS]))
     lines = ["Photos", _columns("class", *SPLITS, "all")]
     return lines + [_columns(name, *(f"{n:,}" for n in (*row, sum(row)))) for name, row in rows]
@@ -117,7 +125,7 @@ def _listed(title: str, inspection: Inspection, found: Sequence[Duplicate]) -> l
         distance = f", {duplicate.distance} bits differ" if duplicate.kind == LOOKS_ALIKE else ""
         lines.append(f"  {duplicate.kind}{distance}")
         for photo in duplicate.photos[:MAX_SHOWN]:
-            label = _shorten(inspection.class_names[photo.label], 20)
+            label = _shorten(_label_text(inspection, photo), 20)
             name = _shorten(photo.name, WIDTH - 19 - len(label))
             lines.append(f"    {photo.split:<10}  {name} ({label})")
         lines += ["  " + line for line in _and_more(len(duplicate.photos), "photos")]
@@ -148,7 +156,7 @@ def as_json(inspection: Inspection) -> str:
     def describe(photo: Photo) -> dict[str, Any]:
         size = {"width": photo.width, "height": photo.height}
         state = size if photo.damage is None else {"damage": photo.damage}
-        label = inspection.class_names[photo.label]
+        label = _label_text(inspection, photo)
         return {"split": photo.split, "name": photo.name, "label": label, **state}
 
     found = {
@@ -176,7 +184,10 @@ def sample_grid(source: Source) -> Figure:
     loader = DataLoader(source=source)
     drawn = loader.get_random_raw_images(SAMPLE_PHOTOS)
     return photo_grid(
-        [(photo, f"{loader.get_label_name(label)}\n{photo.shape}") for photo, label in drawn]
+        [
+            (photo, f"{label_title(source.class_names, label)}\n{photo.shape}")
+            for photo, label in drawn
+        ]
     )
 
 
@@ -199,7 +210,7 @@ def duplicate_grid(source: Source, inspection: Inspection) -> Figure | None:
                 pixels[split, place] = np.asarray(image)
 
     def title(photo: Photo) -> str:
-        label = inspection.class_names[photo.label]
+        label = _label_text(inspection, photo)
         return f"{_shorten(label, 30)}, {photo.split}\n{_shorten(photo.name, 32)}"
 
     return photo_grid(

@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from research.data.loader import DataLoader
 from research.runs import console, pictures
 from research.runs.checkpoints import Checkpoints
@@ -118,7 +116,10 @@ class Logbook(Records):
         self.summaries.settings(config, self.directory.title, figures)
         raw = loader.get_random_raw_images(20)
         grid = pictures.photo_grid(
-            [(photo, f"{_title(loader, label)}\n{photo.shape}") for photo, label in raw]
+            [
+                (photo, f"{pictures.label_title(loader.class_names, label)}\n{photo.shape}")
+                for photo, label in raw
+            ]
         )
         self._picture("photos", pictures.png(grid), 0)
         self.tracker.send("begin", dataclasses.asdict(config), str(self.directory.path))
@@ -218,19 +219,3 @@ def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return rows[-1]
     validation = {f"best_{name}": best[name] for name in best if name.startswith("validation_")}
     return {**rows[-1], "best_epoch": best["epoch"], **validation}
-
-
-def _title(loader: DataLoader, label: Any) -> str:
-    """Returns the class names of a label, or the label itself if it names no classes.
-
-    Args:
-      loader: has the class names.
-      label: a class index, an array with a 0 or 1 per class, or another value of the source.
-    """
-    values = np.asarray(label)
-    if values.dtype.kind in "iu" and values.ndim == 0:
-        return loader.get_label_name(int(values))
-    if values.dtype.kind in "iub" and values.shape == (len(loader.class_names),):
-        names = [loader.class_names[k] for k in np.flatnonzero(values)]
-        return pictures.shortened(names) if names else "(no label)"
-    return str(label)

@@ -28,6 +28,22 @@ def plain(text: str, longest: int | None = None) -> str:
     return shown if longest is None or len(shown) <= longest else f"...{shown[3 - longest :]}"
 
 
+def label_title(class_names: Sequence[str], label: Any) -> str:
+    """Returns the class names of a label, or the label itself if it names no classes.
+
+    Args:
+      class_names: by label.
+      label: a class index, an array with a 0 or 1 per class, or another value of the source.
+    """
+    values = np.asarray(label)
+    if values.dtype.kind in "iu" and values.ndim == 0:
+        return class_names[int(values)]
+    if values.dtype.kind in "iub" and values.shape == (len(class_names),):
+        names = [class_names[k] for k in np.flatnonzero(values).tolist()]
+        return shortened(names) if names else "(no label)"
+    return str(label)
+
+
 def shortened(names: Sequence[str], longest: int = 26) -> str:
     """Returns names in one line of about `longest` characters: "cat, dog, +3" for five names."""
     shown: list[str] = []
