@@ -72,9 +72,9 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
     """Trains once in this process, runs the named evaluations and returns the figures."""
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
-    from research.data.open_source import open_source
     from research.data.source import Example, Source
     from research.evaluation.evaluate import evaluate
+    from research.loop.open_photos import photos_of_run
     from research.train import train
 
     class FoldSource(Source):
@@ -93,7 +93,7 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
         def examples(self, split: str) -> Iterator[Example]:
             yield from self._photos[split]
 
-    source = FoldSource(open_source(config.dataset, config.image_folder, config.data_dir))
+    source = FoldSource(photos_of_run(config))
     begin, begin_on_cores = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, ckpt_dir=f"{folder}/run", seed=fold.seed)

@@ -58,7 +58,10 @@ def test_flags_and_configs_import_no_tensorflow():
         (("--label_columns=file=a",), "label_columns is 'file=a', but no --labels is given"),
         (("--dataset=digits", "--label_pattern=(a)"), "but no --image_folder is given"),
         # These errors are found after TensorFlow is imported.
-        (("--labels=gone.csv",), "which cannot be read (No such file or directory)"),
+        (
+            ("--labels=gone.csv",),
+            "gone.csv': cannot be read: No such file or directory; expected a CSV or",
+        ),
         (("--labels=a_file",), "has the columns 'not weights'; expected a column for the file"),
         (("--folder_layout=splits",), "no folder of image_folder"),
         (("--image_folder=gone",), "expected a folder that exists"),

@@ -113,6 +113,11 @@ def test_a_table_that_is_not_clear_is_refused_in_one_line(tmp_path, content, col
     assert "\n" not in str(caught.value)
 
 
+def test_a_device_is_not_read():
+    with pytest.raises(UserError, match="/dev/zero': a pipe, socket or device, not a file"):
+        read_label_file("/dev/zero")
+
+
 def test_columns_can_be_named(tmp_path):
     table = write(tmp_path, "file,id,kind,split", "x,a.jpg,cat,fold 1", "y,b.jpg,dog,fold 2")
     rows = read_label_file(table, "file=id,label=kind,split=")

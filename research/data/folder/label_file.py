@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from research.data.folder.folder_layout import SPLIT_WORDS
+from research.data.source import read_example
 from research.system.errors import UserError
 from research.system.printable import printable
 
@@ -92,12 +93,10 @@ _EXPECTED = "expected a CSV or TSV file with a header and columns such as file a
 
 
 def _read_text(path: str) -> str:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"labels is {path!r}, which cannot be read ({error.strerror}); {_EXPECTED}"
-        ) from error
+    stored = read_example(Path(path), None, path)  # neither pipes nor devices
+    if stored.image is None:
+        raise UserError(f"labels is {path!r}: {stored.problem}; {_EXPECTED}")
+    content = bytes(stored.image)
     is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return content.decode("utf-16" if is_utf16 else "utf-8-sig")
