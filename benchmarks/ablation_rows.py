@@ -49,7 +49,14 @@ ROWS: dict[str, tuple[str, ...]] = {
 REMOVED = {"fixed crops": "57685b990100"}
 # Settings that are newer than the runs in `results/`, with the values that these runs had. They are
 # left out of the hash of a row's settings.
-LATER_SETTINGS: dict[str, Any] = {"resize": "squash"}
+LATER_SETTINGS: dict[str, Any] = {
+    "resize": "squash",
+    "labels": None,
+    "label_columns": None,
+    "label_pattern": None,
+    "folder_layout": "auto",
+    "split": "80/10/10",
+}
 # Flags of a data set, added to each row. A mirrored digit is a different symbol, and digits always
 # fill their images to the same extent, so that evaluation must use the training size.
 DATA_FLAGS = {"digits": ("--nohorizontal_flip", "--nomirror_averaging", "--evaluation_scale=1")}

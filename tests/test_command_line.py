@@ -60,7 +60,7 @@ def test_flags_and_configs_import_no_tensorflow():
         # These errors are found after TensorFlow is imported.
         (
             ("--labels=gone.csv",),
-            "gone.csv': cannot be read: No such file or directory; expected a CSV or",
+            "gone.csv': cannot be read: No such file or directory",
         ),
         (("--labels=a_file",), "has the columns 'not weights'; expected a column for the file"),
         (("--folder_layout=splits",), "no folder of image_folder"),

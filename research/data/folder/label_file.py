@@ -93,7 +93,7 @@ _EXPECTED = "expected a CSV or TSV file with a header and columns such as file a
 
 
 def _read_text(path: str) -> str:
-    stored = read_example(Path(path), None, path)  # neither pipes nor devices
+    stored = read_example(Path(path), 0, path)  # neither pipes nor devices
     if stored.image is None:
         raise UserError(f"labels is {path!r}: {stored.problem}; {_EXPECTED}")
     content = bytes(stored.image)
