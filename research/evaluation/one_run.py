@@ -27,7 +27,7 @@ from research.runs.console import damage_report, short_path
 from research.runs.durable_files import write_file
 from research.runs.run_directory import PhotoEntry, RunDirectory
 from research.runs.summaries import EvaluationSummaries
-from research.settings.program_configs import MIRROR_AVERAGING, EvalConfig
+from research.settings.program_configs import MIRROR_AVERAGING, PHOTO_SETTINGS, EvalConfig
 from research.system.errors import UserError
 from research.tasks.checks import TASKS
 from research.tasks.metrics import mean_metrics
@@ -281,6 +281,8 @@ def open_evaluated(
         trained.split,
         has_several_labels(task),
     )
+    if config.names_photos:  # the training has printed those of the run's own photos
+        print(*(f"note: {note}\n" for note in source.notes), sep="", end="", file=sys.stderr)
     classes = directory.read_class_names()
     if (
         config.names_photos
@@ -318,11 +320,11 @@ def name_of(config: EvalConfig, split: str, checkpoint: str = "") -> str:
     It consists of the data (unless it is the run's own), the checkpoint, the split, and the image
     size and mirror averaging if the config sets them.
     """
-    other = os.path.basename(config.data_name or "")
+    others = [os.path.basename(getattr(config, field) or "") for field in PHOTO_SETTINGS]
     size = f"{config.image_size}px" if config.image_size else ""
     mirror = {"on": "mirrored", "off": "unmirrored"}.get(config.mirror_averaging, "")
     return ".".join(
         "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in part)
-        for part in (other, checkpoint, split, size, mirror)
+        for part in (*others, checkpoint, split, size, mirror)
         if part
     )

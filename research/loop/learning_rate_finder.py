@@ -57,6 +57,9 @@ def suggest_learning_rates(run: Run, picture: Path) -> None:
     Raises:
       UserError: the picture cannot be written.
     """
+    source = run.loader.source
+    for line in (*console.splits_lines(source), *console.notes_lines(source)):
+        print(line, flush=True)
     sweeps = find_learning_rates(run)
     write_file(picture, pictures.png(pictures.learning_rates(sweeps)))
     print(console.suggestions(sweeps, picture), flush=True)
