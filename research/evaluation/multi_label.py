@@ -94,6 +94,10 @@ class MultiLabel(Variant[LabelPredictions, MultiLabelScores]):
         {"average_precision", "exact_match", "label_accuracy", "cross_entropy"}
     )
 
+    def is_built_in(self, figure: str) -> bool:
+        metric, _, name = figure.partition("/")
+        return metric in self.built_in_figures and (not name or name in self.class_names)
+
     def check_labels(self, labels: np.ndarray) -> None:
         check_label_vectors(labels, self.class_names)
 
