@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,6 +19,7 @@ from research.runs.pictures import DEFAULT_STYLE, escape_formulas, plain
 
 MAX_CURVES = 10
 MAX_POINTS = 2000  # of a curve
+MAX_INSIDE = 6  # curves whose legend is inside the axes
 MAX_MISTAKES = 20
 MAX_CLASSES_WITH_INTERVALS = 4
 MAX_CLASSES_WITH_COUNTS = 50
@@ -140,7 +141,7 @@ def roc_curves(curves: Sequence[Curve], classes: int, pooled: Curve | None = Non
         axis.plot(false, true, label=label, color="black" if curve is pooled else None)
     axis.plot([0, 1], [0, 1], ":", color="grey", label="chance")
     axis.set(xlabel="false positive rate", ylabel="true positive rate")
-    axis.legend(loc="lower right", fontsize=9)
+    _add_legend(figure, axis, "lower right")
     return figure
 
 
@@ -159,12 +160,22 @@ def precision_recall_curves(
         colour = "black" if curve is pooled else None
         axis.step(recall[drawn], precision[drawn], where="post", label=label, color=colour)
     axis.set(xlabel="recall", ylabel="precision")
-    axis.legend(loc="lower left", fontsize=9)
+    _add_legend(figure, axis, "lower left")
     return figure
 
 
+def _add_legend(figure: Figure, axis: Axes, place: Literal["lower left", "lower right"]) -> None:
+    """Adds a legend inside the axes, or below them if it would hide the curves."""
+    if len(axis.lines) <= MAX_INSIDE:
+        axis.legend(loc=place, fontsize=9)
+        return
+    figure.set_size_inches(6.5, 7.5)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+
+
 def _named(curve: Curve, figure: str, value: float) -> str:
-    return f"{escape_formulas(plain(curve.name))} ({figure} = {value:.3f})"
+    name = escape_formulas(plain(curve.name, MAX_NAME_LENGTH))
+    return f"{name} ({figure} = {value:.3f})"
 
 
 def _square(classes: int) -> tuple[Figure, Axes]:

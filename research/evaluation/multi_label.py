@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,7 +63,7 @@ class MultiLabelScores(Scores):
 
     def class_table(self) -> list[str]:
         lines = [
-            f"{'class':<16}{'photos':>6}  {'average precision':<18}{'ROC':<6}{'thresh.':<8}"
+            f"{'class':<15}{'photos':>6}  {'average precision':<19}{'ROC':<6}{'thresh.':<8}"
             f"{'precision':<11}{'recall':<8}F1"
         ]
         for one in self.classes:
@@ -71,7 +72,7 @@ class MultiLabelScores(Scores):
                 for figure in (one.roc_auc, one.precision, one.recall, one.f1)
             )
             lines.append(
-                f"{one.name[:15]:<16}{one.photos:>6}  {short_text(one.average_precision):<18}"
+                f"{one.name[:14]:<15}{one.photos:>6}  {short_text(one.average_precision):<19}"
                 f"{area:<6}{one.threshold:<8.2f}{precision:<11}{recall:<8}{f1}"
             )
         return [*limited(lines), *self._note()]
@@ -81,12 +82,9 @@ class MultiLabelScores(Scores):
         if not missing:
             return []
         named = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
-        return [
-            f"note: no photo has the label {named}"
-            if len(missing) == 1
-            else f"note: no photo has one of these {len(missing)} labels: {named}",
-            "Means over classes (macro) leave out such classes.",
-        ]
+        labels = "the label" if len(missing) == 1 else f"one of these {len(missing)} labels:"
+        note = f"note: no photo has {labels} {named}; macro averages leave out such labels"
+        return textwrap.wrap(note, 79)
 
 
 class MultiLabel(Variant[LabelPredictions, MultiLabelScores]):
@@ -95,6 +93,10 @@ class MultiLabel(Variant[LabelPredictions, MultiLabelScores]):
     built_in_figures = frozenset(
         {"average_precision", "exact_match", "label_accuracy", "cross_entropy"}
     )
+
+    def is_built_in(self, figure: str) -> bool:
+        metric, _, name = figure.partition("/")
+        return metric in self.built_in_figures and (not name or name in self.class_names)
 
     def check_labels(self, labels: np.ndarray) -> None:
         check_label_vectors(labels, self.class_names)
@@ -189,8 +191,8 @@ class MultiLabel(Variant[LabelPredictions, MultiLabelScores]):
         titles = []
         for row, worst in zip(rows, classes, strict=True):
             own, said = (
-                shortened(self._names(one[row]), MAX_NAME_LENGTH - 7) or "no label"
-                for one in (predictions.labels, predicted)
+                shortened(names, MAX_NAME_LENGTH - 7) if names else "no label"
+                for names in (self._names(one[row]) for one in (predictions.labels, predicted))
             )
             kind = "missed" if predictions.labels[row, worst] else "wrong"
             worst_name = plain(self.class_names[worst], MAX_NAME_LENGTH - 14)

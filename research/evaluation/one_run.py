@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from pathlib import Path
@@ -185,7 +186,7 @@ class Evaluator:
         return {
             "task_loss" if name == "loss" else name: Figure(value, None)
             for name, value in found.values.items()
-            if name.partition("/")[0] not in self.variant.built_in_figures and value == value
+            if not self.variant.is_built_in(name) and not math.isnan(value)
         }
 
     def _write(self, evaluation: Evaluation) -> None:

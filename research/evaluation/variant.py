@@ -65,6 +65,10 @@ class Variant(abc.ABC, Generic[P, S]):
     def __init__(self, class_names: tuple[str, ...]) -> None:
         self.class_names = class_names
 
+    def is_built_in(self, figure: str) -> bool:
+        """Whether a figure of a task is that of the built-in task, also for one class."""
+        return figure in self.built_in_figures
+
     @abc.abstractmethod
     def check_labels(self, labels: np.ndarray) -> None:
         """Raises `UserError` for labels (photos, ...) of another kind."""

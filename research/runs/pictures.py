@@ -45,16 +45,14 @@ def label_title(class_names: Sequence[str], label: Any) -> str:
 
 
 def shortened(names: Sequence[str], longest: int = 26) -> str:
-    """Returns names in one line of about `longest` characters: "cat, dog, +3" for five names."""
-    shown: list[str] = []
-    for name in names:
-        rest = len(names) - len(shown) - 1
-        line = ", ".join([*shown, plain(name, longest), *([f"+{rest}"] if rest else [])])
-        if shown and len(line) > longest:
-            break
-        shown.append(plain(name, longest))
-    left_out = len(names) - len(shown)
-    return ", ".join([*shown, *([f"+{left_out}"] if left_out else [])])
+    """Returns names in one line of at most `longest` characters: "cat, dog, +3" for five names."""
+    for count in range(len(names), 0, -1):
+        rest = [f"+{len(names) - count}"] if count < len(names) else []
+        line = ", ".join([*map(plain, names[:count]), *rest])
+        if len(line) <= longest:
+            return line
+    rest = [f"+{len(names) - 1}"] if len(names) > 1 else []
+    return ", ".join([plain(names[0], longest - sum(len(one) + 2 for one in rest)), *rest])
 
 
 def escape_formulas(text: str) -> str:

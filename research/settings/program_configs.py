@@ -78,12 +78,14 @@ class EvalConfig(ModelConfig, PhotoConfig):
         "intervals off",
     )
     predictions: str | None = settings.path(
-        "CSV file to write: file, label, prediction, probability and logit of each photo"
+        "CSV file to write: file, label, prediction, probabilities and logits of each photo; "
+        "several labels are joined by ';'"
     )
     pictures: bool = settings.declare(
         True,
-        "draw the confusion matrix, ROC and precision-recall curves, the reliability diagram, and "
-        "misclassified photos with Grad-CAM heat maps",
+        "draw the confusion matrix (with several labels per photo, the metrics of each class), ROC "
+        "and precision-recall curves, the reliability diagram, and misclassified photos with "
+        "Grad-CAM heat maps",
     )
     watch: bool = settings.declare(
         False, "evaluate each new checkpoint during training, until the training ends"

@@ -50,8 +50,9 @@ def test_curves_are_named_and_show_the_worst_classes():
     own = [curve.probabilities[curve.of_class].mean() for curve in curves]
     assert own == sorted(own)
     assert len(curves) == 10
-    axis = drawn.roc_curves(curves, 12).axes[0]
-    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    figure = drawn.roc_curves(curves, 12)
+    (axis,), (legend,) = figure.axes, figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
     shown = [label.partition(" (")[0] for label in labels]
     assert shown == [*(curve.name for curve in curves), "chance"]
     assert axis.get_title() == "the 10 worst of 12 classes"
