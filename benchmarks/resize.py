@@ -127,15 +127,16 @@ def key_of(run: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row per data set, recipe, split and `--resize`, compared with `squash`."""
+    """Returns a row per data set, recipe, split and `--resize`, compared with `squash`.
+
+    Only the folds that all values of `--resize` have are used.
+    """
     rows = []
     groups = dict.fromkeys((run["data"], run["recipe"]) for run in runs)
     for (data, recipe), split, resize in itertools.product(groups, SPLITS, RESIZES):
         own = [run for run in runs if (run["data"], run["recipe"]) == (data, recipe)]
-        folds = [
-            {one["fold"] for one in own if one["resize"] == name} for name in ("squash", resize)
-        ]
-        shared = folds[0] & folds[1]
+        folds = [{one["fold"] for one in own if one["resize"] == name} for name in RESIZES]
+        shared = set.intersection(*folds)
         figures, base = (figures_of(own, name, split, shared) for name in (resize, "squash"))
         if not shared:
             continue
@@ -162,8 +163,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for name, digits in (("log loss", 3), ("accuracy, %", 1)):
             cells.append(f"{base[name]:.{digits}f}")
             for resize in others:
-                row = found.get((data, recipe, split, resize))
-                cells.append(difference_text(row, name, digits) if row else "")
+                cells.append(difference_text(found[data, recipe, split, resize], name, digits))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
