@@ -26,9 +26,9 @@ from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions
 from research.loop.builder import build_network
-from research.serving.answers import OneLabel
+from research.serving.answers import OneLabel, answers_of
 from research.serving.export import export, preprocessing_layer, serving_model
-from research.serving.predict import predict_files
+from research.serving.predict import find_files, predict_files
 from research.settings.program_configs import ExportConfig
 from research.system.errors import UserError
 from tests.helpers import SMALL_CONFIG, make_run, run_script
@@ -195,6 +195,11 @@ def test_a_saved_model_takes_other_sizes_and_formats(exported, photos, tmp_path)
     )
 
 
+def predicted(classifier, files) -> list[list[float]]:
+    found = predict_files(classifier, answers_of(classifier), find_files(list(map(str, files))))
+    return [list(one.probabilities.values()) for one in found]
+
+
 @pytest.mark.parametrize("resize", ["crop", "pad"])
 def test_photos_become_squares_as_in_training(one_device, photo_folder, tmp_path, capsys, resize):
     """In prediction and in a SavedModel; users of the other formats are told what to do."""
@@ -205,7 +210,7 @@ def test_photos_become_squares_as_in_training(one_device, photo_folder, tmp_path
         photo.save(file)
         assert photo.width != photo.height
     classifier = Classifier(str(run))
-    said = [list(one.probabilities.values()) for one in predict_files(classifier, files)]
+    said = predicted(classifier, files)
     signatures = tf.saved_model.load(str(export(ExportConfig(ckpt_dir=str(run))))).signatures
     encoded = tf.constant([file.read_bytes() for file in files])
     answers = signatures["serving_default"](image_bytes=encoded)["probabilities"]
@@ -216,7 +221,7 @@ def test_photos_become_squares_as_in_training(one_device, photo_folder, tmp_path
         found = signatures["pixels"](pixels=tf.io.decode_png(one)[tf.newaxis])["probabilities"]
         assert np.abs(found - answer).max() < BYTES
     classifier.config = dataclasses.replace(classifier.config, resize="squash")
-    squashed = [list(one.probabilities.values()) for one in predict_files(classifier, files)]
+    squashed = predicted(classifier, files)
     assert np.abs(np.subtract(squashed, said)).max() > BYTES
     export(ExportConfig(ckpt_dir=str(run), format="keras"))
     assert f"resized as in training, with --resize={resize}\n" in capsys.readouterr().out

@@ -79,7 +79,7 @@ def test_what_a_run_prints_fits_80_columns_and_says_how_to_go_on(finished):
     lines = process.stdout.splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     assert any("SmallResNet" in line for line in lines)
-    assert "skipped 1 damaged photo:" in lines
+    assert "skipped 1 photo:" in lines
     for part in ("frozen", "backbone", "head"):
         assert any(line.startswith(part) for line in lines), part
     (command,) = [line for line in lines if line.startswith("evaluate:")]
@@ -447,8 +447,11 @@ def test_finding_learning_rates_leaves_one_picture(photo_folder, tmp_path):
     process = run_script(tmp_path, "run_train.py", *flags, "--ckpt_dir=found/run")
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
-    assert lines[0].split() == ["group", "learning", "rate"]
-    assert [line.split()[0] for line in lines[1:3]] == ["head", "backbone"]
+    assert lines[0] == (
+        "splits       train 64, validation 8, test 8; by a hash of each photo's name"
+    )
+    assert lines[1].split() == ["group", "learning", "rate"]
+    assert [line.split()[0] for line in lines[2:4]] == ["head", "backbone"]
     assert lines[-1] == "picture: found/run-learning-rates.png"
     files = [path for path in (tmp_path / "found").rglob("*") if path.is_file()]
     assert files == [tmp_path / "found" / "run-learning-rates.png"]

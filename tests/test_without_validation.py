@@ -141,11 +141,11 @@ def test_there_is_no_best_checkpoint(folder):
 def test_the_test_split_is_evaluated_without_fitted_values(one_device, folder, capsys, watch):
     config = EvalConfig(ckpt_dir=(str(folder / "run"),), resamples=20, pictures=False, watch=watch)
     (evaluation,) = evaluate(config, source_of(folder, "Few"))
-    assert evaluation.decisions is None
+    assert evaluation.scores.decisions is None
     assert "loss_at_temperature" not in evaluation.figures
     output = capsys.readouterr().out
     assert (
-        "note: there are no validation photos to fit a temperature and a threshold on\n" in output
+        "note: there are no validation photos to choose a temperature or thresholds on\n" in output
     )
     assert "note: no photos of light\n" in output
     written = json.loads(evaluation.to_json())["classes"]
