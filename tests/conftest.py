@@ -40,9 +40,24 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     import_tensorflow()
     import tensorflow as tf
 
+    from research.models import residual
+    from tests.launcher import THIN_NETWORKS
+
+    os.environ[THIN_NETWORKS] = "1"
+    residual.BLOCKS_PER_STAGE = 1
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
     )
+
+
+@pytest.fixture
+def whole_small_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives SmallResNet its two blocks in each stage, in this process and in programs."""
+    from research.models import residual
+    from tests.launcher import THIN_NETWORKS
+
+    monkeypatch.setattr(residual, "BLOCKS_PER_STAGE", 2)
+    monkeypatch.delenv(THIN_NETWORKS)
 
 
 @pytest.fixture(scope="session")

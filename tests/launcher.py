@@ -38,12 +38,16 @@ from filelock import FileLock
 from PIL import Image
 
 import research
+from research.models import residual
 from research.runs import pictures
 from research.system.environment import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_MESSAGE = 2**20  # bytes
 START_TIMEOUT = 120.0  # seconds
+# Environment variable: SmallResNet has one block in each stage. A short run takes most of its time
+# to trace the network.
+THIN_NETWORKS = "THIN_NETWORKS"
 # These import TFDS, which reads TFDS_DATA_DIR at import.
 READ_ENVIRONMENT_AT_IMPORT = (
     "research.data.built_in.digits",
@@ -354,6 +358,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> None:
     """Runs a script or, after `-m`, a module."""
+    if THIN_NETWORKS in os.environ:
+        residual.BLOCKS_PER_STAGE = 1
     if arguments[0] == "-m":
         sys.argv = list(arguments[1:])
         sys.modules.pop(arguments[1], None)  # it may be imported already

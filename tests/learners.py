@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from unittest import mock
 
 import keras
 import numpy as np
@@ -18,7 +17,6 @@ from research.loop.builder import build_network, make_groups
 from research.loop.learner import Learner, StepOptions
 from research.loop.plan import make_plan
 from research.loop.run_state import RunState
-from research.models import residual
 from research.settings.train_config import TrainConfig
 from research.tasks.checks import sum_shapes
 from research.tasks.metrics import Metrics
@@ -103,15 +101,11 @@ def make_learner(
     classes: tuple[str, ...] = CLASSES,
     batch: Mapping[str, tf.TensorSpec] = LABELS,
 ) -> Learner:
-    """A learner whose initial weights depend on nothing but the config's seed.
-
-    Its SmallResNet has one block in each stage: what is traced and compiled takes most of the time.
-    """
+    """A learner whose initial weights depend on nothing but the config's seed."""
     keras.utils.set_random_seed(config.seed)
     strategy = mirrored(replicas) if replicas > 1 else tf.distribute.get_strategy()
     with strategy.scope():
-        with mock.patch.object(residual, "BLOCKS_PER_STAGE", 1):
-            network = build_network(config, classes, task).network
+        network = build_network(config, classes, task).network
         state = RunState(sum_shapes(task or TASK, network.model.logits, batch))
         groups = make_groups(config, network.model, state.step, make_plan(config, photos))
     options = StepOptions(config.accumulate_steps, config.clip_norm, xla)

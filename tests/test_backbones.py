@@ -52,6 +52,8 @@ BLOCK = re.compile(
 )
 EVERY_FAMILY = [*FAMILIES, "InceptionV3"]
 
+pytestmark = pytest.mark.usefixtures("whole_small_resnet")
+
 
 @functools.cache
 def model_of(name: str) -> keras.Model:

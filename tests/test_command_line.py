@@ -71,7 +71,7 @@ def test_flags_and_configs_import_no_tensorflow():
         ((f"--ckpt_dir={'a' * 300}",), "which cannot be written"),
         (("--ckpt_dir=a_file/run",), "which cannot be written"),
         (("--ckpt_dir=occupied",), "is not empty and holds no run"),
-        ((*SMALL_RUN, "--unfreeze_from=99"), "SmallResNet has 49 layers: expected 0 to 49"),
+        ((*SMALL_RUN, "--unfreeze_from=99"), "SmallResNet has 28 layers: expected 0 to 28"),
         ((*SMALL_RUN, "--unfreeze_from=stage9"), "nearest: stage"),
         ((*SMALL_RUN, "--weights=gone.h5"), "gone.h5"),
         ((*SMALL_RUN, "--weights=a_file"), "a_file"),

@@ -30,7 +30,6 @@ from tests.helpers import (
 # 66 photos in batches of 8: the last batch has 2 photos, so that a device may have none.
 FLAGS = (
     *SMALL_RUN,
-    "--unfreeze_from=stage3_block2_1_bn",  # less to trace
     "--head_epochs=1",  # from features; the other epoch from activations
     "--epochs=1",
     "--checkpoint_every=3",

@@ -190,7 +190,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     ids=["cached", "stages"],
 )
 def test_a_killed_run_resumes_to_bit_identical_weights(
-    photo_folder, tmp_path, settings, killed_at, step, resume
+    photo_folder, tmp_path, settings, killed_at, step, resume, whole_small_resnet
 ):
     """Killed within its second epoch, some steps after a checkpoint."""
     flags = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from unittest import mock
 
 import keras
 import numpy as np
@@ -59,9 +58,7 @@ def frozen_layers(config, network, photos, plan, features_until, devices=1) -> F
 
 
 def small_resnet():
-    """SmallResNet with one block in each stage."""
-    with mock.patch.object(residual, "BLOCKS_PER_STAGE", 1):
-        return residual.build_small_resnet((SIZE, SIZE, 3), None)
+    return residual.build_small_resnet((SIZE, SIZE, 3), None)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from research.models.backbone_table import find_backbone
 from research.models.residual import build_small_resnet, residual_block
 from research.system.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("whole_small_resnet")
+
 
 def block_model(filters: int, stride: int) -> keras.Model:
     """A model of one block whose input is 8 x 8 features with 5 channels."""

@@ -65,6 +65,7 @@ def test_a_file_that_keras_cannot_read_is_one_line(monkeypatch, tmp_path, conten
             environment.check_keras_file()
 
 
+@pytest.mark.usefixtures("whole_small_resnet")
 def test_settings_in_the_home_folder_do_not_change_a_run(photo_folder, tmp_path):
     """A new process reads them at import. The run is the one without them, bit for bit."""
     flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--unfreeze_from=none", "--epochs=1"]
