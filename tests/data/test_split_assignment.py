@@ -91,6 +91,13 @@ def test_given_splits_are_kept_and_the_others_come_from_train(given, expected):
     assert numbers(listed) == expected
 
 
+def test_photos_without_a_split_are_divided_and_those_of_train_stay():
+    listed = [*photos("given", 50, split="train"), *photos("free", 50)]
+    assert numbers(listed) == {"given": [50, 0, 0], "free": [40, 5, 5]}
+    listed += photos("test", 10, split="test")
+    assert numbers(listed)["free"] == [45, 5, 0]
+
+
 def test_groups_and_copies_are_in_one_split():
     listed = [
         *(photo._replace(group=f"video {n // 7}") for n, photo in enumerate(photos("cat", 70))),

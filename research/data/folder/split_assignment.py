@@ -25,10 +25,11 @@ def assign_splits(
     """Returns the split of each photo.
 
     A given split is kept. If photos are given for one split beside train, this split is the test
-    split. All other photos, and those of train, are divided among the splits for which no photos
-    are given: in each class, photos are ordered by their hash, and the order is cut at the shares.
-    So photos that are added to a class move only photos near the cuts, and photos of other classes
-    move none. Photos of a group, and copies of a photo, are in the same split.
+    split. Photos without a split are divided among train and the splits for which no photos are
+    given, and if there are none, so are those of train. In each class, photos are ordered by their
+    hash, and the order is cut at the shares. So photos that are added to a class move only photos
+    near the cuts, and photos of other classes move none. Photos of a group, and copies of a photo,
+    are in the same split.
 
     Args:
       photos: the photos.
@@ -43,16 +44,19 @@ def assign_splits(
     }
     percent = {"train": 100 - sum(free.values()), **free}
     splits = [split or "train" for split in given]
+    # If there are photos without a split, those of train stay there.
+    free_split = None if None in given else "train"
+    is_free = [split == free_split for split in given]
     by_class: dict[str, list[_Unit]] = collections.defaultdict(list)
     for unit in _units(photos, copies):
-        held_out = [split for index in unit.photos if (split := given[index]) in SPLITS[1:]]
-        if held_out:  # a photo of unknown split is where its copies are
-            for index in unit.photos:
-                splits[index] = given[index] or held_out[0]
-            kept = tuple(index for index in unit.photos if given[index] == "train")
-            unit = dataclasses.replace(unit, photos=kept)
-        if unit.photos:
-            by_class[unit.label].append(unit)
+        fixed = [splits[index] for index in unit.photos if not is_free[index]]
+        free_photos = [index for index in unit.photos if is_free[index]]
+        if fixed:  # a photo without a split is where its copies are
+            for index in free_photos:
+                splits[index] = given[index] or fixed[0]
+            free_photos = [index for index in free_photos if given[index] is not None]
+        if free_photos:
+            by_class[unit.label].append(dataclasses.replace(unit, photos=tuple(free_photos)))
     for members in by_class.values():
         members.sort(key=lambda unit: (unit.fraction, unit.photos))
         parts = cut([len(unit.photos) for unit in members], percent)
