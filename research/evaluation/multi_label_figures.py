@@ -49,8 +49,11 @@ def class_bars(classes: Sequence[LabelFigures], has_thresholds: bool) -> Figure:
             for one, _ in drawn
         ],
     )
-    axis.set(xlim=(0, 1.02), ylim=(-0.7, max(len(drawn), 1) - 0.3), xlabel="score")
-    axis.set_ylabel("class (number of its photos)")
+    axis.set(
+        xlim=(-0.02, 1.02),
+        ylim=(-0.7, max(len(drawn), 1) - 0.3),
+        xlabel="score of each class (and number of its photos)",
+    )
     axis.grid(axis="x", alpha=0.3)
     if left_out:
         axis.set_title(f"the {MAX_BARS} worst of {len(known)} classes")
