@@ -64,6 +64,10 @@ def test_flags_and_configs_import_no_tensorflow():
         ),
         (("--labels=a_file",), "has the columns 'not weights'; expected a column for the file"),
         (("--folder_layout=splits",), "no folder of image_folder"),
+        (
+            ("--image_folder=held_out",),
+            "has no photos for training (train 0, validation 0, test",
+        ),
         (("--image_folder=gone",), "expected a folder that exists"),
         ((f"--image_folder={'a' * 300}",), "image_folder"),
         (("--dataset=cats_vs_dog",), "nearest: cats_vs_dogs"),
@@ -82,6 +86,9 @@ def test_an_error_is_one_line_and_writes_no_file(tmp_path, photo_folder, flags, 
     (tmp_path / "a_file").write_text("not weights")
     (tmp_path / "marked.flags").write_text("\ufeff--epochs=3\n", encoding="utf-8")
     (tmp_path / "occupied").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "held_out" / "test" / name).mkdir(parents=True)
+        (tmp_path / "held_out" / "test" / name / "1.jpg").write_text(name)
     (tmp_path / "occupied" / "thesis.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     if not any(flag.startswith(("--image_folder", "--dataset")) for flag in flags):

@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (
 
 # Folders of operating systems and storage devices, with copies or thumbnails of photos.
 SYSTEM_FOLDERS = {
-    *("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
+    *("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle"),
 }
 
 
@@ -48,8 +48,13 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(folder / path_of(name) for name in walk_images(folder))
 
 
-def walk_images(folder: Path) -> Iterator[str]:
-    """Yields the paths of `image_files` relative to the folder, as text, in any order."""
+def walk_images(folder: Path, deep: bool = True) -> Iterator[str]:
+    """Yields the paths of `image_files` relative to the folder, as text, in any order.
+
+    Args:
+      folder: an existing folder.
+      deep: whether images in subfolders are included, and folders with the name of an image.
+    """
 
     def stop(error: OSError) -> None:
         raise error
@@ -59,6 +64,8 @@ def walk_images(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(root, onerror=stop):
         folders[:] = [name for name in folders if not is_hidden(_text(name))]
         start = _text(os.path.relpath(parent, root)) + "/" if parent != root else ""
+        if not deep:
+            folders.clear()
         for name in (*folders, *files):
             text = _text(name)
             if is_image(text) or ("." not in text and _is_image_file(os.path.join(parent, name))):

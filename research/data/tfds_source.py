@@ -84,16 +84,27 @@ class TfdsSource(Source):
                 "expected a data set with class labels"
             )
         splits = standard_splits(labelled, self._shares)
-        unused = [name for name in own if name not in labelled]
-        left_out = f"; left out: {', '.join(unused)} (no labels)" if unused else ""
-        used = ", ".join(f"{split} {expression}" for split, expression in splits.items())
-        self.summary = f"{used}{left_out}"
+        expressions = [expression.partition("[")[0] for expression in splits.values()]
+        unused = [name for name in labelled if name not in expressions]
+        unused += [f"{name} (no labels)" for name in own if name not in labelled]
+        used = ", ".join(f"{split} {expression or '-'}" for split, expression in splits.items())
+        self.summary = f"{used}; left out: {', '.join(unused)}" if unused else used
+        counts = {
+            split: self._builder.info.splits[expression].num_examples if expression else 0
+            for split, expression in splits.items()
+        }
+        self.notes = tuple(
+            f"no photo is in the {split} split, although its share is {share} %"
+            for (split, count), share in zip(counts.items(), self._shares, strict=True)
+            if share and not count
+        )
         return splits
 
     def _has_labels(self, split: str) -> bool:
         """Returns whether the first photo of a split has a label."""
-        if self._label_set:
-            return True
+        if self._label_set:  # a single photo may have none of the classes
+            count = min(64, self._builder.info.splits[split].num_examples)
+            return any(batch[self._label].any() for batch in self._stored(f"{split}[:{count}]", 64))
         first = next(iter(self._stored(f"{split}[:1]", 1)))[self._label]
         return int(first[0]) >= 0
 
@@ -199,15 +210,25 @@ def _choose(name: str, features: Mapping[str, Any], usual: str, fits: Callable[[
 def standard_splits(own: tuple[str, ...], shares: Shares = (80, 10, 10)) -> Mapping[str, str]:
     """Maps train, validation and test to TFDS expressions over a data set's own splits.
 
-    The results are disjoint and use every example of the labelled splits. A split without photos
-    has an empty expression.
+    The results are disjoint. Splits of other names are not used. A split without photos has an
+    empty expression.
 
     Args:
       own: the names of the splits with labels.
       shares: percentages of train, validation and test, if the data set does not have them.
+
+    Raises:
+      UserError: there are several splits, and none is named train.
     """
-    train = "train" if "train" in own else own[0]
-    held_out = [name for name in ("test", "validation", "val") if name in own and name != train]
+    train = "train" if "train" in own or len(own) > 1 else own[0]
+    if train not in own:
+        raise UserError(
+            f"the data set has the splits {', '.join(own)} and no split named train; expected one: "
+            "write a source in a file of your own, see docs/extending.md"
+        )
+    held_out = [
+        name for name in ("test", "validation", "val", "dev") if name in own and name != train
+    ]
     if len(held_out) > 1:
         return {"train": train, "validation": held_out[1], "test": held_out[0]}
     validation, test = shares[1], 0 if held_out else shares[2]

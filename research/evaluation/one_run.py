@@ -24,7 +24,7 @@ from research.evaluation.scores import Figure
 from research.loop.builder import make_loader
 from research.loop.open_photos import has_several_labels, open_photos
 from research.runs import pictures
-from research.runs.console import damage_report, short_path
+from research.runs.console import damage_report, short_path, splits_lines
 from research.runs.durable_files import write_file
 from research.runs.run_directory import PhotoEntry, RunDirectory
 from research.runs.summaries import EvaluationSummaries
@@ -282,9 +282,7 @@ def open_evaluated(
         trained.split,
         has_several_labels(task),
     )
-    if config.names_photos:  # the training has printed those of the run's own photos
-        print(*(f"note: {note}\n" for note in source.notes), sep="", end="", file=sys.stderr)
-    classes = directory.read_class_names()
+    opened, classes = source, directory.read_class_names()
     if (
         config.names_photos
         and set(source.class_names) <= set(classes)
@@ -302,6 +300,9 @@ def open_evaluated(
     directory.check_class_names(source.class_names)
     for split in config.split:
         check_not_empty(source, split)
+    if config.names_photos:  # the training has printed those of the run's own photos
+        lines = [*splits_lines(opened), *(f"note: {note}" for note in opened.notes)]
+        print(*(f"{line}\n" for line in lines), sep="", end="", file=sys.stderr)
     return source
 
 

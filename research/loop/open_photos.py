@@ -8,6 +8,7 @@ from research.data.source import Source
 from research.settings.durations import parse_shares
 from research.settings.photo_config import PhotoConfig
 from research.settings.train_config import TrainConfig
+from research.system.errors import UserError
 from research.tasks.checks import find_task
 from research.tasks.multi_label import MultiLabel
 from research.tasks.task import Task
@@ -48,11 +49,20 @@ def photos_of_run(config: TrainConfig, task: type[Task] | None = None) -> Source
     Args:
       config: the settings of the run.
       task: the task class. None takes the one that the config names.
+
+    Raises:
+      UserError: see `open_source`; or a folder has no photos for training.
     """
     several = has_several_labels(task or find_task(config.task))
-    return open_photos(
+    source = open_photos(
         config, config.dataset, config.data_dir, config.source, config.split, several
     )
+    if (config.image_folder or config.labels) and not source.count("train"):
+        raise UserError(
+            f"{config.data_name!r} has no photos for training ({source.summary}); expected a "
+            "folder of training photos, or give --folder_layout=classes to divide all photos"
+        )
+    return source
 
 
 def has_several_labels(task: type[Task]) -> bool:

@@ -167,7 +167,7 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
     names = (name.removeprefix(f"{split}_") for name in shown if name.startswith(f"{split}_"))
     main = main_metric(names)
     value = shown[f"{split}_{main}"] if main else None
-    metric = f", {main.replace('_', ' ')} {value:.4f}" if main and value is not None else ""
+    metric = f", {SHORT_NAMES.get(main, main)} {value:.4f}" if main and value is not None else ""
     title = f"best after epoch {best['epoch']}: validation" if best else "training"
     return (
         f"\n{counted(last['epoch'], 'epoch')} in {last['seconds']:.0f} s; "

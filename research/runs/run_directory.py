@@ -230,7 +230,11 @@ class RunDirectory:
         if not changed:
             return
         readable = [text for name, text in changed.items() if not name.endswith("_sha256")]
-        readable += self._first_change(photos)
+        readable += self._first_change(photos) or [
+            f"the labels of the {name.removesuffix('_labels_sha256')} photos are different"
+            for name in changed
+            if name.endswith("_labels_sha256")
+        ]
         raise UserError(
             f"the photos changed since the run in {str(self.path)!r} was started: "
             f"{'; '.join(readable or changed.values())}; restore them, or give another --ckpt_dir"

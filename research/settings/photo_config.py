@@ -32,7 +32,7 @@ class PhotoConfig(settings.Validated):
     label_pattern: str | None = settings.declare(
         None,
         "regular expression whose first group is the class in the path of a photo, for folders "
-        "without class folders; '(\\w+?)[._]?\\d+' for cat.0.jpg",
+        "without class folders; '([^/]+)[._]\\d+' for cat.0.jpg and cat_0.jpg",
     )
     folder_layout: str = settings.choice(
         "auto",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from research.data.folder.archive import ArchiveTree, is_archive
+from research.data.folder.findings import find_copies
 from research.data.folder.folder_source import FolderSource
 from research.data.source import SPLITS
 from research.data.split_arrays import load_split
@@ -73,7 +74,8 @@ def test_odd_members_of_a_zip_file(tmp_path):
         "dog/4.jpg": None, "dog/4.jpg/5.jpg": b"5",
     }  # fmt: skip
     assert found["dog/4.jpg"].problem == "a folder, not a file"
-    assert tree.children("") == (["__MACOSX", "cat", "dog", "empty"], [])
+    assert tree.folders("") == ["__MACOSX", "cat", "dog", "empty"]
+    assert tree.loose_images("dog") == []
 
 
 def test_links_and_pipes_of_a_tar_file(tmp_path):
@@ -94,6 +96,7 @@ def test_links_and_pipes_of_a_tar_file(tmp_path):
     assert [tree.read(f"cat/{n}.jpg", 0).image for n in (1, 2, 3)] == [b"one"] * 3
     assert tree.read("cat/4.jpg", 0).problem.startswith("cannot be read: ")
     assert tree.images("") == [f"cat/{n}.jpg" for n in (1, 2, 3, 4)]
+    assert find_copies(tree, tree.images("")) == [[0, 1, 2]]
 
 
 def test_a_photo_that_is_damaged_in_the_archive_is_named(tmp_path, photos):
@@ -115,10 +118,11 @@ def test_a_photo_that_is_damaged_in_the_archive_is_named(tmp_path, photos):
         (
             "zip",
             lambda content: content[: len(content) // 2],
-            "expected a folder that exists, or a",
+            "a file that is not a complete zip or tar file",
         ),
+        ("gztar", lambda content: content[:30], "a file that is not a complete zip or tar file"),
         ("gztar", lambda content: content[:-200], "an archive that cannot be read"),
-        ("zip", lambda content: b"text", "expected a folder that exists, or a zip or tar file"),
+        ("zip", lambda content: b"text", "a file that is not a complete zip or tar file"),
     ],
 )
 def test_a_damaged_archive_is_refused_in_one_line(tmp_path, photos, name, change, expected):

@@ -66,6 +66,18 @@ def make(root: Path, *paths: str) -> Path:
           "seg_pred/seg_pred/1.jpg"],
          {"seg_train/seg_train": "train", "seg_test/seg_test": "test"},
          ("seg_pred (no split)",)),
+        (["{TrainImages,TestImages}/{cat,dog}/1.jpg"],
+         {"TrainImages": "train", "TestImages": "test"}, ()),
+        (["{traindata,testdata}/{cat,dog}/1.jpg"], {"traindata": "train", "testdata": "test"}, ()),
+        (["{val,test}/{cat,dog}/1.jpg"], {"val": "validation", "test": "test"}, ()),
+        (["test/{cat,dog}/1.jpg"], {"test": "test"}, ()),
+        (["train/{cat,dog}/1.jpg", "test/images/{1,2,3}.jpg", "test/images/notes/a.txt"],
+         {"train": "train"}, ("test (3 images without a class)",)),
+        (["train/{cat,dog}/1.jpg", "test/test/{1,2}.jpg"],
+         {"train": "train"}, ("test (2 images without a class)",)),
+        (["{train,test}/{cat,dog}/1.jpg", "train/fish/a.dng", "docs/a.txt"],
+         {"train": "train", "test": "test"}, ("docs (no image)", "train/fish (no image)")),
+        (["{camera1,camera2}/{day,night}/1.jpg", "camera1/2.jpg"], {"": None}, ()),
         (["{Train,VALID}/{cat,dog}/1.jpg"], {"Train": "train", "VALID": "validation"}, ()),
         (["{train2017,val2017}/{cat,dog}/1.jpg"],
          {"train2017": "train", "val2017": "validation"}, ()),
@@ -85,7 +97,19 @@ def test_names_decide_on_splits_and_classes(tmp_path, paths, parts, left_out):
     ("paths", "expected"),
     [
         (["{train,car,bus}/1.jpg"], "the folder 'train', the name of a split, beside 'bus'; expe"),
-        (["{val,test}/{cat,dog}/1.jpg"], "the folder 'val', .*, without a folder of training"),
+        (
+            ["{fold0,fold1}/{cat,dog}/1.jpg"],
+            "the same folders in 'fold0' and 'fold1', such as 'cat'",
+        ),
+        (
+            ["{train_kaggle,test_own}/{cat,dog}/1.jpg"],
+            "the same folders in 'test_own' and 'train_ka",
+        ),
+        (["{cat,dog}/{train,test}/1.jpg"], "has folders of splits in the folder of a class, 'cat'"),
+        (
+            ["{trainA,trainB,testA,testB}/1.jpg"],
+            "'testA' and 'testB', which both name the test split",
+        ),
         (["{train,training,test}/{cat,dog}/1.jpg"], "'train' and 'training', which both name the"),
         (["{val,valid,train}/{cat,dog}/1.jpg"], "'val' and 'valid', which both name the validati"),
         (["train/{cat,dog}.{0,1,2}.jpg", "test/1.jpg"], "has 6 images and no class folder in 'tra"),
@@ -133,7 +157,10 @@ def test_what_was_decided_is_said(tmp_path):
     assert source.summary == (
         "train 2, validation 0, test 2; from the folders train and val; left out: extra (no split)"
     )
-    assert source.notes == ("the classes 'Cat' and 'cat' differ only in case",)
+    assert source.notes == (
+        "the classes 'Cat' and 'cat' differ only in case",
+        "no photo is in the validation split, although its share is 10 %",
+    )
 
 
 def test_files_without_a_suffix_are_taken_by_their_content(tmp_path):

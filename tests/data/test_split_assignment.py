@@ -6,6 +6,8 @@ import collections
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from research.data.folder.folder_options import FolderOptions
 from research.data.folder.folder_source import FolderSource
@@ -77,17 +79,18 @@ def test_photos_of_the_same_class_change_few_splits():
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("parts", "expected"),
     [
         (("train",), {"train": [80, 10, 10]}),
         (("train", "test"), {"train": [90, 10, 0], "test": [0, 0, 100]}),
-        (("train", "validation"), {"train": [90, 10, 0], "validation": [0, 0, 100]}),
+        (("train", "validation"), {"train": [90, 0, 10], "validation": [0, 100, 0]}),
+        (("test",), {"test": [0, 0, 100]}),
         (("train", "validation", "test"),
          {"train": [100, 0, 0], "validation": [0, 100, 0], "test": [0, 0, 100]}),
     ],
 )  # fmt: skip
-def test_given_splits_are_kept_and_the_others_come_from_train(given, expected):
-    listed = [photo for split in given for photo in photos(split, 100, split=split)]
+def test_given_splits_are_kept_and_the_others_come_from_train(parts, expected):
+    listed = [photo for split in parts for photo in photos(split, 100, split=split)]
     assert numbers(listed) == expected
 
 
@@ -110,6 +113,46 @@ def test_groups_and_copies_are_in_one_split():
     for found in copies:
         assert len({splits[index] for index in found}) == 1
     assert set(splits[:70]) == set(SPLITS)
+
+
+def test_a_group_is_in_one_split_also_if_copies_join_it_to_another():
+    listed = [
+        ListedPhoto("c", ("cat",), "test", "c"),
+        ListedPhoto("a", ("cat",), "train", "a", group="g"),
+        ListedPhoto("b", ("cat",), None, "b", group="g"),
+        ListedPhoto("d", ("cat",), None, "d"),
+    ]
+    assert assign_splits(listed, SHARES, copies=[[0, 2, 3]]) == ["test", "train", "train", "test"]
+
+
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.sampled_from([None, *SPLITS]),
+            st.sampled_from([None, "1", "2"]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.lists(st.lists(st.integers(0, 11), min_size=2, max_size=4, unique=True), max_size=2),
+)
+def test_no_group_is_divided(photos_of_file, copies):
+    """Groups for which several splits are given are refused before."""
+    of_group = {}
+    listed = []
+    for index, (label, split, group) in enumerate(photos_of_file):
+        if group is not None and split is not None:
+            split = of_group.setdefault(group, split)
+        listed.append(ListedPhoto(str(index), (label,), split, str(index), group))
+    copies = [[index for index in found if index < len(listed)] for found in copies]
+    splits = assign_splits(listed, SHARES, [found for found in copies if len(found) > 1])
+    for photo, split in zip(listed, splits, strict=True):
+        assert photo.split in (None, "train", split)
+    for group in ("1", "2"):
+        own = zip(listed, splits, strict=True)
+        assert len({split for photo, split in own if photo.group == group}) <= 1
 
 
 def test_units_of_several_photos_are_divided_as_nearly_as_possible():

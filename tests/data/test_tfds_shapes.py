@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from research.data.decode import decode_image
 from research.data.source import SPLITS
 from research.data.split_arrays import load_split
-from research.data.tfds_source import TfdsSource
+from research.data.tfds_source import TfdsSource, standard_splits
 from research.system.errors import UserError
 
 FEATURES = tfds.features
@@ -135,3 +135,28 @@ def test_an_image_and_a_label_of_the_usual_names_are_used_beside_others(tmp_path
     source = open_drawn(tmp_path, features, train=examples)
     assert sum(source.count(split) for split in SPLITS) == 4
     assert decode_image(next(iter(source.examples("train"))).image).any()
+
+
+def test_further_splits_are_left_out_and_named(tmp_path):
+    splits = {name: labelled(10) for name in ("train", "extra", "dev")}
+    source = open_drawn(tmp_path, {"image": IMAGE, "label": LABEL}, **splits)
+    assert [source.count(split) for split in SPLITS] == [9, 1, 10]
+    assert source.summary == "train train[:90%], validation train[90%:], test dev; left out: extra"
+    assert source.notes == ()
+    name = prepare(tmp_path / "few", {"image": IMAGE, "label": LABEL}, {"train": labelled(2)})
+    few = TfdsSource(name, str(tmp_path / "few"))
+    assert few.count("validation") == 0
+    assert few.notes == tuple(
+        f"no photo is in the {split} split, although its share is 10 %" for split in SPLITS[1:]
+    )
+    with pytest.raises(UserError, match="the splits a, b and no split named train"):
+        standard_splits(("a", "b"))
+
+
+def test_a_test_split_without_several_labels_is_left_out(tmp_path):
+    features = {"image": IMAGE, "labels": FEATURES.Sequence(LABEL)}
+    train = [{"image": GREY, "labels": [index % 2]} for index in range(10)]
+    test = [{"image": GREY, "labels": []}] * 3
+    source = open_drawn(tmp_path, features, train=train, test=test)
+    assert [source.count(split) for split in SPLITS] == [8, 1, 1]
+    assert source.summary.endswith("left out: test (no labels)")

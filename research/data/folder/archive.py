@@ -45,7 +45,9 @@ class Member(NamedTuple):
 
 def is_archive(path: str) -> bool:
     """Returns whether a file is a zip or tar file, by its content."""
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    with contextlib.suppress(*DAMAGED):
+        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    return False
 
 
 class ArchiveTree(PathTree):
@@ -76,7 +78,13 @@ class ArchiveTree(PathTree):
         super().__init__(path, images, folders)
 
     def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
-        return (self._members[path].size, path) if path in self._members else None
+        if path not in self._members:
+            return None
+        size = self._members[path].size
+        if not size:  # links in a tar file have no size of their own
+            with contextlib.suppress(*DAMAGED):
+                size = len(self._content(path))
+        return size, path
 
     def read(self, path: str, label: Any) -> Example:
         name = printable(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 from collections.abc import Hashable, Sequence
 
+from research.data.folder.folder_options import Shares
+from research.data.folder.label_file import LabelTable
 from research.data.folder.listed_photo import ListedPhoto
 from research.data.folder.photo_tree import PhotoTree
 from research.data.source import SPLITS
@@ -55,8 +57,10 @@ def note_copies(
     return notes
 
 
-def note_missing_classes(photos: Sequence[ListedPhoto], splits: Sequence[str]) -> list[str]:
-    """Returns a note on classes that are missing in a split that has photos."""
+def note_missing_classes(
+    photos: Sequence[ListedPhoto], splits: Sequence[str], shares: Shares
+) -> list[str]:
+    """Returns notes on splits without photos, although they have a share, and without a class."""
     present: dict[str, set[str]] = collections.defaultdict(set)
     numbers: collections.Counter[str] = collections.Counter()
     for photo, split in zip(photos, splits, strict=True):
@@ -64,19 +68,42 @@ def note_missing_classes(photos: Sequence[ListedPhoto], splits: Sequence[str]) -
             present[label].add(split)
             numbers[label] += 1
     used = [split for split in SPLITS if split in splits]
-    missing = sorted(label for label, found in present.items() if len(found) < len(used))
-    if not missing:
-        return []
-    name = missing[0]
-    absent = " or ".join(split for split in used if split not in present[name])
-    others = len(missing) - 1
-    more = (
-        f", and {others:,} more {'class is' if others == 1 else 'classes are'} missing in a split"
-    )
-    return [
-        f"the class {name!r} ({numbers[name]:,} {'photo' if numbers[name] == 1 else 'photos'}) has "
-        f"no {absent} photo{more if others else ''}"
+    notes = [
+        f"no photo is in the {split} split, although its share is {share} %"
+        for split, share in zip(SPLITS, shares, strict=True)
+        if share and split not in used and "train" in used
     ]
+    missing = sorted(label for label, found in present.items() if len(found) < len(used))
+    if missing:
+        name, others = missing[0], len(missing) - 1
+        absent = " or ".join(split for split in used if split not in present[name])
+        more = (
+            f", and {others:,} more {'class is' if others == 1 else 'classes are'} missing in a "
+            "split"
+        )
+        notes.append(
+            f"the class {printable(name)!r} ({numbers[name]:,} "
+            f"{'photo' if numbers[name] == 1 else 'photos'}) has no {absent} photo"
+            f"{more if others else ''}"
+        )
+    return notes
+
+
+def note_columns(table: LabelTable, several_labels: bool) -> list[str]:
+    """Returns notes on groups, and on labels that are not separated as expected."""
+    notes = []
+    groups = {row.group for row in table.rows if row.group is not None}
+    if groups:
+        column = table.columns["group"]
+        notes.append(
+            f"{len(groups):,} {'group' if len(groups) == 1 else 'groups'} of the column {column!r} "
+            f"{'is' if len(groups) == 1 else 'are'} not divided between splits; "
+            "--label_columns=group= ignores the column"
+        )
+    odd = [label for row in table.rows for label in row.labels if "|" in label]
+    if several_labels and odd:
+        notes.append(f"the label {odd[0]!r} contains '|'; expected ';' between several labels")
+    return notes
 
 
 def note_similar_names(names: Sequence[str]) -> list[str]:

@@ -20,7 +20,10 @@ SPLIT_WORDS = {
 }
 # Words that may stand beside it, as in `training_set` or `test_images`.
 FILLERS = {"set", "split", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos"}
-EXACT_SPLITS = [(split, ()) for split in SPLITS]
+_SPLIT_AND_FILLER = re.compile(
+    rf"^({'|'.join(SPLIT_WORDS)})({'|'.join(sorted(FILLERS, key=len, reverse=True))})$"
+)
+MAX_NAMED = 5
 CLASS_FOLDERS = (
     "expected one subfolder of images (JPEG, PNG, ...) per class, and at least two classes"
 )
@@ -41,17 +44,35 @@ class FolderLayout:
     parts: Mapping[str, str | None]
     left_out: tuple[str, ...]
 
+    def with_test(self) -> FolderLayout:
+        """Returns a layout whose only folder of held-out photos is the test split."""
+        if "test" in self.parts.values():
+            return self
+        return dataclasses.replace(
+            self,
+            parts={
+                path: "test" if split == "validation" else split
+                for path, split in self.parts.items()
+            },
+        )
+
     def __str__(self) -> str:
         (first, *others) = self.parts
         used = f"from the folders {' and '.join(map(printable, self.parts))}"
         if not others:
             used = f"by a hash of each photo's name{f' in {printable(first)}' if first else ''}"
-        return f"{used}; left out: {', '.join(self.left_out)}" if self.left_out else used
+            if self.parts[first] in SPLITS[1:]:
+                used = f"from the folder {printable(first)}"
+        if not self.left_out:
+            return used
+        more = len(self.left_out) - MAX_NAMED
+        named = [*self.left_out[:MAX_NAMED], *([f"{more} more"] if more > 0 else [])]
+        return f"{used}; left out: {', '.join(named)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Folder:
-    """A folder: its subfolders with images, the others, and the number of images in it."""
+    """A folder: its subfolders with images, the others as text, and the number of images in it."""
 
     path: str
     children: tuple[str, ...]
@@ -80,7 +101,8 @@ def find_layout(tree: PhotoTree, given: str = "auto", has_classes: bool = True) 
     """
     folder = _enter(tree, _read(tree, ""), has_classes)
     splits = {} if given == "classes" else _splits_of(folder.children, tree.root)
-    left_out = [printable(name) for name in folder.others]
+    if not splits and (alone := split_named(folder.path.rpartition("/")[2])) and given != "classes":
+        return FolderLayout({folder.path: alone}, (*folder.others, *_loose(folder)))
     odd = [name for name in folder.children if name not in splits.values()]
     if not splits:
         if given == "splits":
@@ -91,24 +113,30 @@ def find_layout(tree: PhotoTree, given: str = "auto", has_classes: bool = True) 
         if has_classes and given == "auto":
             _check_inner_splits(tree, folder)
         loose = _loose(folder) if has_classes else []
-        return FolderLayout({folder.path: None}, (*left_out, *loose))
-    if "train" not in splits or (odd and len(splits) == 1 and given == "auto"):
+        return FolderLayout({folder.path: None}, (*folder.others, *loose))
+    if odd and given == "auto" and (len(splits) == 1 or "train" not in splits):
         name = splits.get("train", next(iter(splits.values())))
-        beside = f"beside {odd[0]!r}" if odd else "without a folder of training photos"
         raise UserError(
-            f"image_folder {tree.root!r} has the folder {name!r}, the name of a split, {beside}; "
-            "expected only folders of classes, or folders of splits such as train and test: rename "
-            "it, or give --folder_layout=classes"
-            f"{' or --folder_layout=splits' if 'train' in splits else ''}"
+            f"image_folder {tree.root!r} has the folder {name!r}, the name of a split, beside "
+            f"{odd[0]!r}; expected only folders of classes, or folders of splits such as train and "
+            "test: rename it, or give --folder_layout=classes or --folder_layout=splits"
         )
-    left_out += [f"{printable(name)} (no split)" for name in odd]
-    left_out += _loose(folder)
+    left_out = [*folder.others, *(f"{printable(name)} (no split)" for name in odd)]
+    left_out += _loose(folder) if has_classes else []
     parts: dict[str, str | None] = {}
+    classes: set[str] = set()
     for split, name in splits.items():
         part = _enter(tree, _read(tree, joined(folder.path, name)), has_classes)
-        if part.children or not has_classes:
+        if not has_classes:
             parts[part.path] = split
-            left_out += _loose(part) if has_classes else []
+            continue
+        if split == "train":
+            classes.update(part.children)
+        left_out += part.others
+        # Photos without a class may be in a subfolder of any name.
+        if part.children and (not classes or classes & set(part.children)):
+            parts[part.path] = split
+            left_out += _loose(part)
             inner = _splits_of(part.children, tree.root)
             if inner and given == "auto":
                 raise UserError(
@@ -122,22 +150,22 @@ def find_layout(tree: PhotoTree, given: str = "auto", has_classes: bool = True) 
                 f"{part.path!r}; {CLASS_FOLDERS}; {OTHER_LABELS}"
             )
         else:
-            left_out.append(f"{printable(part.path)} ({part.images:,} images without a class)")
+            count = len(tree.images(part.path))
+            left_out.append(f"{printable(part.path)} ({count:,} images without a class)")
     return FolderLayout(parts, tuple(left_out))
 
 
 def _read(tree: PhotoTree, path: str) -> _Folder:
-    names, images = tree.children(path)
     children: list[str] = []
     others: list[str] = []
-    for name in names:
+    for name in tree.folders(path):
         if is_hidden(name):
-            others += [] if name.startswith(".") else [name]
+            others += [] if name.startswith(".") else [printable(name)]
         elif tree.has_images(joined(path, name)):
             children.append(name)
         else:
-            others.append(f"{name} (no image)")
-    return _Folder(path, tuple(children), tuple(others), len(images))
+            others.append(f"{printable(joined(path, name))} (no image)")
+    return _Folder(path, tuple(children), tuple(others), len(tree.loose_images(path)))
 
 
 def _enter(tree: PhotoTree, folder: _Folder, has_classes: bool) -> _Folder:
@@ -146,22 +174,39 @@ def _enter(tree: PhotoTree, folder: _Folder, has_classes: bool) -> _Folder:
         inner = _read(tree, joined(folder.path, folder.children[0]))
         if len(inner.children) < 2 and (has_classes or inner.images):
             break
-        folder = inner
+        folder = dataclasses.replace(inner, others=(*folder.others, *inner.others))
     return folder
 
 
 def _check_inner_splits(tree: PhotoTree, folder: _Folder) -> None:
-    """Raises `UserError` if the folders of classes contain folders of splits."""
-    for name in folder.children:
-        path = joined(folder.path, name)
-        inner = [child for child in tree.children(path)[0] if _words(child) in EXACT_SPLITS]
-        if len(set(map(_words, inner))) > 1:
+    """Raises `UserError` if the folders of classes may be something else.
+
+    They are not if they contain folders of splits, or if all of them contain the same folders and
+    no images, as folds, cameras, or splits in another language do.
+    """
+    inner = {name: tree.folders(joined(folder.path, name)) for name in folder.children}
+    for name, children in inner.items():
+        splits = {split for child in children if (split := split_named(child))}
+        if len(splits) > 1:
             raise UserError(
-                f"image_folder {tree.root!r} has folders of splits in the folder of a class, such "
-                f"as {joined(path, inner[0])!r}; expected folders of classes in the folders of "
+                f"image_folder {tree.root!r} has folders of splits in the folder of a class, "
+                f"{joined(folder.path, name)!r}; expected folders of classes in the folders of "
                 "splits (train/cat): move them, or give --folder_layout=classes to use the photos "
                 "of all of them without their splits"
             )
+    shared = [
+        tuple(child for child in children if not is_hidden(child)) for children in inner.values()
+    ]
+    if len(shared) > 1 and len(shared[0]) > 1 and len(set(shared)) == 1:
+        if any(tree.loose_images(joined(folder.path, name)) for name in inner):
+            return
+        first, second = folder.children[:2]
+        raise UserError(
+            f"image_folder {tree.root!r} has the same folders in {first!r} and {second!r}, such as "
+            f"{shared[0][0]!r}; expected folders of classes, or folders of splits with names such "
+            "as train and test: rename them, or give --folder_layout=classes if "
+            f"{first!r} and {second!r} are classes"
+        )
 
 
 def _splits_of(names: Sequence[str], root: str) -> dict[str, str]:
@@ -186,10 +231,19 @@ def _splits_of(names: Sequence[str], root: str) -> dict[str, str]:
 
 def _words(name: str) -> tuple[str | None, tuple[str, ...]]:
     """Returns the split that a name contains, and its other words without `FILLERS`."""
-    words = re.findall(r"[^\W\d_]+", name.lower())
+    # "TrainImages" and "trainA" are two words, and so is "traindata".
+    parts = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[^\W\d_A-Z])(?=[A-Z])", "_", name))
+    separated = (_SPLIT_AND_FILLER.sub(r"\1 \2", part.lower()) for part in parts)
+    words = " ".join(separated).split()
     splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
     rest = tuple(word for word in words if word not in SPLIT_WORDS and word not in FILLERS)
     return (splits.pop() if len(splits) == 1 else None), rest
+
+
+def split_named(name: str) -> str | None:
+    """Returns the split that a name stands for, such as `train` for "Training Set"; else None."""
+    split, rest = _words(name)
+    return None if rest else split
 
 
 def _loose(folder: _Folder) -> list[str]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from research.data.folder.archive import ArchiveTree, is_archive
 from research.data.folder.findings import (
     find_copies,
+    note_columns,
     note_copies,
     note_missing_classes,
     note_similar_names,
 )
-from research.data.folder.folder_layout import CLASS_FOLDERS, OTHER_LABELS
+from research.data.folder.folder_layout import (
+    CLASS_FOLDERS,
+    OTHER_LABELS,
+    FolderLayout,
+    find_layout,
+)
 from research.data.folder.folder_options import FolderOptions
-from research.data.folder.label_file import LabelRow, read_label_file
+from research.data.folder.label_file import FileFinder, LabelRow, LabelTable, read_label_file
 from research.data.folder.listed_photo import (
     ListedPhoto,
     Listing,
@@ -26,7 +32,7 @@ from research.data.folder.listed_photo import (
     list_by_pattern,
     list_by_table,
 )
-from research.data.folder.photo_tree import FolderTree, PhotoTree
+from research.data.folder.photo_tree import FolderTree, ListedTree, PhotoTree
 from research.data.folder.split_assignment import assign_splits, split_fraction
 from research.data.source import SPLITS, Example, Source
 from research.system.errors import UserError
@@ -52,54 +58,74 @@ class FolderSource(Source):
     """
 
     def __init__(self, folder: str | None, options: FolderOptions | None = None) -> None:
-        options = options or FolderOptions()
-        rows = read_label_file(options.labels, options.label_columns) if options.labels else None
-        several = options.several_labels or any(len(row.labels) > 1 for row in rows or ())
+        self._options = options = options or FolderOptions()
+        table = read_label_file(options.labels, options.label_columns) if options.labels else None
+        several = options.several_labels or (
+            table is not None and any(len(row.labels) > 1 for row in table.rows)
+        )
         self._name = f"image_folder {folder!r}" if folder else f"labels {options.labels!r}"
-        self._has_class_folders = rows is None and options.label_pattern is None
         try:
-            if folder is None:
-                folder, rows = _root_of(str(options.labels), rows or [])
-            self._tree = _open_tree(folder)
-            listing = self._list(options, rows, several)
+            listing = self._list(folder, table, several)
         except OSError as error:
             raise UserError(
-                f"{self._name} has {str(error.filename)!r}, which cannot be read: "
+                f"{self._name} has {os.fsdecode(error.filename)!r}, which cannot be read: "
                 f"{error.strerror}; make it readable, or move it elsewhere"
             ) from error
         usable = [photo for photo in listing.photos if photo.problem is None]
+        self._unusable = [photo for photo in listing.photos if photo.problem is not None]
         names = sorted({label for photo in usable for label in photo.labels})
         copies = find_copies(self._tree, [photo.path for photo in usable])
         splits = assign_splits(usable, options.shares, copies)
-        self._check_classes(usable, splits, names, listing)
+        self._check_classes(usable, splits, names)
         self.class_names = tuple(map(printable, names))
         index = {name: number for number, name in enumerate(names)}
-        self._files: dict[str, list[tuple[float, str, Any]]] = {split: [] for split in SPLITS}
+        self._files: dict[str, list[_File]] = {split: [] for split in SPLITS}
         for photo, split in zip(usable, splits, strict=True):
             labels = [index[label] for label in photo.labels]
             label = _as_vector(labels, len(names)) if several else labels[0]
-            self._files[split].append((split_fraction(photo.key), photo.path, label))
+            file = _File(split_fraction(photo.key), photo.path, printable(photo.name), label)
+            self._files[split].append(file)
         for listed in self._files.values():
-            listed.sort(key=lambda entry: entry[:2])
-        self._unusable = [photo for photo in listing.photos if photo.problem is not None]
+            listed.sort(key=lambda file: file[:2])
         self._no_label: Any = _as_vector([], len(names)) if several else 0
         counts = ", ".join(f"{split} {len(self._files[split]):,}" for split in SPLITS)
-        self.summary = f"{counts}; {listing.layout}"
+        self.summary = f"{counts}; {listing.origin}"
         self.notes = (
+            *(note_columns(table, several) if table else []),
             *listing.notes,
             *note_similar_names(self.class_names),
             *note_copies(usable, splits, copies),
-            *note_missing_classes(usable, splits),
+            *note_missing_classes(usable, splits, options.shares),
         )
 
-    def _list(
-        self, options: FolderOptions, rows: Sequence[LabelRow] | None, several: bool
-    ) -> Listing:
-        if rows is not None:
-            return list_by_table(self._tree, options.folder_layout, rows, several)
-        if options.label_pattern:
-            return list_by_pattern(self._tree, options.folder_layout, options.label_pattern)
-        return list_by_folder(self._tree, options.folder_layout)
+    def _list(self, folder: str | None, table: LabelTable | None, several: bool) -> Listing:
+        options = self._options
+        has_classes = table is None and options.label_pattern is None
+
+        def layout_of(tree: PhotoTree) -> FolderLayout:
+            layout = find_layout(tree, options.folder_layout, has_classes)
+            return layout.with_test() if options.shares[2] else layout
+
+        def layout_of_photos(paths: list[str]) -> FolderLayout:
+            return layout_of(ListedTree(self._tree, paths))
+
+        if table is None:
+            self._tree = _open_tree(str(folder))
+            if options.label_pattern:
+                return list_by_pattern(self._tree, layout_of(self._tree), options.label_pattern)
+            return list_by_folder(self._tree, layout_of(self._tree))
+        if folder is None:
+            root, found = _find_beside(str(options.labels), table.rows)
+            self._tree, images = FolderTree(root), list(found.values())
+
+            def find(file: str) -> tuple[str | None, str]:
+                return found.get(file), "" if file in found else "does not exist"
+
+        else:
+            self._tree = _open_tree(folder)
+            images = self._tree.images("")
+            find = FileFinder(self._tree, images).find
+        return list_by_table(table.rows, find, images, layout_of_photos, several)
 
     def count(self, split: str) -> int:
         if split in SPLITS:
@@ -107,14 +133,14 @@ class FolderSource(Source):
         return len(self._listed(split))
 
     def examples(self, split: str) -> Iterator[Example]:
-        for _, path, label in self._listed(split):
-            yield self._tree.read(path, label)
+        for _, path, name, label in self._listed(split):
+            yield self._tree.read(path, label)._replace(name=name)
         if split == "train":  # where the report of every training includes them
             for photo in self._unusable:
-                name = printable(photo.path)
+                name = printable(photo.name)
                 yield Example(None, self._no_label, name, str(photo.problem))
 
-    def _listed(self, split: str) -> list[tuple[float, str, Any]]:
+    def _listed(self, split: str) -> list[_File]:
         if split in SPLITS:
             return self._files[split]
         return [
@@ -124,28 +150,19 @@ class FolderSource(Source):
         ]
 
     def _check_classes(
-        self,
-        photos: Sequence[ListedPhoto],
-        splits: Sequence[str],
-        names: Sequence[str],
-        listing: Listing,
+        self, photos: Sequence[ListedPhoto], splits: Sequence[str], names: Sequence[str]
     ) -> None:
-        unusable = [photo for photo in listing.photos if photo.problem is not None]
         if len(names) < 2:
             found = f"images of {len(names)} class" if names else "no image"
-            problem = (
-                f" ({len(unusable):,} cannot be used, such as {unusable[0].path!r}, which "
-                f"{unusable[0].problem})"
-                if unusable
-                else ""
-            )
-            if self._has_class_folders:
-                part = next(iter(listing.layout.parts))
-                where = f"the subfolders of its {part!r}" if part else "its subfolders"
-                raise UserError(
-                    f"{self._name} has {found} in {where}; {CLASS_FOLDERS}; {OTHER_LABELS}"
-                )
-            raise UserError(f"{self._name} has {found}{problem}; expected at least two classes")
+            if self._unusable:
+                one = self._unusable[0]
+                count = len(self._unusable)
+                found += f" ({count:,} cannot be used, such as {one.name!r}: {one.problem})"
+            expected = "expected at least two classes"
+            if self._options.labels is None and self._options.label_pattern is None:
+                found += " in its subfolders"
+                expected = f"{CLASS_FOLDERS}; {OTHER_LABELS}"
+            raise UserError(f"{self._name} has {found}; {expected}")
         trained = {
             label
             for photo, split in zip(photos, splits, strict=True)
@@ -154,43 +171,56 @@ class FolderSource(Source):
         }
         for photo, split in zip(photos, splits, strict=True):
             unknown = [label for label in photo.labels if label not in trained]
-            if unknown:
+            if unknown and trained:
                 raise UserError(
-                    f"{self._name} has the class {unknown[0]!r} in {photo.path!r} of the {split} "
-                    "split, but in no training photo; expected the same classes in all splits"
+                    f"{self._name} has the class {unknown[0]!r} in {photo.name!r} of the {split} "
+                    "split, but in no training photo; expected the same classes in all splits: "
+                    "move or rename this class"
                 )
+
+
+class _File(NamedTuple):
+    """A photo of a split: the hash that orders it, its path, its name and its label."""
+
+    fraction: float
+    path: str
+    name: str
+    label: Any
 
 
 def _open_tree(folder: str) -> PhotoTree:
     if os.path.isdir(folder):
         return FolderTree(folder)
-    if os.path.isfile(folder) and is_archive(folder):
-        return ArchiveTree(folder)
+    if os.path.isfile(folder):
+        if is_archive(folder):
+            return ArchiveTree(folder)
+        raise UserError(
+            f"image_folder is {folder!r}, a file that is not a complete zip or tar file; expected "
+            "a folder, or a zip or tar file of photos"
+        )
     raise UserError(
         f"image_folder is {folder!r}; expected a folder that exists, or a zip or tar file"
     )
 
 
-def _root_of(labels: str, rows: Sequence[LabelRow]) -> tuple[str, list[LabelRow]]:
-    """Returns the folder that contains all files of a label file, and rows relative to it.
+def _find_beside(labels: str, rows: Sequence[LabelRow]) -> tuple[str, dict[str, str]]:
+    """Returns a folder, and the path in it of each file that a label file names.
 
     Paths are relative to the folder of the label file, or to the working directory.
     """
-    found = []
+    found: dict[str, str] = {}
     for row in rows:
         places = (Path(labels).parent / row.file, Path(row.file).absolute())
-        found.append(next((os.path.normpath(place) for place in places if place.is_file()), None))
-    files = [file for file in found if file is not None]
-    if not files:
+        file = next((os.path.normpath(place) for place in places if place.is_file()), None)
+        if file:
+            found[row.file] = os.path.abspath(file)
+    if not found:
         raise UserError(
             f"labels is {labels!r}, whose files, such as {rows[0].file!r}, do not exist in its "
             "folder; expected paths of photos: give --image_folder=DIR with the photos"
         )
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    return root, [
-        row._replace(file=os.path.relpath(file, root)) if file else row
-        for row, file in zip(rows, found, strict=True)
-    ]
+    root = os.path.commonpath([os.path.dirname(file) for file in found.values()])
+    return root, {name: os.path.relpath(file, root) for name, file in found.items()}
 
 
 def _as_vector(labels: Sequence[int], classes: int) -> np.ndarray:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from research.data.folder.folder_layout import SPLIT_WORDS
+from research.data.folder.folder_layout import split_named
+from research.data.folder.photo_tree import PhotoTree
 from research.data.source import read_example
 from research.system.errors import UserError
 from research.system.printable import printable
@@ -24,7 +27,7 @@ USUAL_NAMES: Mapping[str, frozenset[str]] = {
         {"label", "labels", "class", "classes", "classname", "category", "categories", "target"}
         | {"targets", "tag", "tags", "species", "breed"}
     ),
-    "split": frozenset({"split", "set", "subset", "partition", "usage", "phase"}),
+    "split": frozenset({"split", "set", "subset", "partition", "phase"}),
     "group": frozenset(
         {"group", "groupid", "patient", "patientid", "subject", "subjectid", "person", "personid"}
         | {"video", "videoid", "burst", "burstid", "sequence", "sequenceid", "scene", "sceneid"}
@@ -55,7 +58,14 @@ class LabelRow(NamedTuple):
     problem: str | None = None
 
 
-def read_label_file(path: str, columns: str | None = None) -> list[LabelRow]:
+class LabelTable(NamedTuple):
+    """The rows of a label file, and the names of the columns that are used, by use."""
+
+    rows: list[LabelRow]
+    columns: Mapping[str, str]
+
+
+def read_label_file(path: str, columns: str | None = None) -> LabelTable:
     """Reads a table with a header, as spreadsheets and pandas write it.
 
     The text is UTF-8, or UTF-16 with a byte-order mark. The delimiter is a comma, a semicolon or a
@@ -70,7 +80,11 @@ def read_label_file(path: str, columns: str | None = None) -> list[LabelRow]:
       UserError: the file cannot be read, or its columns are not known.
     """
     text = _read_text(path)
+    if text.lower().startswith("sep="):  # a line that Excel writes and reads
+        text = text.partition("\n")[2]
     header = text.partition("\n")[0]
+    if not header.strip():
+        raise UserError(f"labels is {path!r}, whose first line is empty; {_EXPECTED}")
     delimiter = max(DELIMITERS, key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[LabelRow] = []
@@ -86,7 +100,7 @@ def read_label_file(path: str, columns: str | None = None) -> list[LabelRow]:
         ) from None
     if not rows:
         raise UserError(f"labels is {path!r}, which has no rows after its header; {_EXPECTED}")
-    return rows
+    return LabelTable(rows, {use: names[index] for use, index in columns_used.items()})
 
 
 _EXPECTED = "expected a CSV or TSV file with a header and columns such as file and label"
@@ -98,6 +112,8 @@ def _read_text(path: str) -> str:
         raise UserError(f"labels is {path!r}: {stored.problem}; {_EXPECTED}")
     content = bytes(stored.image)
     is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not is_utf16 and b"\0" in content:
+        raise UserError(f"labels is {path!r}, which is not text; save it as UTF-8; {_EXPECTED}")
     try:
         return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -120,6 +136,11 @@ def _find_columns(path: str, names: Sequence[str], given: str | None) -> dict[st
                 f"{', '.join(map(repr, names[:20]))}"
             )
         chosen[use] = name
+    doubled = [name for name in names if name and names.count(name) > 1]
+    if doubled:
+        raise UserError(
+            f"labels is {path!r}, which has two columns named {doubled[0]!r}; rename one of them"
+        )
     found: dict[str, int] = {}
     for use, usual in USUAL_NAMES.items():
         if use in chosen:
@@ -147,14 +168,17 @@ def _row(line: int, cells: Sequence[str], width: int, columns: Mapping[str, int]
         return cells[index].strip() if index < len(cells) else ""
 
     split = cell("split")
-    word = SPLIT_WORDS.get(split.lower())
+    word = split_named(split)
     problem = None
     if len(cells) > width and any(cells[width:]):
-        problem = f"has {len(cells)} cells, and the header has {width}"
+        problem = f"{len(cells)} cells, and the header has {width}"
     elif not cell("file"):
-        problem = "names no file"
+        problem = "no file name"
     elif split and word is None:
-        problem = f"has the unknown split {split!r}; expected train, validation or test"
+        problem = (
+            f"unknown split {split!r}; expected train, validation or test, or "
+            "--label_columns=split= to ignore the column"
+        )
     labels = tuple(dict.fromkeys(filter(None, map(str.strip, cell("label").split(SEPARATOR)))))
     file = cell("file").replace("\\", "/")
     return LabelRow(line, file, labels, word, cell("group") or None, problem)
@@ -163,39 +187,54 @@ def _row(line: int, cells: Sequence[str], width: int, columns: Mapping[str, int]
 class FileFinder:
     """Finds the photos that a label file names, among the photos of a folder or archive.
 
-    A name may be a path, the end of a path, or a file name, each with or without its suffix.
+    A name may be the path of a photo, the end of its path, or its file name, each with or without
+    its suffix. A longer path must contain the name of the folder or archive before it. Lower and
+    upper case, and the forms of accents that file systems use, are the same.
 
     Args:
+      tree: the folder or archive.
       images: the paths of all photos.
     """
 
-    def __init__(self, images: Iterable[str]) -> None:
+    def __init__(self, tree: PhotoTree, images: Iterable[str]) -> None:
+        self._tree = tree
+        self._root = _plain(os.path.basename(os.path.abspath(tree.root)))
+        self._images = set(images)
         self._by_name: dict[str, list[str]] = {}
-        for image in images:
-            name = image.rpartition("/")[2]
+        for image in self._images:
+            name = _plain(image.rpartition("/")[2])
             for key in {name, name.rpartition(".")[0] or name}:
                 self._by_name.setdefault(key, []).append(image)
 
     def find(self, file: str) -> tuple[str | None, str]:
         """Returns the path of a photo; or None, and why it is not found."""
-        wanted = [part for part in file.split("/") if part not in ("", ".")]
-        found = self._by_name.get(wanted[-1], []) if wanted else []
-        fitting = []
-        for image in found:
-            parts = image.split("/")
-            shared = min(len(parts), len(wanted)) - 1
-            if parts[-1 - shared : -1] == wanted[-1 - shared : -1]:
-                fitting.append((shared, image))
-        longest = max((shared for shared, _ in fitting), default=0)
-        best = [image for shared, image in fitting if shared == longest]
-        if len(best) > 1:
-            exact = [image for image in best if image.rpartition("/")[2] == wanted[-1]]
-            best = exact if len(exact) == 1 else best
-        if len(best) == 1:
-            return best[0], ""
-        if best:
-            return (
-                None,
-                f"names several photos, such as {printable(best[0])} and {printable(best[1])}",
-            )
-        return None, "does not exist"
+        path = file.removeprefix("./")
+        if path in self._images:
+            return path, ""
+        wanted = [part for part in _plain(path).split("/") if part not in ("", ".")]
+        candidates = self._by_name.get(wanted[-1], []) if wanted else []
+        fitting = [image for image in candidates if self._fits(image, wanted)]
+        if len(fitting) > 1:
+            name = path.rpartition("/")[2]
+            exact = [image for image in fitting if image.rpartition("/")[2] == name]
+            fitting = exact if len(exact) == 1 else fitting
+        if len(fitting) == 1:
+            return fitting[0], ""
+        if fitting:
+            first, second = map(printable, sorted(fitting)[:2])
+            return None, f"names several photos, such as {first} and {second}"
+        if self._tree.size_and_place(path) is not None:  # hidden, linked, or of another suffix
+            return path, ""
+        return None, "names no photo of the folder"
+
+    def _fits(self, image: str, wanted: list[str]) -> bool:
+        parts = _plain(image).split("/")[:-1]
+        folders = wanted[:-1]
+        if len(folders) <= len(parts):
+            return parts[len(parts) - len(folders) :] == folders
+        inner = len(folders) - len(parts)
+        return folders[inner:] == parts and folders[inner - 1] == self._root
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from research.data.files import is_hidden
-from research.data.folder.folder_layout import FolderLayout, find_layout
-from research.data.folder.label_file import FileFinder, LabelRow
-from research.data.folder.photo_tree import ListedTree, PhotoTree, joined
+from research.data.folder.folder_layout import FolderLayout
+from research.data.folder.label_file import LabelRow
+from research.data.folder.photo_tree import PhotoTree, joined
 from research.system.errors import UserError
 from research.system.printable import printable
+
+NO_LABEL = "without a label, which have none of the classes"
 
 
 class ListedPhoto(NamedTuple):
@@ -25,6 +27,8 @@ class ListedPhoto(NamedTuple):
       key: the text whose hash decides the split.
       group: photos of the same group are in the same split; None for no group.
       problem: why the photo cannot be used; None if it can.
+      name: by which a person finds it. It is the name in the label file, so that it does not change
+        when photos of other folders are added.
     """
 
     path: str
@@ -33,47 +37,46 @@ class ListedPhoto(NamedTuple):
     key: str = ""
     group: str | None = None
     problem: str | None = None
+    name: str = ""
 
 
 class Listing(NamedTuple):
-    """The photos of a folder, how its folders are read, and notes for the user."""
+    """The photos of a folder, the origin of their splits, and notes for the user."""
 
     photos: list[ListedPhoto]
-    layout: FolderLayout
+    origin: str
     notes: tuple[str, ...] = ()
 
 
-def list_by_folder(tree: PhotoTree, folder_layout: str) -> Listing:
+def list_by_folder(tree: PhotoTree, layout: FolderLayout) -> Listing:
     """Lists photos whose classes are folders."""
-    layout = find_layout(tree, folder_layout)
     photos = []
     for part, split in layout.parts.items():
-        for name in tree.children(part)[0]:
+        for name in tree.folders(part):
             if not is_hidden(name):
                 folder = joined(part, name)
                 photos += [
-                    ListedPhoto(path, (name,), split, path[len(folder) + 1 :])
+                    ListedPhoto(path, (name,), split, path[len(folder) + 1 :], name=path)
                     for path in tree.images(folder)
                 ]
-    return Listing(photos, layout)
+    return Listing(photos, str(layout))
 
 
-def list_by_pattern(tree: PhotoTree, folder_layout: str, pattern: str) -> Listing:
+def list_by_pattern(tree: PhotoTree, layout: FolderLayout, pattern: str) -> Listing:
     """Lists photos whose class is the first group of a regular expression in their path.
 
     The expression is searched in the path below the folder of a split.
     """
-    layout = find_layout(tree, folder_layout, has_classes=False)
     photos: list[ListedPhoto] = []
     others: list[str] = []
     unused = []
     for part, split in layout.parts.items():
         before = len(photos)
-        for path in tree.images(part):
+        for path in _all_images(tree, part):
             key = path[len(part) + 1 :] if part else path
             match = re.search(pattern, key)
             if match and match[1]:
-                photos.append(ListedPhoto(path, (match[1],), split, key))
+                photos.append(ListedPhoto(path, (match[1],), split, key, name=path))
             else:
                 others.append(path)
         if len(photos) == before:
@@ -89,44 +92,66 @@ def list_by_pattern(tree: PhotoTree, folder_layout: str, pattern: str) -> Listin
         (*layout.left_out, *(f"{printable(part)} (no class in the names)" for part in unused)),
     )
     notes = [f"{_counted(others)} without a class in the name"] if others else []
-    return Listing(photos, layout, tuple(notes))
+    return Listing(photos, str(layout), tuple(notes))
 
 
 def list_by_table(
-    tree: PhotoTree, folder_layout: str, rows: Sequence[LabelRow], several_labels: bool
+    rows: Sequence[LabelRow],
+    find: Callable[[str], tuple[str | None, str]],
+    images: Iterable[str],
+    find_layout_of: Callable[[list[str]], FolderLayout],
+    several_labels: bool,
 ) -> Listing:
     """Lists the photos of a label file.
 
     Rows that cannot be used become photos with a problem. Several rows for one photo are used if
-    they agree, or if photos can have several labels.
+    they agree, or if photos can have several labels. Folders give the split of rows without one.
+
+    Args:
+      rows: the rows of the label file.
+      find: returns the path of the photo that a row names; or None, and why it is not found.
+      images: the paths of all photos, to count those without a row.
+      find_layout_of: returns how the folders of some photos are read.
+      several_labels: whether a photo can have several labels, or none.
     """
-    images = tree.images("")
-    finder = FileFinder(images)
     by_path: dict[str, list[LabelRow]] = {}
     unusable = []
+    seen = set()
     for row in rows:
-        path, reason = finder.find(row.file)
+        path, reason = find(row.file)
         problem = row.problem or reason
+        seen.add(path)
         if path is None or problem:
-            unusable.append(ListedPhoto(path or row.file, (), problem=f"line {row.line} {problem}"))
+            problem = f"{problem} (line {row.line})"
+            unusable.append(ListedPhoto(path or "", (), problem=problem, name=row.file))
         else:
             by_path.setdefault(path, []).append(row)
-    layout = find_layout(ListedTree(tree, by_path), folder_layout, has_classes=False)
-    photos = []
-    for path, own in by_path.items():
-        part = next(
-            (part for part in layout.parts if not part or path.startswith(f"{part}/")), None
-        )
-        photo = _of_rows(path, own, several_labels)
-        if photo.problem is None and part is None:
-            photo = photo._replace(problem="is in a folder that is not the folder of a split")
-        elif part is not None and photo.split is None:
-            photo = photo._replace(split=layout.parts[part])
-        photos.append(photo)
+    photos = [_of_rows(path, own, several_labels) for path, own in by_path.items()]
+    origins = ["from the label file"] if any(photo.split for photo in photos) else []
+    undecided = [photo.path for photo in photos if photo.split is None and not photo.problem]
+    if undecided:
+        layout = find_layout_of(undecided)
+        origins.append(str(layout))
+        photos = [
+            photo if photo.split or photo.problem else _with_split_of_folder(photo, layout)
+            for photo in photos
+        ]
     photos = _with_one_split_per_group(photos)
-    others = sorted(set(images) - {photo.path for photo in (*photos, *unusable)})
-    notes = [f"{_counted(others)} without a row in the label file"] if others else []
-    return Listing(photos + unusable, layout, tuple(notes))
+    others = sorted(set(images) - seen)
+    unlabelled = [photo.path for photo in photos if not photo.labels and not photo.problem]
+    notes = [
+        f"{_counted(paths)} {what}"
+        for paths, what in ((others, "without a row in the label file"), (unlabelled, NO_LABEL))
+        if paths
+    ]
+    return Listing(photos + unusable, " and ".join(origins), tuple(notes))
+
+
+def _all_images(tree: PhotoTree, folder: str) -> list[str]:
+    """Returns the images in a folder, also those in its subfolders that are links."""
+    below = (joined(folder, name) for name in tree.folders(folder) if not is_hidden(name))
+    found = {*tree.images(folder), *(path for one in below for path in tree.images(one))}
+    return sorted(found)
 
 
 def _of_rows(path: str, rows: Sequence[LabelRow], several_labels: bool) -> ListedPhoto:
@@ -137,12 +162,20 @@ def _of_rows(path: str, rows: Sequence[LabelRow], several_labels: bool) -> Liste
     lines = " and ".join(str(row.line) for row in rows[:3])
     problem = None
     if not several_labels and len({row.labels for row in rows}) > 1:
-        problem = f"has different labels in lines {lines}: {', '.join(labels)}"
+        problem = f"different labels in lines {lines}: {', '.join(labels)}"
     elif not several_labels and not labels:
-        problem = f"has no label in line {lines}"
+        problem = f"no label (line {lines})"
     elif len(splits) > 1 or len(groups) > 1:
-        problem = f"has different {'splits' if len(splits) > 1 else 'groups'} in lines {lines}"
-    return ListedPhoto(path, labels, rows[0].split, path, rows[0].group, problem)
+        problem = f"different {'splits' if len(splits) > 1 else 'groups'} in lines {lines}"
+    name = rows[0].file
+    return ListedPhoto(path, labels, rows[0].split, name, rows[0].group, problem, name)
+
+
+def _with_split_of_folder(photo: ListedPhoto, layout: FolderLayout) -> ListedPhoto:
+    for part, split in layout.parts.items():
+        if not part or photo.path.startswith(f"{part}/"):
+            return photo._replace(split=split)
+    return photo._replace(problem="no split: it is in a folder beside the folders of the splits")
 
 
 def _with_one_split_per_group(photos: Sequence[ListedPhoto]) -> list[ListedPhoto]:
@@ -152,7 +185,7 @@ def _with_one_split_per_group(photos: Sequence[ListedPhoto]) -> list[ListedPhoto
         if photo.problem is None:
             splits[photo.group].add(photo.split)
     return [
-        photo._replace(problem=f"is in the group {photo.group!r}, which is in several splits")
+        photo._replace(problem=f"its group {photo.group!r} is in several splits")
         if photo.group is not None and len(splits[photo.group] - {None}) > 1
         else photo
         for photo in photos

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from research.data.files import is_hidden, is_image, walk_images
+from research.data.files import is_hidden, walk_images
 from research.data.source import Example, read_example
 from research.system.printable import name_of, path_of, printable
 
@@ -25,11 +25,15 @@ class PhotoTree(abc.ABC):
     root: str
 
     @abc.abstractmethod
-    def children(self, path: str) -> tuple[list[str], list[str]]:
-        """Returns the names of the folders and of the images directly in a folder, sorted.
+    def folders(self, path: str) -> list[str]:
+        """Returns the names of the folders directly in a folder, sorted.
 
-        Hidden folders are included. Links to folders are folders.
+        Hidden folders are included, and so are links to folders.
         """
+
+    @abc.abstractmethod
+    def loose_images(self, path: str) -> list[str]:
+        """Returns the paths of the images directly in a folder, sorted."""
 
     @abc.abstractmethod
     def has_images(self, path: str) -> bool:
@@ -66,17 +70,18 @@ class FolderTree(PhotoTree):
         self._folder = Path(root)
         self._root = os.fsencode(root)
 
-    def children(self, path: str) -> tuple[list[str], list[str]]:
-        folders, images = [], []
+    def folders(self, path: str) -> list[str]:
         with os.scandir(self._folder / path_of(path)) as entries:
-            for entry in entries:
-                name = name_of(Path(entry.name))
+            return sorted(
+                name_of(Path(entry.name))
+                for entry in entries
                 # A link may be circular, which `is_dir` of an entry does not ignore.
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                    folders.append(name)
-                elif is_image(name):
-                    images.append(name)
-        return sorted(folders), sorted(images)
+                if (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir())
+            )
+
+    def loose_images(self, path: str) -> list[str]:
+        folder = self._folder / path_of(path)
+        return sorted(joined(path, name) for name in walk_images(folder, deep=False))
 
     def has_images(self, path: str) -> bool:
         return next(walk_images(self._folder / path_of(path)), None) is not None
@@ -116,10 +121,12 @@ class PathTree(PhotoTree):
                 self._folders.setdefault(parent, set()).add(name)
                 folder = parent
 
-    def children(self, path: str) -> tuple[list[str], list[str]]:
-        folders = self._folders.get(path, set())
-        images = {image.rpartition("/")[2] for image in self._images.get(path, ())}
-        return sorted(folders), sorted(images - folders)
+    def folders(self, path: str) -> list[str]:
+        return sorted(self._folders.get(path, ()))
+
+    def loose_images(self, path: str) -> list[str]:
+        folders = {joined(path, name) for name in self._folders.get(path, ())}
+        return sorted(set(self._images.get(path, ())) - folders)
 
     def has_images(self, path: str) -> bool:
         return next(self._walk(path), None) is not None

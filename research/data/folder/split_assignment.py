@@ -24,19 +24,18 @@ def assign_splits(
 ) -> list[str]:
     """Returns the split of each photo.
 
-    A given split is kept. If photos are given for one split beside train, this split is the test
-    split. Photos without a split are divided among train and the splits for which no photos are
-    given, and if there are none, so are those of train. In each class, photos are ordered by their
-    hash, and the order is cut at the shares. So photos that are added to a class move only photos
-    near the cuts, and photos of other classes move none. Photos of a group, and copies of a photo,
-    are in the same split.
+    A given split is kept. Photos without a split are divided among train and the splits for which
+    no photos are given, and if there are none, so are those of train. In each class, photos are
+    ordered by their hash, and the order is cut at the shares. So photos that are added to a class
+    move only photos near the cuts, and photos of other classes move none. Photos of a group, and
+    copies of a photo, are in the same split.
 
     Args:
       photos: the photos.
       shares: percentages of train, validation and test.
       copies: indices of photos with the same content.
     """
-    given = given_splits(photos)
+    given = [photo.split for photo in photos]
     free = {
         split: share
         for split, share in zip(SPLITS[1:], shares[1:], strict=True)
@@ -51,9 +50,14 @@ def assign_splits(
     for unit in _units(photos, copies):
         fixed = [splits[index] for index in unit.photos if not is_free[index]]
         free_photos = [index for index in unit.photos if is_free[index]]
-        if fixed:  # a photo without a split is where its copies are
+        if fixed:  # a photo without a split is where its group is, or else where its copies are
+            of_group = {
+                photos[index].group: splits[index] for index in unit.photos if not is_free[index]
+            }
             for index in free_photos:
-                splits[index] = given[index] or fixed[0]
+                group = photos[index].group
+                split_of_unit = fixed[0] if group is None else of_group.get(group, fixed[0])
+                splits[index] = given[index] or split_of_unit
             free_photos = [index for index in free_photos if given[index] is not None]
         if free_photos:
             by_class[unit.label].append(dataclasses.replace(unit, photos=tuple(free_photos)))
@@ -64,14 +68,6 @@ def assign_splits(
             for index in unit.photos:
                 splits[index] = split
     return splits
-
-
-def given_splits(photos: Sequence[ListedPhoto]) -> list[str | None]:
-    """Returns the given split of each photo; a single split beside train becomes test."""
-    given = [photo.split for photo in photos]
-    if "validation" in given and "test" not in given:
-        return ["test" if split == "validation" else split for split in given]
-    return given
 
 
 def cut(sizes: Sequence[int], percent: Mapping[str, int]) -> list[str]:
