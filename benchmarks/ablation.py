@@ -8,9 +8,9 @@ photos of a task are divided into folds, in a new way for each seed. Each row of
 on all folds but one, with a tenth of them for validation, and evaluated on the fold left out, with
 the functions behind `run_train.py` and `run_eval.py`, in a process of its own. The rows of
 `FIT_ROWS` are trained with `fit` on the same photos. All rows of a task, seed and fold use one
-trunk cache on disk, which is removed after them. Seeds and folds take turns, so that the rows can
-be compared whenever the program is stopped. It begins by printing how long it will take. The
-figures of each run are appended to `benchmarks/results/ablation.jsonl`.
+trunk cache on disk, in the folder of `--caches`, which is removed after them. Seeds and folds take
+turns, so that the rows can be compared whenever the program is stopped. It begins by printing how
+long it will take. The figures of each run are appended to `benchmarks/results/ablation.jsonl`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from benchmarks.ablation_rows import (
 )
 from benchmarks.fit_recipes import fit
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.tasks import Fold, Task, divide, parse_tasks
+from benchmarks.tasks import Fold, Task, absolute, divide, hash_of_weights, parse_tasks
 from flags.command_line import parse_config
 from research.data.source import Source
 from research.settings.program_configs import EvalConfig
@@ -52,7 +52,8 @@ from research.settings.train_config import TrainConfig
 from research.system.environment import import_tensorflow
 
 BACKBONE = "MobileNetV2"
-FIRST_TASK = "cats_vs_dogs"  # of runs on file that do not name their task
+# Of runs on file that do not name them: they are older than other tasks, backbones and weights.
+FIRST = {"task": "cats_vs_dogs", "backbone": BACKBONE, "weights": "b5c304ecf014"}
 REPORT_BEGIN, REPORT_END = "<!-- begin of the report of benchmarks.ablation -->", "<!-- end -->"
 
 
@@ -202,9 +203,7 @@ def run_rows(arguments: argparse.Namespace, tasks: Sequence[Task]) -> None:
     print(expected_time(*expected_seconds(pairs, runs), len(pairs), arguments.jobs), flush=True)
     if arguments.plan:
         return
-    weights = arguments.weights
-    if weights != "none":
-        weights = str(Path(weights).absolute())
+    weights, weights_hash = absolute(arguments.weights), hash_of_weights(arguments.weights)
     left = {one.group: 0 for one in missing}
     for one in missing:
         left[one.group] += 1
@@ -214,17 +213,14 @@ def run_rows(arguments: argparse.Namespace, tasks: Sequence[Task]) -> None:
         free.put(all_cores[job :: arguments.jobs])
     failed = 0
 
-    with (
-        tempfile.TemporaryDirectory(prefix="ablation-") as caches,
-        concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool,
-    ):
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
 
         def run(one: Planned) -> dict[str, Any] | str:
             """Returns the line of a run, or the end of the output of a failed one."""
             cores, begin = free.get(), time.perf_counter()
             settings = {"row": one.row, "fold": dataclasses.asdict(one.fold), "cores": cores}
             command = [sys.executable, "-m", "benchmarks.ablation", "--run", json.dumps(settings)]
-            command += ["--", *one.flags(arguments.backbone, weights, Path(caches))]
+            command += ["--", *one.flags(arguments.backbone, weights, arguments.caches)]
             process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             free.put(cores)
             if process.returncode:
@@ -234,7 +230,10 @@ def run_rows(arguments: argparse.Namespace, tasks: Sequence[Task]) -> None:
                 "task": one.task.name,
                 "settings": settings_of(one.row),
                 "backbone": arguments.backbone,
-                **dataclasses.asdict(one.fold),
+                "weights": weights_hash,
+                "seed": one.fold.seed,
+                "fold": one.fold.index,
+                "folds": one.fold.folds,
                 # Such a run took less time than without the runs before it.
                 "found_cache": "found there" in process.stdout,
                 "process_seconds": time.perf_counter() - begin,
@@ -242,40 +241,43 @@ def run_rows(arguments: argparse.Namespace, tasks: Sequence[Task]) -> None:
             }
 
         futures = {pool.submit(run, one): one for one in missing}
-        for finished in concurrent.futures.as_completed(futures):
-            one, figures = futures[finished], finished.result()
-            left[one.group] -= 1
-            if not left[one.group]:
-                shutil.rmtree(Path(caches) / one.group, ignore_errors=True)
-            if isinstance(figures, str):
-                failed += 1
-                print(f"{one.row} on {one.group} failed: {figures}", file=sys.stderr, flush=True)
-                continue
-            figures["fold"] = figures.pop("index")
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(figures) + "\n")
-            print(
-                f"{figures['task']:<14} {figures['row']:<30} seed {figures['seed']} "
-                f"fold {figures['fold']} accuracy {figures['accuracy']:.4f} "
-                f"log loss {figures['log_loss']:.4f} {figures['process_seconds']:.0f} seconds",
-                flush=True,
-            )
+        try:
+            for finished in concurrent.futures.as_completed(futures):
+                one, figures = futures[finished], finished.result()
+                left[one.group] -= 1
+                if not left[one.group]:
+                    shutil.rmtree(arguments.caches / one.group, ignore_errors=True)
+                if isinstance(figures, str):
+                    failed += 1
+                    print(f"{one.row} on {one.group} failed: {figures}", file=sys.stderr)
+                    continue
+                with arguments.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(figures) + "\n")
+                print(
+                    f"{one.task.name:<14} {one.row:<30} seed {one.fold.seed} "
+                    f"fold {one.fold.index} accuracy {figures['accuracy']:.4f} "
+                    f"log loss {figures['log_loss']:.4f} {figures['process_seconds']:.0f} seconds",
+                    flush=True,
+                )
+        except BaseException:  # such as Ctrl-C
+            pool.shutdown(cancel_futures=True)
+            raise
     if failed:
         sys.exit(f"{failed} runs failed; the same command tries them again")
 
 
 def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the runs in the file with this number of folds, backbone and the rows' settings."""
+    """Returns the runs in the file with these folds, backbone and weights, and today's rows."""
     if not arguments.out.exists():
         return []
     lines = arguments.out.read_text(encoding="utf-8").splitlines()
     settings = {**{row: settings_of(row) for row in (*ROWS, *FIT_ROWS)}, **REMOVED}
-    runs = [{"task": FIRST_TASK, "backbone": BACKBONE, **run} for run in map(json.loads, lines)]
+    weights = hash_of_weights(arguments.weights) if arguments.weights else FIRST["weights"]
     return [
         run
-        for run in runs
+        for run in ({**FIRST, **line} for line in map(json.loads, lines))
         if run["folds"] == arguments.folds
-        and run["backbone"] == arguments.backbone
+        and (run["backbone"], run["weights"]) == (arguments.backbone, weights)
         and settings.get(run["row"]) == run["settings"]
     ]
 
@@ -302,6 +304,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     parser.add_argument("--rows", nargs="*", help="names of the rows to run; all if not given")
     parser.add_argument("--out", type=Path, default=RESULTS / "ablation.jsonl", help="results file")
+    parser.add_argument(
+        "--caches",
+        type=Path,
+        default=Path(tempfile.gettempdir(), "ablation-caches"),
+        help="folder of the trunk caches, of one program at a time (%(default)s)",
+    )
     parser.add_argument("--plan", action="store_true", help="only print how long it will take")
     parser.add_argument("--report", action="store_true", help="write the tables, draw the plot")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "recipes.md")
@@ -336,6 +344,8 @@ def main() -> None:
         plot(summarize(first, arguments.folds), names[0], arguments.picture)
     elif not tasks or not arguments.weights:
         parser.error("--tasks and --weights are needed")
+    elif arguments.weights != "none" and not Path(arguments.weights).is_file():
+        parser.error(f"--weights is {arguments.weights!r}; expected an existing file, or none")
     else:
         run_rows(arguments, tasks)
 

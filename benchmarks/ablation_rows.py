@@ -23,7 +23,6 @@ ROWS: dict[str, tuple[str, ...]] = {
     "fastai": ("--flagfile=recipes/fastai.flags",),
     "fastai, BatchNorm training": ("--flagfile=recipes/fastai.flags", "--bn_mode=train"),
     "timm": ("--flagfile=recipes/timm.flags",),
-    "timm, BatchNorm training": ("--flagfile=recipes/timm.flags", "--bn_mode=train"),
     "from layer 54": ("--unfreeze_from=54",),
     "every layer": ("--unfreeze_from=0",),
     "trained at 192": ("--image_size=192",),

@@ -35,13 +35,22 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.ablation import (
     BACKBONE,
+    FIRST,
     expected_seconds,
     expected_time,
     train_and_evaluate,
 )
 from benchmarks.ablation_rows import ROWS, record_new_settings, settings_of
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.tasks import DividedSource, Fold, Task, all_photos, parse_tasks
+from benchmarks.tasks import (
+    DividedSource,
+    Fold,
+    Task,
+    absolute,
+    all_photos,
+    hash_of_weights,
+    parse_tasks,
+)
 from flags.command_line import parse_config
 from research.data.source import Example, Source
 from research.settings.train_config import TrainConfig
@@ -176,14 +185,16 @@ def settings_of_row(row: str) -> str:
 
 
 def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the runs in the file with the backbone and the settings of today."""
+    """Returns the runs in the file with this backbone and these weights, and today's rows."""
     if not arguments.out.exists():
         return []
     settings = {row: settings_of_row(row) for row in (*ROWS, REGRESSION)}
+    weights = hash_of_weights(arguments.weights) if arguments.weights else FIRST["weights"]
     return [
         run
         for run in map(json.loads, arguments.out.read_text(encoding="utf-8").splitlines())
-        if run["backbone"] == arguments.backbone and settings.get(run["row"]) == run["settings"]
+        if (run["backbone"], run["weights"]) == (arguments.backbone, weights)
+        and settings.get(run["row"]) == run["settings"]
     ]
 
 
@@ -208,20 +219,21 @@ def run_all(arguments: argparse.Namespace, tasks: Sequence[Task]) -> None:
     if arguments.plan:
         return
     flags = {task.name: [*task.photos, *task.others] for task in tasks}
-    weights = arguments.weights
-    if weights != "none":
-        weights = str(Path(weights).absolute())
+    common = {
+        "backbone": arguments.backbone,
+        "weights": hash_of_weights(arguments.weights),
+    }
     for (task_name, draw), left in missing.items():
         if not left:
             continue
-        settings = {"backbone": arguments.backbone, "weights": weights}
+        settings = {"backbone": arguments.backbone, "weights": absolute(arguments.weights)}
         settings |= {"draw": draw, "missing": left}
         command = [sys.executable, "-m", "benchmarks.few_photos", "--run", json.dumps(settings)]
         command += ["--", *flags[task_name]]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                run = {"task": task_name, "backbone": arguments.backbone, **json.loads(line)}
+                run = {"task": task_name, **common, **json.loads(line)}
                 run["settings"] = settings_of_row(run["row"])
                 with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(run) + "\n")
@@ -315,6 +327,8 @@ def main() -> None:
         print(table(current_runs(arguments)))
     elif not tasks or not arguments.weights:
         parser.error("--tasks and --weights are needed")
+    elif arguments.weights != "none" and not Path(arguments.weights).is_file():
+        parser.error(f"--weights is {arguments.weights!r}; expected an existing file, or none")
     else:
         run_all(arguments, tasks)
 

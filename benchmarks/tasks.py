@@ -77,6 +77,22 @@ def parse_tasks(texts: Sequence[str], data_dir: str | None = None) -> list[Task]
     return tasks
 
 
+def absolute(weights: str) -> str:
+    """Returns the absolute path of a weights file; `none` as it is."""
+    return weights if weights == "none" else str(Path(weights).absolute())
+
+
+def hash_of_weights(weights: str) -> str:
+    """Returns what identifies the content of a weights file in results; `none` as it is.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    if weights == "none":
+        return weights
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:12]
+
+
 @dataclasses.dataclass(frozen=True)
 class Fold:
     """A fold of the photos to evaluate on; training uses the others.

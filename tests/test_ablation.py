@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import json
 
@@ -11,8 +12,10 @@ from scipy import stats
 
 from benchmarks import ablation_rows
 from benchmarks.ablation import (
+    FIRST,
     REPORT_BEGIN,
     REPORT_END,
+    current_runs,
     expected_seconds,
     expected_time,
     plan_runs,
@@ -29,7 +32,7 @@ from benchmarks.ablation_report import (
 )
 from benchmarks.ablation_rows import FIT_ROWS, REMOVED, ROWS, record_new_settings, settings_of
 from benchmarks.harness import RESULTS
-from benchmarks.tasks import Fold, Task
+from benchmarks.tasks import Fold, Task, hash_of_weights
 
 
 def test_each_photo_is_in_the_test_split_of_one_fold():
@@ -115,6 +118,25 @@ def test_missing_runs_take_turns_and_are_estimated_from_finished_ones():
     assert expected_seconds(pairs, []) == (0.0, 3)
     assert expected_time(7200.0, 0, 3, 2) == "3 runs, about 1.0 hours with --jobs=2"
     assert "3 of them have no finished run" in expected_time(0.0, 3, 3, 1)
+
+
+def test_only_runs_of_the_same_folds_backbone_weights_and_settings_count(tmp_path):
+    weights = tmp_path / "other.weights.h5"
+    weights.write_bytes(b"other")
+    first = {"row": "fast", "settings": settings_of("fast"), "folds": 3, "seed": 0}
+    own = {**first, "task": "a", "backbone": "VGG16", "weights": hash_of_weights(str(weights))}
+    lines = [first, own, {**first, "folds": 5}, {**first, "settings": "old"}, {**own, "folds": 2}]
+    out = tmp_path / "runs.jsonl"
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def found(backbone: str, weights: str | None) -> list[dict]:
+        return current_runs(
+            argparse.Namespace(out=out, folds=3, backbone=backbone, weights=weights)
+        )
+
+    assert found("MobileNetV2", None) == [{**FIRST, **first}]
+    assert found("MobileNetV2", str(weights)) == found("VGG16", None) == []
+    assert found("VGG16", str(weights)) == [own]
 
 
 def runs_of(task: str, row: str, accuracies: list[float], losses: list[float]) -> list[dict]:
