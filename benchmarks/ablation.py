@@ -144,13 +144,21 @@ class Planned:
 
 
 def plan_runs(
-    tasks: Sequence[Task], rows: Sequence[str], seeds: int, folds: int, runs: list[dict[str, Any]]
+    tasks: Sequence[Task],
+    rows: Sequence[str],
+    seeds: int,
+    folds: int,
+    turns: int,
+    runs: Sequence[Mapping[str, Any]],
 ) -> list[Planned]:
-    """Returns the runs that are not on file, in the order in which they are made."""
+    """Returns the runs that are not on file, in the order in which they are made.
+
+    In each turn, each seed is trained with one fold, and another one than in the other turns.
+    """
     done = {(run["task"], run["row"], run["seed"], run["fold"]) for run in runs}
     return [
         Planned(task, fold, row)
-        for turn in range(folds)
+        for turn in range(min(turns, folds))
         for seed in range(seeds)
         for fold in [Fold(seed, (seed + turn) % folds, folds)]
         for task in tasks
@@ -198,7 +206,9 @@ def run_rows(arguments: argparse.Namespace, tasks: Sequence[Task]) -> None:
     record_new_settings()
     runs = current_runs(arguments)
     rows = arguments.rows or [*ROWS, *FIT_ROWS]
-    missing = plan_runs(tasks, rows, arguments.seeds, arguments.folds, runs)
+    missing = plan_runs(
+        tasks, rows, arguments.seeds, arguments.folds, arguments.turns or arguments.folds, runs
+    )
     pairs = [(one.row, one.task.name) for one in missing]
     print(expected_time(*expected_seconds(pairs, runs), len(pairs), arguments.jobs), flush=True)
     if arguments.plan:
@@ -301,6 +311,7 @@ def main() -> None:
     parser.add_argument("--weights", help="Keras weights file of the backbone, or none")
     parser.add_argument("--folds", type=int, default=3, help="number of folds (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
+    parser.add_argument("--turns", type=int, help="folds per seed; all if not given")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     parser.add_argument("--rows", nargs="*", help="names of the rows to run; all if not given")
     parser.add_argument("--out", type=Path, default=RESULTS / "ablation.jsonl", help="results file")

@@ -152,8 +152,11 @@ def run_draw(
     common = [f"--backbone={backbone}", f"--weights={weights}"]
     head_alone = parse_config(TrainConfig, [*common, *ROWS["fast"], *flags])
     import_tensorflow()
+    import tensorflow as tf
+
     from research.loop.open_photos import photos_of_run
 
+    tf.get_logger().setLevel("ERROR")  # it warns that each run traces its functions
     opened = photos_of_run(head_alone)
     photos = DividedSource(opened.class_names, {"train": all_photos(opened)})  # read once
     tested: tuple[np.ndarray, SplitArrays] | None = None

@@ -106,8 +106,9 @@ def test_missing_runs_take_turns_and_are_estimated_from_finished_ones():
     tasks = [Task("a", ()), Task("b", (), ("--evaluation_scale=1",))]
     finished = {"row": "fast", "task": "a", "seed": 0, "fold": 0, "seconds": 10.0}
     runs = [finished, {**finished, "seed": 9, "process_seconds": 30.0}]
-    missing = plan_runs(tasks, ["default", "fast"], 2, 3, runs)
+    missing = plan_runs(tasks, ["default", "fast"], 2, 3, 3, runs)
     assert len(missing) == 2 * 2 * 2 * 3 - 1
+    assert plan_runs(tasks, ["default", "fast"], 2, 3, 1, runs) == missing[:7]
     assert [one.group for one in missing[:4]] == ["a-0-0", "b-0-0", "b-0-0", "a-1-1"]
     flags = missing[1].flags("MobileNetV2", "none", RESULTS)
     assert flags[-1] == "--evaluation_scale=1"
