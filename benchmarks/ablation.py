@@ -1,12 +1,16 @@
-"""The effect of each setting of a recipe: cross-validation, with one setting changed per row.
+"""Recipes and single settings compared on several tasks, by cross-validation.
 
-python -m benchmarks.ablation --weights=FILE --data_dir=DIR     # takes hours; can be resumed
+python -m benchmarks.ablation --tasks cats_vs_dogs digits beetles textures typefaces trash=FOLDER \
+    --weights=FILE --data_dir=DIR                               # takes hours; can be resumed
 
-All photos of a data set are divided into folds, in a new way for each seed. Each row of `ROWS` is
-trained on all folds but one, with a tenth of them for validation, and evaluated on the fold left
-out, with the functions behind `run_train.py` and `run_eval.py`, in a process of its own. Rows,
-seeds and folds take turns, so that the rows can be compared whenever the program is stopped. The
-figures of each run are appended to `benchmarks/results/ablation.jsonl`.
+A task is a TFDS data set, a folder given as NAME=FOLDER, or one that `drawn_tasks.py` draws. All
+photos of a task are divided into folds, in a new way for each seed. Each row of `ROWS` is trained
+on all folds but one, with a tenth of them for validation, and evaluated on the fold left out, with
+the functions behind `run_train.py` and `run_eval.py`, in a process of its own. The rows of
+`FIT_ROWS` are trained with `fit` on the same photos. All rows of a task, seed and fold use one
+trunk cache on disk, in the folder of `--caches`, which is removed after them. Seeds and folds take
+turns, so that the rows can be compared whenever the program is stopped. It begins by printing how
+long it will take. The figures of each run are appended to `benchmarks/results/ablation.jsonl`.
 """
 
 from __future__ import annotations
@@ -14,89 +18,69 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import os
 import queue
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation_report import plot, summarize, table
+from benchmarks.ablation_report import plot, report, summarize
 from benchmarks.ablation_rows import (
-    DATA_FLAGS,
     EVALUATIONS,
+    FIT_ROWS,
     REMOVED,
     ROWS,
     evaluations_of,
     key_of,
+    record_new_settings,
     settings_of,
 )
-from benchmarks.harness import RESULTS, ROOT, data_flags, data_parser
+from benchmarks.fit_recipes import fit
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.tasks import Fold, Task, absolute, divide, hash_of_weights, parse_tasks
 from flags.command_line import parse_config
+from research.data.source import Source
 from research.settings.program_configs import EvalConfig
 from research.settings.train_config import TrainConfig
 from research.system.environment import import_tensorflow
 
 BACKBONE = "MobileNetV2"
-
-
-@dataclasses.dataclass(frozen=True)
-class Fold:
-    """A fold of the photos to evaluate on; training uses the others.
-
-    Attributes:
-      seed: of the run, and of the division into folds.
-      index: of the fold to evaluate on.
-      folds: the number of folds.
-    """
-
-    seed: int
-    index: int
-    folds: int
-
-    def split_of(self, name: str) -> str:
-        """Returns `test`, `validation` or `train` for a photo's name."""
-        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        place = int.from_bytes(digest[:4], "big")
-        if place % self.folds == self.index:
-            return "test"
-        return "validation" if place // self.folds % 10 == 0 else "train"
+# Of runs on file that do not name them: they are older than other tasks, backbones and weights.
+FIRST = {"task": "cats_vs_dogs", "backbone": BACKBONE, "weights": "b5c304ecf014"}
+REPORT_BEGIN, REPORT_END = "<!-- begin of the report of benchmarks.ablation -->", "<!-- end -->"
 
 
 def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[str, float]:
     """Trains once in this process, runs the named evaluations and returns the figures."""
-    config = parse_config(TrainConfig, flags)
+    config = dataclasses.replace(parse_config(TrainConfig, flags), seed=fold.seed)
     import_tensorflow()
-    from research.data.source import Example, Source
-    from research.evaluation.evaluate import evaluate
     from research.loop.open_photos import photos_of_run
+
+    return train_and_evaluate(config, divide(photos_of_run(config), fold), evaluations)
+
+
+def train_and_evaluate(
+    config: TrainConfig, source: Source, evaluations: Sequence[str]
+) -> dict[str, float]:
+    """Trains in a temporary folder, and runs the named evaluations on the test photos.
+
+    Returns:
+      The seconds of the training, and the accuracy and the log loss of each evaluation; see
+      `key_of`.
+    """
+    from research.evaluation.evaluate import evaluate
     from research.train import train
 
-    class FoldSource(Source):
-        """The same photos in the splits of the fold."""
-
-        def __init__(self, source: Source) -> None:
-            self.class_names = source.class_names
-            self._photos: dict[str, list[Example]] = {}
-            for split in ("train", "validation", "test"):
-                for photo in source.examples(split):
-                    self._photos.setdefault(fold.split_of(photo.name), []).append(photo)
-
-        def count(self, split: str) -> int:
-            return len(self._photos[split])
-
-        def examples(self, split: str) -> Iterator[Example]:
-            yield from self._photos[split]
-
-    source = FoldSource(photos_of_run(config))
     begin, begin_on_cores = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        config = dataclasses.replace(config, ckpt_dir=f"{folder}/run", seed=fold.seed)
+        config = dataclasses.replace(config, ckpt_dir=f"{folder}/run")
         train(config, source)
         figures = {
             "seconds": time.perf_counter() - begin,
@@ -111,96 +95,270 @@ def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[s
     return figures
 
 
-def run_rows(arguments: argparse.Namespace) -> None:
-    """Makes the runs that the file does not have, each in its own process on its own cores."""
-    done = {(run["row"], run["seed"], run["fold"]) for run in current_runs(arguments)}
-    missing = [
-        (row, fold)
-        for turn in range(arguments.folds)
-        for seed in range(arguments.seeds)
-        for fold in [Fold(seed, (seed + turn) % arguments.folds, arguments.folds)]
-        for row in arguments.rows or ROWS
-        if (row, fold.seed, fold.index) not in done
+def fit_fold(row: str, flags: list[str], fold: Fold) -> dict[str, float]:
+    """Trains a row of `FIT_ROWS` in this process, evaluates it and returns the figures.
+
+    Args:
+      row: its name.
+      flags: of run_train.py, which select the photos, the backbone and its weights.
+      fold: the photos to evaluate on.
+    """
+    config = parse_config(TrainConfig, flags)
+    import_tensorflow()
+    from research.loop.open_photos import photos_of_run
+
+    source = divide(photos_of_run(config), fold)
+    begin, begin_on_cores = time.perf_counter(), time.process_time()
+    # A task without horizontal flips has pictures whose mirror image has another meaning.
+    flips, weights = config.horizontal_flip, config.weights
+    trained = fit(FIT_ROWS[row], config.backbone, weights, source, fold.seed, mirrored=flips)
+    seconds, core_seconds = time.perf_counter() - begin, time.process_time() - begin_on_cores
+    predictions = trained.predictions("test")
+    return {
+        "seconds": seconds,
+        "core_seconds": core_seconds,
+        "accuracy": float(predictions.correct.mean()),
+        "log_loss": float(predictions.losses().mean()),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A run to make."""
+
+    task: Task
+    fold: Fold
+    row: str
+
+    @property
+    def group(self) -> str:
+        """The runs with the same group have the same photos and share a trunk cache."""
+        return f"{self.task.name}-{self.fold.seed}-{self.fold.index}"
+
+    def flags(self, backbone: str, weights: str, cache: Path) -> list[str]:
+        """Returns the flags of run_train.py."""
+        first = [*self.task.photos, f"--backbone={backbone}", f"--weights={weights}"]
+        first += ["--trunk_cache=disk", f"--cache_dir={cache / self.group}"]
+        # The flags of the task come last, because recipes set them, too.
+        return [*first, *ROWS.get(self.row, ()), *self.task.others]
+
+
+def plan_runs(
+    tasks: Sequence[Task],
+    rows: Sequence[str],
+    seeds: int,
+    folds: int,
+    turns: int,
+    runs: Sequence[Mapping[str, Any]],
+) -> list[Planned]:
+    """Returns the runs that are not on file, in the order in which they are made.
+
+    In each turn, each seed is trained with one fold, and another one than in the other turns.
+    """
+    done = {(run["task"], run["row"], run["seed"], run["fold"]) for run in runs}
+    return [
+        Planned(task, fold, row)
+        for turn in range(min(turns, folds))
+        for seed in range(seeds)
+        for fold in [Fold(seed, (seed + turn) % folds, folds)]
+        for task in tasks
+        for row in rows
+        if (task.name, row, fold.seed, fold.index) not in done
     ]
-    first = [*data_flags(arguments), f"--backbone={BACKBONE}"]
-    last = DATA_FLAGS.get(arguments.dataset, ())  # after the rows, whose recipes differ from them
+
+
+def expected_seconds(
+    missing: Iterable[tuple[str, str]], runs: Sequence[Mapping[str, Any]]
+) -> tuple[float, int]:
+    """Estimates the seconds of runs from finished runs of the same row and task.
+
+    Args:
+      missing: row and task of each run to make.
+      runs: the finished runs.
+
+    Returns:
+      The sum over the runs; and the number of runs without such a run on file. They are estimated
+      by the median of their row on other tasks, or else by that of all rows.
+    """
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for key in ((run["row"], run["task"]), (run["row"], ""), ("", "")):
+            seconds.setdefault(key, []).append(run.get("process_seconds", run["seconds"]))
+    total, unknown = 0.0, 0
+    for row, task in missing:
+        found = next((key for key in ((row, task), (row, ""), ("", "")) if key in seconds), None)
+        total += statistics.median(seconds[found]) if found else 0.0
+        unknown += found != (row, task)
+    return total, unknown
+
+
+def expected_time(seconds: float, unknown: int, count: int, jobs: int) -> str:
+    """Returns the estimate of `expected_seconds` as a line of text."""
+    length = f"about {seconds / jobs / 3600:.1f} hours" if seconds or not count else "unknown time"
+    text = f"{count} runs, {length} with --jobs={jobs}"
+    if unknown:
+        text += f"; {unknown} of them have no finished run of the same row and task to go by"
+    return text
+
+
+def run_rows(arguments: argparse.Namespace, tasks: Sequence[Task]) -> None:
+    """Makes the runs that the file does not have, each in its own process on its own cores."""
+    record_new_settings()
+    runs = current_runs(arguments)
+    rows = arguments.rows or [*ROWS, *FIT_ROWS]
+    missing = plan_runs(
+        tasks, rows, arguments.seeds, arguments.folds, arguments.turns or arguments.folds, runs
+    )
+    pairs = [(one.row, one.task.name) for one in missing]
+    print(expected_time(*expected_seconds(pairs, runs), len(pairs), arguments.jobs), flush=True)
+    if arguments.plan:
+        return
+    weights, weights_hash = absolute(arguments.weights), hash_of_weights(arguments.weights)
+    left = {one.group: 0 for one in missing}
+    for one in missing:
+        left[one.group] += 1
     all_cores = sorted(os.sched_getaffinity(0))
     free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for job in range(arguments.jobs):
         free.put(all_cores[job :: arguments.jobs])
-
-    def run(row: str, fold: Fold) -> dict[str, Any]:
-        cores = free.get()
-        settings = {"evaluations": evaluations_of(row), "cores": cores}
-        settings["fold"] = dataclasses.asdict(fold)
-        command = [sys.executable, "-m", "benchmarks.ablation", "--run", json.dumps(settings), "--"]
-        command += [*first, *ROWS[row], *last]
-        process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        free.put(cores)
-        if process.returncode:
-            raise RuntimeError(f"row {row!r} failed: {process.stdout[-2000:]}")
-        figures = json.loads(process.stdout.splitlines()[-1])
-        place = {"seed": fold.seed, "fold": fold.index, "folds": fold.folds}
-        return {"row": row, "settings": settings_of(row), **place, **figures}
+    failed = 0
 
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = [pool.submit(run, *one) for one in missing]
+
+        def run(one: Planned) -> dict[str, Any] | str:
+            """Returns the line of a run, or the end of the output of a failed one."""
+            cores, begin = free.get(), time.perf_counter()
+            settings = {"row": one.row, "fold": dataclasses.asdict(one.fold), "cores": cores}
+            command = [sys.executable, "-m", "benchmarks.ablation", "--run", json.dumps(settings)]
+            command += ["--", *one.flags(arguments.backbone, weights, arguments.caches)]
+            process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            free.put(cores)
+            if process.returncode:
+                return f"{process.stdout[-500:]}\n{process.stderr[-1500:]}"
+            return {
+                "row": one.row,
+                "task": one.task.name,
+                "settings": settings_of(one.row),
+                "backbone": arguments.backbone,
+                "weights": weights_hash,
+                "seed": one.fold.seed,
+                "fold": one.fold.index,
+                "folds": one.fold.folds,
+                # Such a run took less time than without the runs before it.
+                "found_cache": "found there" in process.stdout,
+                "process_seconds": time.perf_counter() - begin,
+                **json.loads(process.stdout.splitlines()[-1]),
+            }
+
+        futures = {pool.submit(run, one): one for one in missing}
         try:
             for finished in concurrent.futures.as_completed(futures):
-                figures = finished.result()
+                one, figures = futures[finished], finished.result()
+                left[one.group] -= 1
+                if not left[one.group]:
+                    shutil.rmtree(arguments.caches / one.group, ignore_errors=True)
+                if isinstance(figures, str):
+                    failed += 1
+                    print(f"{one.row} on {one.group} failed: {figures}", file=sys.stderr)
+                    continue
                 with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(figures) + "\n")
                 print(
-                    f"{figures['row']:<30} seed {figures['seed']} fold {figures['fold']} "
-                    f"accuracy {figures['accuracy']:.4f} log loss {figures['log_loss']:.4f} "
-                    f"{figures['core_seconds']:.0f} core seconds",
+                    f"{one.task.name:<14} {one.row:<30} seed {one.fold.seed} "
+                    f"fold {one.fold.index} accuracy {figures['accuracy']:.4f} "
+                    f"log loss {figures['log_loss']:.4f} {figures['process_seconds']:.0f} seconds",
                     flush=True,
                 )
-        except RuntimeError as error:
+        except BaseException:  # such as Ctrl-C
             pool.shutdown(cancel_futures=True)
-            sys.exit(str(error))
+            raise
+    if failed:
+        sys.exit(f"{failed} runs failed; the same command tries them again")
 
 
 def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the runs in the file that have this number of folds and the rows' settings."""
+    """Returns the runs in the file with these folds, backbone and weights, and today's rows."""
     if not arguments.out.exists():
         return []
     lines = arguments.out.read_text(encoding="utf-8").splitlines()
-    settings = {**{row: settings_of(row) for row in ROWS}, **REMOVED}
+    settings = {**{row: settings_of(row) for row in (*ROWS, *FIT_ROWS)}, **REMOVED}
+    weights = hash_of_weights(arguments.weights) if arguments.weights else FIRST["weights"]
     return [
         run
-        for run in map(json.loads, lines)
-        if run["folds"] == arguments.folds and settings.get(run["row"]) == run["settings"]
+        for run in ({**FIRST, **line} for line in map(json.loads, lines))
+        if run["folds"] == arguments.folds
+        and (run["backbone"], run["weights"]) == (arguments.backbone, weights)
+        and settings.get(run["row"]) == run["settings"]
     ]
 
 
+def write_report(text: str, file: Path) -> None:
+    """Replaces the part of a document between the marks of the report."""
+    document = file.read_text(encoding="utf-8")
+    before, begin, rest = document.partition(REPORT_BEGIN)
+    _, end, after = rest.partition(REPORT_END)
+    if not begin or not end:
+        sys.exit(f"{file} has no lines {REPORT_BEGIN!r} and {REPORT_END!r}; add them")
+    file.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
-    """Makes the missing runs or, with `--report`, prints and draws the result."""
-    parser = data_parser(__doc__, "cats_vs_dogs")
-    parser.add_argument("--weights", help=f"Keras weights file of {BACKBONE}")
+    """Makes the missing runs or, with `--report`, writes and draws the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", help="names, or NAME=FOLDER; with --report, all")
+    parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
+    parser.add_argument("--backbone", default=BACKBONE, help="of all rows (%(default)s)")
+    parser.add_argument("--weights", help="Keras weights file of the backbone, or none")
     parser.add_argument("--folds", type=int, default=3, help="number of folds (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (%(default)s)")
+    parser.add_argument("--turns", type=int, help="folds per seed; all if not given")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (%(default)s)")
     parser.add_argument("--rows", nargs="*", help="names of the rows to run; all if not given")
     parser.add_argument("--out", type=Path, default=RESULTS / "ablation.jsonl", help="results file")
-    parser.add_argument("--report", action="store_true", help="print the table, draw the plot")
+    parser.add_argument(
+        "--caches",
+        type=Path,
+        default=Path(tempfile.gettempdir(), "ablation-caches"),
+        help="folder of the trunk caches, of one program at a time (%(default)s)",
+    )
+    parser.add_argument("--plan", action="store_true", help="only print how long it will take")
+    parser.add_argument("--report", action="store_true", help="write the tables, draw the plot")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "recipes.md")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "ablation.png")
-    parser.add_argument("--run", help="make one run: fold, evaluations and cores as JSON")
+    parser.add_argument("--run", help="make one run: row, fold and cores as JSON")
     parser.add_argument("flags", nargs="*", help="with --run: flags of run_train.py")
     arguments = parser.parse_args()
     if arguments.run:
         settings = json.loads(arguments.run)
         os.sched_setaffinity(0, settings["cores"])
-        fold = Fold(**settings["fold"])
-        print(json.dumps(run_fold(arguments.flags, fold, settings["evaluations"])))
-    elif arguments.report:
-        summaries = summarize(current_runs(arguments), arguments.folds)
-        plot(summaries, arguments.picture)
-        print(table(summaries))
-    elif not arguments.weights:
-        parser.error("--weights is missing")
+        row, fold = settings["row"], Fold(**settings["fold"])
+        if row in FIT_ROWS:
+            figures = fit_fold(row, arguments.flags, fold)
+        else:
+            figures = run_fold(arguments.flags, fold, evaluations_of(row))
+        print(json.dumps(figures))
+        return
+    try:
+        tasks = parse_tasks(arguments.tasks or (), arguments.data_dir)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    unknown = [row for row in arguments.rows or () if row not in ROWS and row not in FIT_ROWS]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]!r}; expected one of: {', '.join(ROWS)}, ...")
+    if arguments.report:
+        runs = current_runs(arguments)
+        names = [task.name for task in tasks] or list(dict.fromkeys(run["task"] for run in runs))
+        text = report(runs, names, arguments.folds)
+        write_report(text, arguments.document)
+        print(text)
+        first = [run for run in runs if run["task"] == names[0]]
+        plot(summarize(first, arguments.folds), names[0], arguments.picture)
+    elif not tasks or not arguments.weights:
+        parser.error("--tasks and --weights are needed")
+    elif arguments.weights != "none" and not Path(arguments.weights).is_file():
+        parser.error(f"--weights is {arguments.weights!r}; expected an existing file, or none")
     else:
-        run_rows(arguments)
+        run_rows(arguments, tasks)
 
 
 if __name__ == "__main__":

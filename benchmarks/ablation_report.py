@@ -1,8 +1,9 @@
-"""Compares the rows of the ablation with the default: summaries, a table and a plot."""
+"""Compares the rows of the ablation with the default: on a task and over tasks, and a plot."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +11,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks.ablation_rows import EVALUATIONS, REMOVED, ROWS, key_of, title_of
+from benchmarks.ablation_rows import EVALUATIONS, FIT_ROWS, REMOVED, ROWS, key_of, title_of
 
 # The scale and the digits with which figures are printed.
 FORMATS = {"accuracy": (100, 2), "log_loss": (1, 4)}
+TITLES = [
+    title_of(row, name)
+    for row in (*ROWS, *FIT_ROWS, *REMOVED)
+    for name in (EVALUATIONS if row in ROWS else [""])
+]
+Figures = dict[str, dict[tuple[int, int], dict[str, float]]]  # by title, then by seed and fold
 
 
 class Difference(NamedTuple):
@@ -23,11 +30,19 @@ class Difference(NamedTuple):
       mean: over the folds.
       error: standard error of the mean; NaN for a single fold.
       probability: p-value of the test that there is no difference; NaN for a single fold.
+      freedom: degrees of freedom of the error.
     """
 
     mean: float
     error: float
     probability: float
+    freedom: float = 1.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference; NaN for a single fold."""
+        width = self.error * float(stats.t.ppf(0.975, self.freedom))
+        return self.mean - width, self.mean + width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +65,27 @@ class Summary:
     core_seconds: float
 
 
-def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
-    """Compares each row with `default` on the folds that both have."""
-    found: dict[str, dict[tuple[int, int], dict[str, float]]] = {}
+def figures_of(runs: Sequence[Mapping[str, Any]]) -> Figures:
+    """Returns the figures of the runs of one task, by title, seed and fold.
+
+    The core seconds of runs that found a trunk cache of others are infinite.
+    """
+    found: Figures = {}
     for run in runs:
         for name in EVALUATIONS:
             if key_of(name, "accuracy") in run:
                 figures = {key: run[key_of(name, key)] for key in FORMATS}
-                figures["core_seconds"] = run["core_seconds"]
+                figures["core_seconds"] = np.inf if run.get("found_cache") else run["core_seconds"]
                 found.setdefault(title_of(run["row"], name), {})[run["seed"], run["fold"]] = figures
-    default = found["default"]
+    return found
+
+
+def summarize(runs: Sequence[Mapping[str, Any]], folds: int) -> list[Summary]:
+    """Compares each row with `default` on the folds of one task that both have."""
+    found = figures_of(runs)
+    default = found.get("default", {})
     summaries = []
-    for row in (title_of(row, name) for row in (*ROWS, *REMOVED) for name in EVALUATIONS):
+    for row in TITLES:
         if row not in found:
             continue
         own = found[row]
@@ -74,6 +98,76 @@ def summarize(runs: list[dict[str, Any]], folds: int) -> list[Summary]:
         core_seconds = min(figures["core_seconds"] for figures in own.values())
         summaries.append(Summary(row, len(own), means, differences, core_seconds))
     return summaries
+
+
+@dataclasses.dataclass(frozen=True)
+class Overall:
+    """A row compared with the default over several tasks.
+
+    Attributes:
+      row: its name.
+      tasks: the differences of `accuracy` and of the logarithm of `log_loss`, by task. Log losses
+        of tasks differ by factors, so that their ratios are compared.
+    """
+
+    row: str
+    tasks: dict[str, dict[str, Difference]]
+
+    def mean(self, key: str) -> Difference:
+        """Returns the mean over the tasks, each with the same weight."""
+        return mean_over_tasks([of_task[key] for of_task in self.tasks.values()])
+
+    def worst(self, key: str) -> tuple[str, Difference]:
+        """Returns the task with the lowest accuracy, or highest log loss, against the default."""
+        sign = 1 if key == "accuracy" else -1
+        name = min(self.tasks, key=lambda task: sign * self.tasks[task][key].mean)
+        return name, self.tasks[name][key]
+
+
+def over_tasks(
+    runs: Sequence[Mapping[str, Any]], tasks: Sequence[str], folds: int
+) -> list[Overall]:
+    """Compares each row with `default` on the tasks and folds that both have.
+
+    Rows that lack a task are compared on their tasks; rows with one task are left out.
+    """
+    found = {task: figures_of([run for run in runs if run["task"] == task]) for task in tasks}
+    rows = []
+    for title in TITLES:
+        of_tasks: dict[str, dict[str, Difference]] = {}
+        for task, figures in found.items():
+            own, default = figures.get(title, {}), figures.get("default", {})
+            shared = sorted(own.keys() & default.keys())
+            if not shared or title == "default":
+                continue
+            of_tasks[task] = {
+                key: paired_test(
+                    np.array([scaled(own[at][key]) - scaled(default[at][key]) for at in shared]),
+                    folds,
+                )
+                for key, scaled in (("accuracy", float), ("log_loss", np.log))
+            }
+        if len(of_tasks) > 1:
+            rows.append(Overall(title, of_tasks))
+    return rows
+
+
+def mean_over_tasks(differences: Sequence[Difference]) -> Difference:
+    """Returns the mean of independent differences, with Satterthwaite's degrees of freedom.
+
+    The interval says how certain the mean over these tasks is, not that over other tasks.
+    """
+    mean = float(np.mean([one.mean for one in differences]))
+    squares = np.array([one.error**2 for one in differences])
+    total = float(squares.sum())
+    if not total > 0:  # NaN, because a task has a single fold, or no difference at all
+        return Difference(mean, np.nan, np.nan)
+    error = np.sqrt(total) / len(differences)
+    freedom = total**2 / sum(
+        square**2 / one.freedom for square, one in zip(squares, differences, strict=True)
+    )
+    probability = 2 * stats.t.sf(abs(mean / error), freedom)
+    return Difference(mean, float(error), float(probability), float(freedom))
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
@@ -95,11 +189,50 @@ def paired_test(differences: np.ndarray, folds: int) -> Difference:
     error = deviation * np.sqrt(1 / count + 1 / (folds - 1))
     t = differences.mean() / error
     probability = 2 * stats.t.sf(abs(t), count - 1)
-    return Difference(float(differences.mean()), float(error), float(probability))
+    return Difference(float(differences.mean()), float(error), float(probability), count - 1)
 
 
-def table(summaries: list[Summary]) -> str:
-    """Returns the rows as a Markdown table."""
+def report(runs: Sequence[Mapping[str, Any]], tasks: Sequence[str], folds: int) -> str:
+    """Returns a Markdown table of the rows over several tasks, and a table per task."""
+    parts = [overall_table(over_tasks(runs, tasks, folds))] if len(tasks) > 1 else []
+    for task in tasks:
+        summaries = summarize([run for run in runs if run["task"] == task], folds)
+        parts.append(f"**{task}**\n\n{table(summaries)}")
+    return "\n\n".join(parts)
+
+
+def overall_table(rows: Sequence[Overall]) -> str:
+    """Returns rows compared over tasks as a Markdown table, with 95 % intervals."""
+    columns = ("accuracy, points", "worst task", "log loss, %", "worst task")
+    lines = [f"| against default | tasks | {' | '.join(columns)} |", "| --- " * 6 + "|"]
+    for row in rows:
+        cells = [row.row, str(len(row.tasks))]
+        for key in FORMATS:
+            task, worst = row.worst(key)
+            cells += [difference_text(key, row.mean(key))]
+            cells += [f"{task} {difference_text(key, worst)}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference_text(key: str, difference: Difference) -> str:
+    """Returns a difference and its interval, in bold if the interval excludes 0.
+
+    Args:
+      key: `accuracy`, shown in points, or `log_loss`, a logarithm that is shown in percent.
+      difference: from the default.
+    """
+    values = np.array([difference.mean, *difference.interval])
+    mean, low, high = 100 * (values if key == "accuracy" else np.expm1(values))
+    digits = 2 if key == "accuracy" else 0
+    if np.isnan(low):
+        return f"{mean:+.{digits}f}"
+    text = f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"**{text}**" if low * high > 0 else text
+
+
+def table(summaries: Sequence[Summary]) -> str:
+    """Returns the rows of one task as a Markdown table."""
     lines = [
         "| | runs | accuracy, % | against default | log loss | against default | core seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -110,19 +243,20 @@ def table(summaries: list[Summary]) -> str:
             mean, error = one.figures[key]
             spread = "" if np.isnan(error) else f" ± {scale * error:.{digits}f}"
             cells.append(f"{scale * mean:.{digits}f}{spread}")
-            mean, _, p = one.differences[key]
+            mean, p = one.differences[key].mean, one.differences[key].probability
             test = "" if np.isnan(p) else " (p < 0.01)" if p < 0.01 else f" (p {p:.2f})"
-            empty = np.isnan(mean) or one is summaries[0]
+            empty = np.isnan(mean) or one.row == "default"
             cells.append("" if empty else f"{scale * mean:+.{digits}f}{test}")
-        lines.append(f"| {' | '.join(cells)} | {one.core_seconds:.0f} |")
+        cells.append(f"{one.core_seconds:.0f}" if np.isfinite(one.core_seconds) else "")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def plot(summaries: list[Summary], file: Path) -> None:
+def plot(summaries: Sequence[Summary], task: str, file: Path) -> None:
     """Draws the difference of each row from the default on the same folds, with error bars."""
     others = [one for one in summaries if one.row != "default"]
     figure = Figure(figsize=(9, 1.2 + 0.28 * len(others)), layout="constrained")
-    figure.suptitle("difference from the default on the same folds")
+    figure.suptitle(f"{task}: difference from the default on the same folds")
     axes = figure.subplots(1, 2, sharey=True)
     places = range(len(others), 0, -1)
     titles = ("accuracy, points", "log loss, nats")

@@ -1,12 +1,15 @@
-"""The rows of the ablation: changes to the default in training and in evaluation."""
+"""The rows of the ablation: recipes, changes to the default, and recipes of others with `fit`."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
+from benchmarks.fit_recipes import ARTICLE, KERAS_IO, TENSORFLOW_ORG
+from benchmarks.harness import RESULTS
 from flags.command_line import parse_config
 from research.settings.fields import setting_of
 from research.settings.train_config import TrainConfig
@@ -17,6 +20,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "article": ("--flagfile=recipes/article.flags",),
     "fast": ("--flagfile=recipes/fast.flags",),
     "best": ("--flagfile=recipes/best.flags",),
+    "fastai": ("--flagfile=recipes/fastai.flags",),
+    "fastai, BatchNorm training": ("--flagfile=recipes/fastai.flags", "--bn_mode=train"),
+    "timm": ("--flagfile=recipes/timm.flags",),
     "from layer 54": ("--unfreeze_from=54",),
     "every layer": ("--unfreeze_from=0",),
     "trained at 192": ("--image_size=192",),
@@ -47,19 +53,18 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 # Rows whose code was removed, with the hash of their settings: their runs stay in the table.
 REMOVED = {"fixed crops": "57685b990100"}
-# Settings that are newer than the runs in `results/`, with the values that these runs had. They are
-# left out of the hash of a row's settings.
-LATER_SETTINGS: dict[str, Any] = {
-    "resize": "squash",
-    "labels": None,
-    "label_columns": None,
-    "label_pattern": None,
-    "folder_layout": "auto",
-    "split": "80/10/10",
+# The rows that are trained with `fit`, see fit_recipes.py.
+FIT_ROWS = {
+    "tensorflow.org, with fit": TENSORFLOW_ORG,
+    "keras.io, with fit": KERAS_IO,
+    "article, with fit": ARTICLE,
 }
-# Flags of a data set, added to each row. A mirrored digit is a different symbol, and digits always
-# fill their images to the same extent, so that evaluation must use the training size.
-DATA_FLAGS = {"digits": ("--nohorizontal_flip", "--nomirror_averaging", "--evaluation_scale=1")}
+# `first`: the settings of the first runs. They are always in the hash of a row's settings. `later`:
+# settings that were added since, with their value in the runs before. In a hash, they are left out
+# if they have this value. The ablation adds a new setting with its default, so that a later change
+# of the default changes the hash. If a new setting changes results by default, write its value in
+# earlier runs into this file before the next run.
+SETTINGS = RESULTS / "ablation_settings.json"
 # Ways to evaluate a run, with the changed fields of `EvalConfig`.
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "": {},
@@ -89,13 +94,38 @@ def title_of(row: str, evaluation: str) -> str:
 
 def settings_of(row: str) -> str:
     """Returns a hash of a row's settings; runs with another hash are ignored."""
-    parsed = parse_config(TrainConfig, list(ROWS[row]))
-    config = {
-        field.name: getattr(parsed, field.name)
-        for field in dataclasses.fields(parsed)
+    if row in FIT_ROWS:
+        return _hash(dataclasses.asdict(FIT_ROWS[row]))
+    known = json.loads(SETTINGS.read_text(encoding="utf-8"))
+    unchanged = {**_settings(TrainConfig()), **known["later"]}
+    found = _settings(parse_config(TrainConfig, list(ROWS[row])))
+    return _hash(
+        {
+            name: value
+            for name, value in found.items()
+            if name in known["first"] or value != unchanged[name]
+        }
+    )
+
+
+def record_new_settings(file: Path = SETTINGS) -> None:
+    """Adds settings that the file does not have, with their default; see `SETTINGS`."""
+    known = json.loads(file.read_text(encoding="utf-8"))
+    defaults = _settings(TrainConfig())
+    new = {name: defaults[name] for name in defaults.keys() - known["later"].keys()}
+    known["later"] |= {name: new[name] for name in sorted(new) if name not in known["first"]}
+    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Returns the settings that change the result, as JSON would give them back."""
+    values = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
         if setting_of(field).changes_result
     }
-    for name, value in LATER_SETTINGS.items():
-        if config[name] == value:
-            del config[name]
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+    return json.loads(json.dumps(values))
+
+
+def _hash(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -19,14 +19,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation import BACKBONE, Fold
+from benchmarks.ablation import BACKBONE
 from benchmarks.harness import ROOT, data_parser, write_result
+from benchmarks.tasks import DividedSource, Fold
 from flags.command_line import parse_config
 from research.data.resizing import RESIZES
 from research.settings.train_config import TrainConfig
@@ -49,29 +49,17 @@ def run_fold(flags: list[str], fold: Fold) -> dict[str, dict[str, tuple[float, b
     config = parse_config(TrainConfig, flags)
     import_tensorflow()
     from research.data.open_source import open_source
-    from research.data.source import Example, Source
     from research.evaluation.classifier import Classifier
     from research.evaluation.scores import Predictions
     from research.loop.builder import make_loader
     from research.train import train
 
-    class FoldSource(Source):
-        """The training and validation photos in the splits of the fold; the test split as it is."""
-
-        def __init__(self, source: Source) -> None:
-            self.class_names = source.class_names
-            self._photos: dict[str, list[Example]] = {"test": list(source.examples("test"))}
-            for photo in (*source.examples("train"), *source.examples("validation")):
-                split = fold.split_of(photo.name)
-                self._photos.setdefault("left_out" if split == "test" else split, []).append(photo)
-
-        def count(self, split: str) -> int:
-            return len(self._photos[split])
-
-        def examples(self, split: str) -> Iterator[Example]:
-            yield from self._photos[split]
-
-    source = FoldSource(open_source(config.dataset, config.image_folder, config.data_dir))
+    opened = open_source(config.dataset, config.image_folder, config.data_dir)
+    photos = {"test": list(opened.examples("test"))}
+    for photo in (*opened.examples("train"), *opened.examples("validation")):
+        split = fold.split_of(photo.name)
+        photos.setdefault("left_out" if split == "test" else split, []).append(photo)
+    source = DividedSource(opened.class_names, photos)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         train(parse_config(TrainConfig, [*flags, f"--ckpt_dir={folder}/run"]), source)
