@@ -50,6 +50,7 @@ from research.data.source import Source
 from research.settings.program_configs import EvalConfig
 from research.settings.train_config import TrainConfig
 from research.system.environment import import_tensorflow
+from research.system.program import ended_by_a_line
 
 BACKBONE = "MobileNetV2"
 # Of runs on file that do not name them: they are older than other tasks, backbones and weights.
@@ -182,8 +183,10 @@ def expected_seconds(
     """
     seconds: dict[tuple[str, str], list[float]] = {}
     for run in runs:
+        # Runs of earlier versions lack the seconds of the whole process.
+        wall = run["process_seconds"] if "process_seconds" in run else run["seconds"]
         for key in ((run["row"], run["task"]), (run["row"], ""), ("", "")):
-            seconds.setdefault(key, []).append(run.get("process_seconds", run["seconds"]))
+            seconds.setdefault(key, []).append(wall)
     total, unknown = 0.0, 0
     for row, task in missing:
         found = next((key for key in ((row, task), (row, ""), ("", "")) if key in seconds), None)
@@ -332,11 +335,12 @@ def main() -> None:
         settings = json.loads(arguments.run)
         os.sched_setaffinity(0, settings["cores"])
         row, fold = settings["row"], Fold(**settings["fold"])
-        if row in FIT_ROWS:
-            figures = fit_fold(row, arguments.flags, fold)
-        else:
-            figures = run_fold(arguments.flags, fold, evaluations_of(row))
-        print(json.dumps(figures))
+        with ended_by_a_line():
+            if row in FIT_ROWS:
+                figures = fit_fold(row, arguments.flags, fold)
+            else:
+                figures = run_fold(arguments.flags, fold, evaluations_of(row))
+            print(json.dumps(figures))
         return
     try:
         tasks = parse_tasks(arguments.tasks or (), arguments.data_dir)
@@ -344,7 +348,8 @@ def main() -> None:
         parser.error(str(error))
     unknown = [row for row in arguments.rows or () if row not in ROWS and row not in FIT_ROWS]
     if unknown:
-        parser.error(f"there is no row {unknown[0]!r}; expected one of: {', '.join(ROWS)}, ...")
+        known = "; ".join((*ROWS, *FIT_ROWS))
+        parser.error(f"there is no row {unknown[0]!r}; expected one of: {known}")
     if arguments.report:
         runs = current_runs(arguments)
         names = [task.name for task in tasks] or list(dict.fromkeys(run["task"] for run in runs))
@@ -358,7 +363,10 @@ def main() -> None:
     elif arguments.weights != "none" and not Path(arguments.weights).is_file():
         parser.error(f"--weights is {arguments.weights!r}; expected an existing file, or none")
     else:
-        run_rows(arguments, tasks)
+        try:
+            run_rows(arguments, tasks)
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command continues")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from flags.command_line import parse_config
 from research.data.source import Example, Source
 from research.settings.train_config import TrainConfig
 from research.system.environment import import_tensorflow
+from research.system.program import ended_by_a_line
 
 if TYPE_CHECKING:
     from research.data.split_arrays import SplitArrays
@@ -157,8 +158,9 @@ def run_draw(
     from research.loop.open_photos import photos_of_run
 
     tf.get_logger().setLevel("ERROR")  # it warns that each run traces its functions
-    opened = photos_of_run(head_alone)
-    photos = DividedSource(opened.class_names, {"train": all_photos(opened)})  # read once
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints if it prepares the photos
+        opened = photos_of_run(head_alone)
+        photos = DividedSource(opened.class_names, {"train": all_photos(opened)})  # read once
     tested: tuple[np.ndarray, SplitArrays] | None = None
     for row, per_class in missing:
         begin = time.perf_counter()
@@ -316,8 +318,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.run:
         settings = json.loads(arguments.run)
-        for run in run_draw(arguments.flags, **settings):
-            print(json.dumps(run), flush=True)
+        with ended_by_a_line():
+            for run in run_draw(arguments.flags, **settings):
+                print(json.dumps(run), flush=True)
         return
     try:
         tasks = parse_tasks(arguments.tasks or (), arguments.data_dir)
@@ -325,7 +328,7 @@ def main() -> None:
         parser.error(str(error))
     unknown = [row for row in arguments.rows if row not in ROWS]
     if unknown:
-        parser.error(f"there is no row {unknown[0]!r}; expected one of: {', '.join(ROWS)}")
+        parser.error(f"there is no row {unknown[0]!r}; expected one of: {'; '.join(ROWS)}")
     if arguments.report:
         print(table(current_runs(arguments)))
     elif not tasks or not arguments.weights:
@@ -333,7 +336,10 @@ def main() -> None:
     elif arguments.weights != "none" and not Path(arguments.weights).is_file():
         parser.error(f"--weights is {arguments.weights!r}; expected an existing file, or none")
     else:
-        run_all(arguments, tasks)
+        try:
+            run_all(arguments, tasks)
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command continues")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ def test_a_new_setting_changes_a_hash_only_if_a_row_changes_it(tmp_path, monkeyp
 def test_missing_runs_take_turns_and_are_estimated_from_finished_ones():
     tasks = [Task("a", ()), Task("b", (), ("--evaluation_scale=1",))]
     finished = {"row": "fast", "task": "a", "seed": 0, "fold": 0, "seconds": 10.0}
-    runs = [finished, {**finished, "seed": 9, "process_seconds": 30.0}]
+    newer = {"row": "fast", "task": "a", "seed": 9, "fold": 0, "process_seconds": 30.0}
+    runs = [finished, newer]
     missing = plan_runs(tasks, ["default", "fast"], 2, 3, 3, runs)
     assert len(missing) == 2 * 2 * 2 * 3 - 1
     assert plan_runs(tasks, ["default", "fast"], 2, 3, 1, runs) == missing[:7]

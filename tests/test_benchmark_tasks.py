@@ -107,3 +107,7 @@ def test_fit_learns_and_its_predictions_are_those_of_the_test_photos(monkeypatch
     assert predictions.labels.tolist() == [photo.label for photo in photos[40:]]
     assert predictions.logits.shape == (20, 2)
     assert predictions.correct.mean() > 0.9
+    for mirrored in (True, False):
+        model, _ = fit_recipes.build_model(quick, "SmallResNet", "none", 2, mirrored, seed=0)
+        flips = [one for one in model.layers if isinstance(one, keras.layers.RandomFlip)]
+        assert len(flips) == mirrored
