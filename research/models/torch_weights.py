@@ -45,7 +45,6 @@ _MODULES: Replacements = (
 )
 # Modules of Hugging Face's transformers, and those of timm.
 _HUGGING_FACE: Replacements = (
-    (r"(vit|deit|dinov2|dinov2_with_registers|convnext)\.(.*)", r"\2"),
     (r"embeddings\.(cls_token|mask_token)", r"\1"),
     (r"(embeddings\.)?register_tokens", "reg_token"),
     (r"embeddings\.position_embeddings", "pos_embed"),
@@ -113,6 +112,15 @@ def torch_parts(
         tensors that belong to another network.
     """
     named = _timm_names(stored)
+    try:
+        return _find_parts(leaves, named)
+    except DoesNotFitError as error:
+        raise DoesNotFitError(f"{error}{_looks_like(named)}") from error
+
+
+def _find_parts(
+    leaves: Sequence[keras.Layer], named: Mapping[str, StoredTensor]
+) -> tuple[list[tuple[keras.Variable, Part]], int]:
     parts = {name: Part(tensor.shape, tensor.read) for name, tensor in named.items()}
     _join_query_key_value(parts)
     found: list[tuple[keras.Variable, Part]] = []
@@ -124,14 +132,12 @@ def torch_parts(
             if part.shape != tuple(variable.shape):
                 raise DoesNotFitError(
                     f"layer {layer.name!r} needs {variable.name} {tuple(variable.shape)}, the file "
-                    f"has {part.shape}{_looks_like(named)}"
+                    f"has {part.shape}"
                 )
             found.append((variable, part))
     foreign = [name for name in parts if name not in used and not _HEADS.fullmatch(name)]
     if foreign:
-        raise DoesNotFitError(
-            f"it has {foreign[0]!r}, which this backbone does not have{_looks_like(named)}"
-        )
+        raise DoesNotFitError(f"it has {foreign[0]!r}, which this backbone does not have")
     wrong = [name for name in named if named[name].dtype.kind not in "fV"]
     if wrong := [name for name in wrong if not _HEADS.fullmatch(name)]:
         raise DoesNotFitError(f"{wrong[0]!r} is stored as {named[wrong[0]].dtype}, not as floats")
@@ -144,8 +150,8 @@ def _timm_names(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     layernorm = "head.norm" if is_convnext else "norm"
     named: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
-        first, *others = _HUGGING_FACE
-        new = _replaced(_replaced(name, (first,)), tuple(others))
+        new = re.sub(r"\A(vit|deit|dinov2|dinov2_with_registers|convnext)\.", "", name)
+        new = _replaced(new, _HUGGING_FACE) or new
         new = re.sub(r"\Alayernorm\.", f"{layernorm}.", new)
         if new in named:
             raise DoesNotFitError(f"it has two tensors for {new!r}")
@@ -153,12 +159,12 @@ def _timm_names(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return named
 
 
-def _replaced(name: str, rules: Replacements) -> str:
-    """Applies the first rule that matches the whole name."""
+def _replaced(name: str, rules: Replacements) -> str | None:
+    """Applies the first rule that matches the whole name; returns None if none does."""
     for pattern, template in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(template)
-    return name
+    return None
 
 
 def _join_query_key_value(parts: dict[str, Part]) -> None:
@@ -183,6 +189,10 @@ def _part_of(
     if layer.name in (PREFIX, POSITIONS):
         return _table(layer.name, tuple(variable.shape), parts)
     module = _replaced(layer.name, _MODULES)
+    if module is None:
+        raise DoesNotFitError(
+            "safetensors files are only read for vision transformers and ConvNeXt"
+        )
     # Keras counts the downsampling layers from 0, timm the stages that begin with them from 1.
     module = re.sub(r"\+(\d)", lambda match: str(int(match[1]) + 1), module)
     is_scale = isinstance(layer, keras.layers.DepthwiseConv1D) or "layer_scale" in layer.name
