@@ -44,6 +44,8 @@ FAMILIES = {
     "EfficientNetV2S": ("block1", "block1a_project_conv"),
     "ConvNeXtTiny": ("stage2", "convnext_tiny_downsampling_block_1"),
     "SmallResNet": ("stage2", "stage2_block1_1_bn"),
+    "ViTTiny": ("block10", "block10_norm1"),
+    "DINOv2SmallRegisters": ("block1", "block1_norm1"),
 }
 # Prefixes of layer names in a block, such as 'stage2_block1_' or 'expanded_conv_3_'.
 BLOCK = re.compile(
@@ -65,9 +67,10 @@ def test_the_table_has_the_documented_names_and_keras_has_them_too() -> None:
     document = (Path(__file__).resolve().parents[1] / "docs" / "backbones.md").read_text()
     documented = ", ".join(re.findall(r"^\| ([A-Z].+?) \|", document, re.MULTILINE)).split(", ")
     assert sorted(documented) == sorted(BACKBONES)
-    assert len(documented) == 37
+    assert len(documented) == 62
     assert all(name == backbone.name for name, backbone in BACKBONES.items())
-    assert all(hasattr(keras.applications, name) for name in {*documented} - {"SmallResNet"})
+    own = ("SmallResNet", "ViT", "DeiT", "DINOv2")
+    assert all(hasattr(keras.applications, n) for n in documented if not n.startswith(own))
 
 
 def test_the_table_imports_neither_tensorflow_nor_keras() -> None:
@@ -106,6 +109,9 @@ UNCHANGED = (255.0, 0.0, 127.5)
         ("EfficientNetV2S", UNCHANGED),
         ("ConvNeXtTiny", UNCHANGED),
         ("SmallResNet", MINUS_ONE_TO_ONE),
+        ("ViTTiny384", MINUS_ONE_TO_ONE),
+        ("DeiT3Small", MEAN_AND_DEVIATION),
+        ("DINOv2Small", MEAN_AND_DEVIATION),
     ],
 )
 def test_preprocessing_of_a_known_pixel(name: str, expected: tuple[float, ...]) -> None:
@@ -211,7 +217,7 @@ def test_error_for_an_unknown_backbone_lists_the_nearest(name: str, message: str
 
 def test_minimum_size() -> None:
     assert model_of("Xception").input_shape == (None, 71, 71, 3)
-    with pytest.raises(UserError, match=r"^image_size is 70; Xception takes at least 71$"):
+    with pytest.raises(UserError, match=r"^image_size is 70; expected at least 71 for Xception$"):
         build_backbone(BACKBONES["Xception"], 70, None)
 
 

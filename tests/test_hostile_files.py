@@ -134,10 +134,13 @@ def test_a_pickle_is_not_unpickled(tmp_path):
     content = pickle.dumps(Payload(harm))
     for name in ("pickle.h5", "pickle.weights.h5", "pickle.keras"):
         (tmp_path / name).write_bytes(content)
-        assert "cannot be read" in refused(tmp_path / name)
+        assert "is a Python pickle, as of torch.save" in refused(tmp_path / name)
     with zipfile.ZipFile(tmp_path / "archive.keras", "w") as archive:
         archive.writestr("model.weights.h5", content)
     assert "cannot be read" in refused(tmp_path / "archive.keras")
+    with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:
+        archive.writestr("model/data.pkl", content)
+    assert "save_file(torch.load(FILE, weights_only=True)" in refused(tmp_path / "model.pth")
     assert not harm.exists()
     pickle.loads(content)  # unpickling does create the folder
     assert harm.exists()

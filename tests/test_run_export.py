@@ -26,7 +26,9 @@ from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.evaluation.scores import Predictions
 from research.loop.builder import build_network
-from research.models.backbone_table import find_backbone
+from research.models.backbone import Backbone, Stage
+from research.models.backbone_table import BACKBONES, find_backbone
+from research.models.vision_transformer import build_vision_transformer
 from research.serving.answers import OneLabel, answers_of
 from research.serving.export import export, preprocessing_layer, serving_model
 from research.serving.predict import find_files, predict_files
@@ -106,21 +108,34 @@ def ask(folder: Path, *questions: str | Path) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in json.loads(process.stdout).items()}
 
 
+def one_block() -> Backbone:
+    """A vision transformer with every kind of layer, and one block."""
+
+    def build(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
+        options = {"registers": 4, "layer_scale": 0.1, "with_mean": True}
+        return build_vision_transformer(input_shape, weights, "vit", 64, 1, 16, 64, **options)
+
+    return dataclasses.replace(find_backbone("ViTTiny"), build=build, stages=(Stage("stem"),))
+
+
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
     """Models with each kind of preprocessing as Keras files, photos, and their probabilities.
 
-    Scaling, division by deviations in the backbone, and BGR minus means.
+    Scaling, division by deviations in the backbone, BGR minus means, and a vision transformer.
     """
     folder = tmp_path_factory.mktemp("kinds")
     pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
     np.savez(folder / "photos.npz", pixels=pixels)
     wanted = {}
     blocks = [{**block, "repeats": 1} for block in efficientnet.DEFAULT_BLOCKS_ARGS]
-    for name in ("SmallResNet", "EfficientNetB0", "VGG16"):
+    for name in ("SmallResNet", "EfficientNetB0", "VGG16", "ViTTiny"):
         backbone = "SmallResNet" if name == "VGG16" else name  # its weights would take 60 MB
         config = dataclasses.replace(SMALL_CONFIG, backbone=backbone, unfreeze_from="none")
-        with mock.patch.object(efficientnet, "DEFAULT_BLOCKS_ARGS", blocks):
+        with (
+            mock.patch.object(efficientnet, "DEFAULT_BLOCKS_ARGS", blocks),
+            mock.patch.dict(BACKBONES, ViTTiny=one_block()),
+        ):
             built = build_network(config, ("a", "b", "c"))
         preprocessing = find_backbone(name).preprocessing
         built = dataclasses.replace(
@@ -264,7 +279,7 @@ def test_a_saved_model_applies_the_exif_orientation(exported, photos):
 
 
 def test_each_kind_of_preprocessing_is_exported(kinds, answers):
-    assert len(kinds.wanted) == 3
+    assert len(kinds.wanted) == 4
     for path, wanted in kinds.wanted.items():
         assert answers[path] == pytest.approx(wanted, abs=PIXELS), path
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import keras
 import tensorflow as tf
 
 from research.loop.steps import Network
+from research.models.split import crossing_tensors
+from research.models.vision_transformer import last_normalization, to_map
+from research.models.wrapper import Wrapper
 
 
 def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -12,7 +18,8 @@ def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tens
 
     The map is the sum of the channels of the backbone's last feature map, weighted by the mean
     gradient of the class's logit. It has the resolution of that feature map: about one value per 32
-    pixels of the image.
+    pixels of the image. The features of a vision transformer have no place. Its map is made from
+    the normalized patch tokens before the attention of the last block: one value per patch.
 
     Args:
       network: the network to explain.
@@ -26,15 +33,49 @@ def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tens
     """
     batch = {"image": images, "weight": tf.ones(tf.shape(images)[0])}
     parts, model = network.parts, network.model
-    features = parts.features(network.activations(batch), batch["weight"], training=False)
-    features = tf.cast(features, tf.float32)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(features)
-        logits = model.head(model.pooling(features), training=False)
-        if logits.shape[-1] == 1:
-            logits = tf.concat([-logits, logits], axis=-1)
-        of_class = tf.gather(logits, classes, batch_dims=1)
-    gradients = tape.gradient(of_class, features)
+    if (layer := last_normalization(model.backbone)) is None:
+        features = parts.features(network.activations(batch), batch["weight"], training=False)
+        features = tf.cast(features, tf.float32)
+        gradients = _gradients(model, lambda places: places, features, classes)
+    else:
+        features, gradients = _of_patches(model, layer, images, classes)
     weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
     maps = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
     return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True))
+
+
+def _gradients(
+    model: Wrapper,
+    rest: Callable[[tf.Tensor], tf.Tensor],
+    values: tf.Tensor,
+    classes: tf.Tensor,
+) -> tf.Tensor:
+    """Returns the gradients of the logits of classes with respect to the input of `rest`."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        logits = model.head(model.pooling(rest(values)), training=False)
+        if logits.shape[-1] == 1:
+            logits = tf.concat([-logits, logits], axis=-1)
+        of_class = tf.gather(logits, classes, batch_dims=1)
+    return tape.gradient(of_class, values)
+
+
+def _of_patches(
+    model: Wrapper, layer: keras.Layer, images: tf.Tensor, classes: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the patch tokens that a layer of a vision transformer normalizes, as a map.
+
+    Returns:
+      The tokens and the gradients of the logits, float32 (batch, height', width', channels).
+    """
+    backbone = model.backbone
+    # The tokens that the block's branch is added to, and the normalized tokens.
+    after = backbone.layers.index(layer) + 1
+    tokens = [t for t in crossing_tensors(backbone, after) if t is not layer.output]
+    below = keras.Model(backbone.input, [*tokens, layer.output])
+    above = keras.Model([*tokens, layer.output], backbone.output)
+    *others, values = below(images, training=False)
+    gradients = _gradients(
+        model, lambda changed: above([*others, changed], training=False), values, classes
+    )
+    return to_map(backbone, values), to_map(backbone, gradients)

@@ -51,6 +51,7 @@ class Backbone:
         the input of the model, of the same shape.
       stages: in order from input to output. The first stage starts at layer 0.
       minimum_size: smallest image height and width in pixels.
+      patch: image heights and widths are multiples of this number of pixels.
     """
 
     name: str
@@ -58,6 +59,25 @@ class Backbone:
     preprocessing: Preprocessing
     stages: tuple[Stage, ...]
     minimum_size: int = 32
+    patch: int = 1
+
+    def check_size(self, image_size: int) -> None:
+        """Raises `UserError` if photos of this height and width do not fit the backbone."""
+        if image_size < self.minimum_size:
+            raise UserError(
+                f"image_size is {image_size}; expected at least {self.minimum_size} for {self.name}"
+            )
+        if image_size % self.patch:
+            lower = image_size - image_size % self.patch
+            raise UserError(
+                f"image_size is {image_size}; {self.name} has patches of {self.patch} pixels: "
+                f"expected a multiple, such as {lower} or {lower + self.patch}"
+            )
+
+    def nearest_size(self, image_size: float) -> int:
+        """Returns the nearest size for evaluation: a multiple of 32 pixels, or of the patch."""
+        step = self.patch if 32 % self.patch else 32
+        return step * max(1, round(image_size / step))
 
 
 def build_backbone(
@@ -67,19 +87,16 @@ def build_backbone(
 
     Args:
       backbone: an entry of the table.
-      image_size: height and width in pixels, at least `backbone.minimum_size`.
+      image_size: height and width in pixels; see `Backbone.check_size`.
       weights: 'imagenet', which Keras downloads once to ~/.keras, or None for random weights.
 
     Returns:
       A functional model. Its input is the output of `backbone.preprocessing`.
 
     Raises:
-      UserError: if the image size is too small, or if the weights cannot be downloaded.
+      UserError: if the image size does not fit, or if the weights cannot be downloaded.
     """
-    if image_size < backbone.minimum_size:
-        raise UserError(
-            f"image_size is {image_size}; {backbone.name} takes at least {backbone.minimum_size}"
-        )
+    backbone.check_size(image_size)
     input_shape = (image_size, image_size, 3)
     if weights is None:
         return backbone.build(input_shape, None)

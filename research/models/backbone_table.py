@@ -96,6 +96,39 @@ def _family(
     )
 
 
+def _vision_transformer(
+    name: str,
+    module: str,
+    size: str,
+    patch: int,
+    trained_size: int,
+    registers: int = 0,
+    layer_scale: float | None = None,
+    with_mean: bool = False,
+) -> Backbone:
+    """Returns the entry of a transformer; see `build_vision_transformer` for the arguments."""
+    width, depth = _TRANSFORMER_SIZES[size]
+
+    def build(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
+        from research.models.vision_transformer import build_vision_transformer
+
+        return build_vision_transformer(
+            input_shape,
+            weights,
+            name,
+            width,
+            depth,
+            patch,
+            trained_size,
+            registers,
+            layer_scale,
+            with_mean,
+        )
+
+    stages = _stages("stem", **{f"block{n}": f"block{n}_" for n in range(depth)})
+    return Backbone(name, build, keras_preprocessing(module), stages, 2 * patch, patch)
+
+
 def _stages(first: str, **first_layers: int | str) -> tuple[Stage, ...]:
     """Returns the stage at layer 0, and a stage for each keyword."""
     return Stage(first), *(Stage(name, layer) for name, layer in first_layers.items())
@@ -130,6 +163,52 @@ _CONV_STAGES = _stages("stem", conv2="conv2_", conv3="conv3_", conv4="conv4_", c
 # Keras generates the names of InceptionV3's convolutions, so its stages are given by index.
 _INCEPTION_STARTS = (18, 41, 64, 87, 101, 133, 165, 197, 229, 249, 280)
 
+# Width and depth.
+_TRANSFORMER_SIZES = {
+    "Tiny": (192, 12),
+    "Small": (384, 12),
+    "Medium": (512, 12),
+    "Base": (768, 12),
+    "Large": (1024, 24),
+}
+# Names end in the pretrained image size, unless it is 224 (ViT, DeiT) or 518 pixels (DINOv2). ViT
+# scales photos to [-1, 1]; DeiT and DINOv2 with the mean and the deviation of ImageNet.
+_TRANSFORMERS = (
+    *(
+        _vision_transformer(f"ViT{size}{ending}", "resnet_v2", size, 16, pixels)
+        for ending, pixels in (("", 224), ("384", 384))
+        for size in ("Tiny", "Small", "Base", "Large")
+    ),
+    *(
+        _vision_transformer(f"DeiT{size}{ending}", "densenet", size, 16, pixels)
+        for size, ending, pixels in (
+            ("Tiny", "", 224),
+            ("Small", "", 224),
+            ("Base", "", 224),
+            ("Base", "384", 384),
+        )
+    ),
+    *(
+        _vision_transformer(f"DeiT3{size}{ending}", "densenet", size, 16, pixels, 0, 1e-6)
+        for size, ending, pixels in (
+            ("Small", "", 224),
+            ("Medium", "", 224),
+            ("Base", "", 224),
+            ("Large", "", 224),
+            ("Small", "384", 384),
+            ("Base", "384", 384),
+            ("Large", "384", 384),
+        )
+    ),
+    *(
+        _vision_transformer(
+            f"DINOv2{size}{ending}", "densenet", size, 14, 518, registers, 1e-5, with_mean=True
+        )
+        for ending, registers in (("", 0), ("Registers", 4))
+        for size in ("Small", "Base", "Large")
+    ),
+)
+
 _ENTRIES = (
     *_family("VGG16 VGG19", "vgg16", _blocks(5)),
     *_family(
@@ -160,6 +239,7 @@ _ENTRIES = (
     ),
     *_family("EfficientNetV2M EfficientNetV2L", "efficientnet_v2", _efficientnet_stages(7)),
     *(entry for size in ("Tiny", "Small", "Base", "Large", "XLarge") for entry in _convnext(size)),
+    *_TRANSFORMERS,
     Backbone(
         name="SmallResNet",
         build=_small_resnet,

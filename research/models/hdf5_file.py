@@ -83,9 +83,30 @@ def _other_format(path: str) -> str | None:
         return f"is a TensorFlow checkpoint; give the file that {EXPORT} writes for its run"
     if os.path.exists(os.path.join(path, "saved_model.pb")):
         return "is a SavedModel; save the Keras model that it was made from as FILE.keras"
+    if os.path.isfile(path) and _is_pickle(path):
+        return (
+            "is a Python pickle, as of torch.save, and could run any code; convert it with the "
+            "package safetensors: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+            "'FILE.safetensors')"
+        )
     if path.endswith(".weights.json") and os.path.isfile(path):
         return "lists several files; save the weights in one, with save_weights('NAME.weights.h5')"
     return None
+
+
+def _is_pickle(path: str) -> bool:
+    """Returns whether the content is a pickle, or an archive of torch.save, which contains one."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start[:1] == b"\x80" and start[1:] in (b"\2", b"\3", b"\4", b"\5"):
+        return True
+    if start != b"PK" or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except UNREADABLE_ARCHIVE:
+        return False  # the reader of archives reports it
 
 
 def _read_member(archive: zipfile.ZipFile, path: str) -> bytes:

@@ -1,6 +1,7 @@
 """Loads the weights of a backbone from a file: all of them, or none.
 
-`hdf5_file.py` opens the file. Two layouts are supported:
+`safetensors_file.py` opens files for PyTorch, and `torch_weights.py` finds the weights in them.
+`hdf5_file.py` opens all others. Two layouts are supported in HDF5:
 
 - Keras 3 (`*.weights.h5`, and `model.weights.h5` inside a `.keras` archive; keras/src/saving/
   saving_lib.py): one group per layer, named after the layer's class and its number among the layers
@@ -28,7 +29,11 @@ import ml_dtypes
 import numpy as np
 
 from research.models.hdf5_file import ALLOWED_BYTES, open_weights
-from research.system.errors import UserError
+from research.models.safetensors_file import is_safetensors, read_safetensors
+from research.models.torch_weights import DoesNotFitError, torch_parts
+from research.system.errors import UserError, one_line
+
+Values = list[tuple[keras.Variable, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ def load_weights(model: keras.Model, path: str) -> LoadReport:
 
     Args:
       model: a built functional model, such as a backbone.
-      path: Keras weights (`*.weights.h5`, or HDF5 of Keras 2), or a saved model (`.keras`, `.h5`).
+      path: Keras weights (`*.weights.h5`, or HDF5 of Keras 2), a saved model (`.keras`, `.h5`), or
+        weights of timm or Hugging Face (`.safetensors`).
         A saved model is either this model or contains it, as a nested model or as layers that
         follow each other.
         The content decides the format, not the name. In the layout of Keras 3, layers that consist
@@ -131,6 +137,18 @@ def load_weights(model: keras.Model, path: str) -> LoadReport:
       UserError: if the file does not exist, has another format, or does not contain every variable
         in the right shape. The variables of the model are then unchanged.
     """
+    read = _torch_values if is_safetensors(path) else _keras_values
+    values, left_out = read(model, path)
+    for variable, value in values:
+        variable.assign(value)
+    for _, layer in _leaves(model):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # computes the constants that the layer uses
+    return LoadReport(path, len(values), len(model.weights), left_out)
+
+
+def _keras_values(model: keras.Model, path: str) -> tuple[Values, int]:
+    """Returns the values of all variables, and the number of other variables in an HDF5 file."""
     size = sum(math.prod(variable.shape) for variable in model.weights)
     with open_weights(path, 8 * size) as (groups, arrays):
         prefix = _keras2_prefix(groups)
@@ -144,12 +162,23 @@ def load_weights(model: keras.Model, path: str) -> LoadReport:
             for pair in pairs
             for variable, array in zip(pair.variables, pair.arrays or (), strict=True)
         ]
-    for variable, value in values:
-        variable.assign(value)
-    for _, layer in _leaves(model):
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # computes the constants that the layer uses
-    return LoadReport(path, len(values), len(model.weights), stored - len(values))
+    return values, stored - len(values)
+
+
+def _torch_values(model: keras.Model, path: str) -> tuple[Values, int]:
+    """Returns the values of all variables, and the number of tensors that are not used."""
+    stored = read_safetensors(path)
+    try:
+        parts, left_out = torch_parts([layer for _, layer in _leaves(model)], stored)
+        return [
+            (one, _finite(one, part.read(), f"the tensor of {one.path}")) for one, part in parts
+        ], left_out
+    except DoesNotFitError as error:
+        raise _misfit(path, str(error)) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"weights file {path} cannot be read ({one_line(error)}); give another file"
+        ) from error
 
 
 def _fitting(candidates: Iterable[_Candidate], path: str) -> list[_Pair]:
@@ -161,8 +190,12 @@ def _fitting(candidates: Iterable[_Candidate], path: str) -> list[_Pair]:
             return candidate.pairs
         if number == 0 or len(found) < len(problems):
             problems = found
-    raise UserError(
-        f"weights file {path} does not fit: {problems[0]}; give a file of the same backbone, or "
+    raise _misfit(path, problems[0])
+
+
+def _misfit(path: str, problem: str) -> UserError:
+    return UserError(
+        f"weights file {path} does not fit: {problem}; give a file of the same backbone, or "
         "--weights=none"
     )
 
@@ -172,10 +205,14 @@ def _value(variable: keras.Variable, array: h5py.Dataset) -> np.ndarray:
     stored = np.asarray(array[()])
     if _is_bfloat16(array):
         stored = stored.view(ml_dtypes.bfloat16)
+    return _finite(variable, stored, array.name)
+
+
+def _finite(variable: keras.Variable, stored: np.ndarray, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         value = stored.astype(variable.dtype)
     if not np.isfinite(value.astype(np.float64)).all():
-        raise ValueError(f"{array.name} contains a value that is not a finite {variable.dtype}")
+        raise ValueError(f"{name} contains a value that is not a finite {variable.dtype}")
     return value
 
 

@@ -239,8 +239,9 @@ class TrainConfig(PhotoConfig):
     evaluation_scale: float = settings.rate(
         1.2,
         "run_eval.py resizes photos to --image_size times this factor, rounded to a multiple of 32 "
-        "pixels. Networks are often more accurate at a larger size than in training (FixRes). Give "
-        "1 for images whose content always has the same scale, such as scans and digits",
+        "pixels, or of the patch of a transformer. Networks are often more accurate at a larger "
+        "size than in training (FixRes). Give 1 for images whose content always has the same "
+        "scale, such as scans and digits",
         maximum=8.0,
     )
     bn_mode: str = settings.choice(
@@ -346,11 +347,9 @@ class TrainConfig(PhotoConfig):
             )
         if self.weights not in WEIGHTS_BY_NAME:
             object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))
-        smallest = find_backbone(self.backbone).minimum_size
-        if self.image_size < smallest:
-            raise UserError(
-                f"image_size is {self.image_size}; expected at least {smallest} for {self.backbone}"
-            )
+        backbone = find_backbone(self.backbone)
+        backbone.check_size(self.image_size)
+        smallest = backbone.minimum_size
         if not smallest <= self.evaluation_size <= 4096:
             raise UserError(
                 f"evaluation_scale is {self.evaluation_scale}, which gives an evaluation size of "
@@ -403,7 +402,7 @@ class TrainConfig(PhotoConfig):
         """Height and width in pixels of the photos in evaluation and prediction."""
         if self.evaluation_scale == 1:
             return self.image_size
-        return 32 * max(1, round(self.image_size * self.evaluation_scale / 32))
+        return find_backbone(self.backbone).nearest_size(self.image_size * self.evaluation_scale)
 
     def to_json(self) -> str:
         """Returns the settings as a JSON object, one setting per line."""

@@ -13,6 +13,7 @@ from research.evaluation.grad_cam import grad_cam
 from research.loop.builder import build_network
 from research.loop.steps import Network
 from research.models.split import split_backbone
+from research.models.vision_transformer import build_vision_transformer
 from research.models.wrapper import Wrapper
 from tests.helpers import SMALL_CONFIG
 
@@ -48,6 +49,41 @@ def test_evidence_is_found_at_its_place(classes):
 def test_the_map_is_0_without_evidence():
     images = tf.zeros((1, 32, 32, 3))
     assert not grad_cam(bright_spots(2), images, tf.constant([1])).numpy().any()
+
+
+def bright_patches(frozen: int) -> Network:
+    """Returns a vision transformer whose class token gets the mean colour of the patches.
+
+    Red is in channel 0 and green in channel 2. Channels 1 and 3 are their negatives, because the
+    mean of a token is subtracted from it. The first `frozen` layers are in the trunk.
+    """
+    backbone = build_vision_transformer((32, 32, 3), None, "bright", 64, 1, 8, 32)
+    for variable in backbone.weights:
+        if variable.name != "gamma":
+            variable.assign(tf.zeros_like(variable))
+    patches = backbone.get_layer("embedding").get_layer("patches")
+    kernel = np.zeros((8, 8, 3, 64), np.float32)
+    kernel[:, :, 0, :2] = kernel[:, :, 1, 2:4] = [1, -1]
+    patches.kernel.assign(kernel)
+    value = np.concatenate([np.zeros((64, 128)), np.eye(64)], axis=1)  # equal shares of attention
+    backbone.get_layer("block0_qkv").kernel.assign(value)
+    backbone.get_layer("block0_proj").kernel.assign(np.eye(64))
+    model = Wrapper(backbone, 3)
+    model.head.set_weights([np.eye(64)[:, [0, 2, 4]], np.zeros(3)])
+    return Network(model, split_backbone(backbone, frozen))
+
+
+@pytest.mark.parametrize("frozen", [0, 5, 11])
+def test_evidence_in_a_vision_transformer_is_found_at_its_patch(frozen):
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    image[0, 8:16, 24:32, 0] = 1  # red: place (1, 3) of the map of 4 x 4
+    image[0, 16:24, :8, 1] = 1  # green: place (2, 0)
+    images = tf.constant(np.repeat(image, 3, axis=0))
+    red, green, other = grad_cam(bright_patches(frozen), images, tf.constant([0, 1, 2])).numpy()
+    assert np.argwhere(red).tolist() == [[1, 3]]
+    assert np.argwhere(green).tolist() == [[2, 0]]
+    assert red.max() == green.max() == 1
+    assert not other.any()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Subject:
     Attributes:
       name: a short description.
       file: its path, or a pattern, below the folder of the valid files.
-      reader: `weights`, `run` or `cache`; see `Reader.read`.
+      reader: `weights`, `transformer`, `run` or `cache`; see `Reader.read`.
       mutations: functions that damage it, by name.
     """
 
@@ -58,6 +58,7 @@ SUBJECTS = (
     Subject("archive of Keras 3", "weights/small.keras", "weights"),
     Subject("compressed archive", "weights/compressed.keras", "weights"),
     Subject("model of Keras 2", "weights/small.h5", "weights"),
+    Subject("safetensors", "transformer/small.safetensors", "transformer"),
     Subject("SavedModel", "weights/saved_model/saved_model.pb", "weights"),
     Subject("checkpoint's index", "run/checkpoints/latest/step-7.index", "run"),
     Subject("index, resealed", "run/checkpoints/latest/step-7.index", "run", {"reseal": reseal}),
@@ -113,7 +114,12 @@ def serve(connection: Connection, folder: Path) -> None:
         connection.send((outcome if grown < MAX_MEMORY else f"memory: {grown:,} bytes", grown))
 
 
-VALID_FILES = {"weights": "weights/small.weights.h5", "run": "run", "cache": "cache"}
+VALID_FILES = {
+    "weights": "weights/small.weights.h5",
+    "transformer": "transformer/small.safetensors",
+    "run": "run",
+    "cache": "cache",
+}
 
 
 class Server:

@@ -20,9 +20,11 @@ class Reader:
         import keras
         import tensorflow as tf
 
+        from research.models.vision_transformer import build_vision_transformer
         from research.models.wrapper import Wrapper
 
         self._backbone = small_backbone()
+        self._transformer = build_vision_transformer((16, 16, 3), None, "small", 64, 1, 8, 16)
         self._state = tf.train.Checkpoint(
             model=Wrapper(self._backbone, 2, 0), step=tf.Variable(7, dtype=tf.int64), averages=[]
         )
@@ -31,6 +33,7 @@ class Reader:
     def write(self, folder: Path) -> None:
         """Writes a valid file of each kind into an empty folder."""
         write_weights(self._backbone, folder / "weights")
+        write_transformer(folder / "transformer")
         write_run(self._state, folder / "run")
         write_cache(folder / "cache")
 
@@ -38,7 +41,7 @@ class Reader:
         """Returns the content of weights, or of the run or trunk cache with a file.
 
         Args:
-          reader: `weights`, `run` or `cache`.
+          reader: `weights`, `transformer` for weights of timm, `run` or `cache`.
           folder: the folder with the run or the cache.
           file: the weights.
 
@@ -48,12 +51,13 @@ class Reader:
         Raises:
           UserError: the file is refused.
         """
-        if reader == "weights":
+        if reader in ("weights", "transformer"):
             from research.models.weights import load_weights
 
             self._forget()
-            load_weights(self._backbone, str(file))
-            return [variable.numpy() for variable in self._backbone.weights]
+            model = self._backbone if reader == "weights" else self._transformer
+            load_weights(model, str(file))
+            return [variable.numpy() for variable in model.weights]
         if reader == "run":
             return self._read_run(folder / "run")
         from research.loop.trunk.store import CacheStore
@@ -114,6 +118,34 @@ def write_weights(model: Any, folder: Path) -> None:
                 target.create_dataset(name, data=item[()], chunks=True, **filters)
     with zipfile.ZipFile(folder / "compressed.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(folder / "small.weights.h5", "model.weights.h5")
+
+
+def write_transformer(folder: Path) -> None:
+    """Writes weights of a very small vision transformer, with the names of timm."""
+    from tests.models.safetensors_files import write_safetensors
+
+    shapes = {
+        "cls_token": (1, 1, 64),
+        "pos_embed": (1, 5, 64),
+        "patch_embed.proj.weight": (64, 3, 8, 8),
+        "blocks.0.attn.qkv.weight": (192, 64),
+        "blocks.0.attn.qkv.bias": (192,),
+        "blocks.0.attn.proj.weight": (64, 64),
+        "blocks.0.mlp.fc1.weight": (256, 64),
+        "blocks.0.mlp.fc1.bias": (256,),
+        "blocks.0.mlp.fc2.weight": (64, 256),
+    }
+    biases = ("patch_embed.proj.bias", "blocks.0.attn.proj.bias", "blocks.0.mlp.fc2.bias")
+    norms = [
+        f"{name}.{kind}"
+        for name in ("blocks.0.norm1", "blocks.0.norm2", "norm")
+        for kind in ("weight", "bias")
+    ]
+    random = np.random.default_rng(0)
+    all_shapes = {**shapes, **dict.fromkeys([*biases, *norms], (64,))}
+    tensors = {name: random.normal(size=shape) for name, shape in all_shapes.items()}
+    folder.mkdir()
+    write_safetensors(folder / "small.safetensors", tensors)
 
 
 def write_run(state: Any, folder: Path) -> None:

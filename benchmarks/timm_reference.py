@@ -1,0 +1,166 @@
+"""Compares transformers and ConvNeXt with timm: the same random weights, photos of two sizes.
+
+python -m benchmarks.timm_reference                      # installs timm in a temporary folder
+python -m benchmarks.timm_reference --python=PYTHON      # an interpreter that has timm
+
+timm and PyTorch run in an environment of their own. timm writes its weights as safetensors, which
+this project reads with `--weights`, so the names and shapes of the weights are compared too. The
+preprocessing is that of timm's configuration and of the table of backbones.
+
+The result also has the features of three very small networks, which the tests compare with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import ROOT, print_table, write_result
+from benchmarks.timm_forward import photos
+
+PACKAGES = ("torch", "timm", "safetensors")
+SIZES = {"Tiny": "tiny", "Small": "small", "Medium": "medium", "Base": "base", "Large": "large"}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+# The options are those of timm; the tests build the same networks of Keras layers.
+SMALL_NETWORKS = (
+    {
+        "name": "small_vit",
+        "class": "VisionTransformer",
+        "options": {
+            "img_size": 24,
+            "patch_size": 8,
+            "embed_dim": 128,
+            "depth": 2,
+            "num_heads": 2,
+            "num_classes": 0,
+            "dynamic_img_size": True,
+        },
+        "sizes": (24, 40),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+    },
+    {
+        "name": "small_dinov2",
+        "class": "VisionTransformer",
+        "options": {
+            "img_size": 35,
+            "patch_size": 7,
+            "embed_dim": 64,
+            "depth": 2,
+            "num_heads": 1,
+            "num_classes": 0,
+            "init_values": 0.1,
+            "reg_tokens": 4,
+            "no_embed_class": True,
+            "dynamic_img_size": True,
+        },
+        "sizes": (35, 21),
+        **IMAGENET,
+    },
+    {
+        "name": "small_convnext",
+        "class": "ConvNeXt",
+        "options": {"dims": (4, 8, 12, 16), "depths": (3, 3, 9, 3), "num_classes": 0},
+        "sizes": (32, 64),
+        **IMAGENET,
+    },
+)
+
+
+def timm_name(backbone: str) -> str:
+    """Returns the name of a backbone in timm, such as vit_small_patch14_reg4_dinov2."""
+    pixels = "384" if backbone.endswith("384") else "224"
+    size = next(name for word, name in SIZES.items() if word in backbone)
+    if backbone.startswith("DINOv2"):
+        return f"vit_{size}_patch14_{'reg4_' * backbone.endswith('Registers')}dinov2"
+    if backbone.startswith("ConvNeXt"):
+        return f"convnext_{'x' * ('XLarge' in backbone)}{size}"
+    kind = "deit3" if backbone.startswith("DeiT3") else backbone[:4].rstrip("TSBL").lower()
+    return f"{'vit' if backbone.startswith('ViT') else kind}_{size}_patch16_{pixels}"
+
+
+def job_of(backbone: str) -> dict[str, Any]:
+    """Returns what timm computes for a backbone, at the pretrained size and at a smaller one."""
+    if backbone.startswith("ConvNeXt"):
+        return {"name": backbone, "model": timm_name(backbone), "options": {}, "sizes": (224, 160)}
+    sizes = (518, 224) if backbone.startswith("DINOv2") else (224, 160)
+    sizes = (384, 256) if backbone.endswith("384") else sizes
+    options = {"dynamic_img_size": True}
+    return {"name": backbone, "model": timm_name(backbone), "options": options, "sizes": sizes}
+
+
+def run_timm(python: str, folder: Path, jobs: list[dict[str, Any]]) -> None:
+    """Runs jobs where timm is installed; the results are in the folder."""
+    (folder / "job.json").write_text(json.dumps(jobs))
+    program = str(ROOT / "benchmarks" / "timm_forward.py")
+    subprocess.run([python, program, str(folder)], check=True)
+
+
+def deviation(backbone: str, folder: Path, size: int, wanted: np.ndarray) -> float:
+    """Returns the largest deviation of a backbone's features, relative to the largest value."""
+    from research.models.backbone import build_backbone
+    from research.models.backbone_table import find_backbone
+    from research.models.weights import load_weights
+
+    entry = find_backbone(backbone)
+    model = build_backbone(entry, size, None)
+    load_weights(model, str(folder / f"{backbone}.safetensors"))
+    found = np.asarray(model(entry.preprocessing(photos(size))))
+    wanted = wanted[..., : found.shape[-1]]  # timm returns the mean of the tokens too
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--python", help="interpreter with timm; default: timm is installed")
+    parser.add_argument("--backbones", nargs="*", help="default: all that timm has too")
+    arguments = parser.parse_args()
+    from research.system.environment import import_tensorflow
+
+    import_tensorflow()
+    from research.models.backbone_table import BACKBONES
+
+    kinds = ("ViT", "DeiT", "DINOv2", "ConvNeXt")
+    names = arguments.backbones or [name for name in BACKBONES if name.startswith(kinds)]
+    rows: list[dict[str, Any]] = []
+    small: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, python = Path(temporary), arguments.python
+        if python is None:
+            venv.create(folder / "timm", with_pip=True)
+            python = str(folder / "timm" / "bin" / "python")
+            subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        run_timm(python, folder, [dict(job) for job in SMALL_NETWORKS])
+        for job in SMALL_NETWORKS:
+            results = np.load(folder / f"{job['name']}.npz")
+            shapes = json.loads((folder / f"{job['name']}.json").read_text())
+            small[str(job["name"])] = {
+                "tensors": {name: " ".join(map(str, shape)) for name, shape in shapes.items()},
+                "features": {
+                    size: " ".join(f"{value:.7g}" for value in results[size].ravel())
+                    for size in results.files
+                },
+            }
+        for name in names:
+            run_timm(python, folder, [job_of(name)])
+            results = np.load(folder / f"{name}.npz")
+            for size in map(int, results.files):
+                relative = deviation(name, folder, size, results[str(size)])
+                rows.append({"backbone": name, "timm": timm_name(name), "size": size})
+                rows[-1]["deviation"] = relative
+                print(rows[-1], file=sys.stderr, flush=True)
+            (folder / f"{name}.safetensors").unlink()
+    print_table(rows)
+    write_result("timm_reference", {"rows": rows, "small_networks": small})
+
+
+if __name__ == "__main__":
+    main()
