@@ -218,15 +218,15 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
 
 
 def test_a_missing_worker_is_waited_for_until_the_timeout(photos, tmp_path):
-    flags = [*FLAGS, f"--image_folder={photos}", "--worker_timeout=6"]
+    flags = [*FLAGS, f"--image_folder={photos}", "--worker_timeout=3"]
     with Workers(tmp_path, [flags]) as workers:
         code, _, error = workers.wait(0, 90)
     assert code != 0
     note, line = error.splitlines()[-2:]
     assert re.fullmatch(
-        r"note: this is worker 0 of 2, the chief; waiting for 127.0.0.1:\d+, at most 6 s", note
+        r"note: this is worker 0 of 2, the chief; waiting for 127.0.0.1:\d+, at most 3 s", note
     )
-    assert "connected within 6 s; start every worker" in line
+    assert "connected within 3 s; start every worker" in line
     assert "--worker_timeout" in line
     assert not (tmp_path / "host0" / "run").exists()
 
