@@ -13,7 +13,10 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import SMALL_RUN, make_once, read_metrics, run_script
+from research.evaluation.evaluate import evaluate
+from research.settings.program_configs import EvalConfig
+from research.system.errors import UserError
+from tests.helpers import SMALL_RUN, make_once, make_run, read_metrics, run_script
 
 SOURCE = '''
 import numpy as np
@@ -39,11 +42,6 @@ class Patches(Source):
             blue = split == "train" and index == 0
             yield Example(image, np.array([red, green, blue], np.uint8), f"{split}/{index}.png")
 
-
-class Indices(Patches):
-    def examples(self, split):
-        for example in super().examples(split):
-            yield example._replace(label=int(example.label[0]))
 '''
 RUN = (
     *SMALL_RUN,
@@ -184,13 +182,8 @@ def test_labels_that_are_not_those_of_the_task_are_refused_before_training(train
     assert not (tmp_path / "run").exists()
 
 
-def test_runs_of_different_kinds_are_not_compared(trained, tmp_path):
-    (tmp_path / "patches.py").write_text(SOURCE)
-    (tmp_path / "run").symlink_to(trained / "run")
-    flags = (*RUN, "--source=patches.py:Indices", "--epochs=1", "--ckpt_dir=one")
-    succeeded(tmp_path, "run_train.py", *flags, "--steps_per_epoch=1")
-    flags = ("--ckpt_dir=run", "--ckpt_dir=one", "--source=patches.py:Indices")
-    process = run_script(tmp_path, "run_eval.py", *flags)
-    assert process.returncode == 2
-    (line,) = process.stderr.splitlines()
-    assert "expected runs of the same kind: evaluate them one by one" in line
+def test_runs_of_different_kinds_are_not_compared(trained, photo_folder, tmp_path):
+    one = make_run(tmp_path / "one", photo_folder)
+    config = EvalConfig(ckpt_dir=(str(trained / "run"), str(one)))
+    with pytest.raises(UserError, match="expected runs of the same kind: evaluate them one by one"):
+        evaluate(config)

@@ -63,7 +63,7 @@ def averaged_model(config: TrainConfig, checkpoint: str) -> Wrapper:
 
 
 def test_the_metrics_match_a_direct_call_of_the_model(trained, photo_folder):
-    run_script(trained, "run_eval.py", "--ckpt_dir=run", "--checkpoint=latest", "--split=train")
+    run_script(trained, "run_eval.py", "--ckpt_dir=run", "--nopictures", "--split=train")
     (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.train.json")
     figures = json.loads(file.read_text())
     config = TrainConfig.from_json((trained / "run" / "config.json").read_text())
@@ -80,7 +80,7 @@ def test_the_metrics_match_a_direct_call_of_the_model(trained, photo_folder):
 
 def test_another_size_with_mirror_averaging_matches_a_direct_call(trained, photo_folder):
     flags = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation"]
-    flags += ["--image_size=64", "--mirror_averaging=on"]
+    flags += ["--image_size=64", "--mirror_averaging=on", "--nopictures"]
     process = run_script(trained, "run_eval.py", *flags)
     assert process.returncode == 0, process.stderr
     assert "64 x 64 pixels, mean of photo and mirror image" in process.stdout
@@ -105,7 +105,13 @@ def test_averaged_weights_are_evaluated(finished_run, tmp_path):
     assert config["weight_averaging"] > 0
     file.write_text(json.dumps({**config, "evaluation_scale": 2.0}))
     # At the size of the training, the loss is the validation loss of the training.
-    same = ["--ckpt_dir=run", "--checkpoint=latest", "--split=validation", "--image_size=32"]
+    same = [
+        "--ckpt_dir=run",
+        "--checkpoint=latest",
+        "--split=validation",
+        "--image_size=32",
+        "--nopictures",
+    ]
     assert run_script(tmp_path, "run_eval.py", *same).returncode == 0
     (figures,) = (tmp_path / "run" / "checkpoints" / "latest").glob("*.validation.32px.json")
     last = read_metrics(tmp_path / "run")[-1]
@@ -113,7 +119,7 @@ def test_averaged_weights_are_evaluated(finished_run, tmp_path):
         last["validation_loss"], rel=1e-4
     )
     file.write_text(json.dumps({**config, "evaluation_scale": 2.0, "mirror_averaging": True}))
-    process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--checkpoint=latest")
+    process = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run", "--nopictures")
     assert process.returncode == 0, process.stderr
     assert "64 x 64 pixels, mean of photo and mirror image" in process.stdout
 
@@ -121,7 +127,7 @@ def test_averaged_weights_are_evaluated(finished_run, tmp_path):
 def test_the_batch_size_does_not_change_the_metrics(trained):
     found = []
     for size in (1, 7):
-        run_script(trained, "run_eval.py", "--ckpt_dir=run", f"--batch_size={size}")
+        run_script(trained, "run_eval.py", "--ckpt_dir=run", f"--batch_size={size}", "--nopictures")
         (file,) = (trained / "run" / "checkpoints" / "latest").glob("*.test.json")
         found.append(json.loads(file.read_text()))
     assert found[0]["loss"]["value"] == pytest.approx(found[1]["loss"]["value"], rel=1e-5)
@@ -137,6 +143,7 @@ def test_other_photos_with_the_path_of_a_checkpoint(trained, tmp_path):
         "run_eval.py",
         f"--ckpt_dir={trained / 'run'}",
         f"--checkpoint={path}",
+        "--nopictures",
         f"--image_folder={tmp_path / 'other'}",
     )
     assert process.returncode == 0, process.stderr

@@ -39,21 +39,20 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> list[Evaluatio
     """
     if config.watch:
         return watch(config, source)
-    opened = []
-    variants = {}
-    for ckpt_dir in config.ckpt_dir:  # check all runs before the first computation
-        directory = RunDirectory(ckpt_dir)
-        task = task_of_run(directory, directory.read_config(), config.task)
-        variants[variant_of(task)] = ckpt_dir
-        opened.append((directory, open_evaluated(config, directory, task, source)))
-        for checkpoint in config.checkpoint:
-            find_checkpoint(directory.checkpoints, checkpoint)
+    directories = [RunDirectory(ckpt_dir) for ckpt_dir in config.ckpt_dir]
+    tasks = [task_of_run(one, one.read_config(), config.task) for one in directories]
+    variants = dict(zip(map(variant_of, tasks), config.ckpt_dir, strict=True))
     if len(variants) > 1:
         named = " and ".join(map(repr, variants.values()))
         raise UserError(
             f"ckpt_dir is {named}, of which one has one label per photo and the other several; "
             "expected runs of the same kind: evaluate them one by one"
         )
+    opened = []
+    for directory, task in zip(directories, tasks, strict=True):  # before the first computation
+        opened.append((directory, open_evaluated(config, directory, task, source)))
+        for checkpoint in config.checkpoint:
+            find_checkpoint(directory.checkpoints, checkpoint)
     evaluations: list[Evaluation] = []
     for directory, photos in opened:
         evaluator = Evaluator(config, directory, config.checkpoint[0], photos)
