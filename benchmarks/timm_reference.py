@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import ROOT, print_table, write_result
+from benchmarks.harness import RESULTS, ROOT, print_table, write_result
 from benchmarks.timm_forward import photos
 
+NAME = "timm_reference"
 PACKAGES = ("torch", "timm", "safetensors")
 SIZES = {"Tiny": "tiny", "Small": "small", "Medium": "medium", "Base": "base", "Large": "large"}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -83,8 +84,8 @@ def timm_name(backbone: str) -> str:
         return f"vit_{size}_patch14_{'reg4_' * backbone.endswith('Registers')}dinov2"
     if backbone.startswith("ConvNeXt"):
         return f"convnext_{'x' * ('XLarge' in backbone)}{size}"
-    kind = "deit3" if backbone.startswith("DeiT3") else backbone[:4].rstrip("TSBL").lower()
-    return f"{'vit' if backbone.startswith('ViT') else kind}_{size}_patch16_{pixels}"
+    kind = next(kind for kind in ("DeiT3", "DeiT", "ViT") if backbone.startswith(kind))
+    return f"{kind.lower()}_{size}_patch16_{pixels}"
 
 
 def job_of(backbone: str) -> dict[str, Any]:
@@ -121,7 +122,9 @@ def deviation(backbone: str, folder: Path, size: int, wanted: np.ndarray) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--python", help="interpreter with timm; default: timm is installed")
-    parser.add_argument("--backbones", nargs="*", help="default: all that timm has too")
+    parser.add_argument(
+        "--backbones", nargs="*", help="default: all that timm has; others keep results"
+    )
     arguments = parser.parse_args()
     from research.system.environment import import_tensorflow
 
@@ -130,7 +133,9 @@ def main() -> None:
 
     kinds = ("ViT", "DeiT", "DINOv2", "ConvNeXt")
     names = arguments.backbones or [name for name in BACKBONES if name.startswith(kinds)]
-    rows: list[dict[str, Any]] = []
+    earlier = RESULTS / f"{NAME}.json"
+    rows: list[dict[str, Any]] = json.loads(earlier.read_text())["rows"] if earlier.exists() else []
+    rows = [row for row in rows if row["backbone"] not in names]
     small: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder, python = Path(temporary), arguments.python
@@ -159,7 +164,7 @@ def main() -> None:
                 print(rows[-1], file=sys.stderr, flush=True)
             (folder / f"{name}.safetensors").unlink()
     print_table(rows)
-    write_result("timm_reference", {"rows": rows, "small_networks": small})
+    write_result(NAME, {"rows": rows, "small_networks": small})
 
 
 if __name__ == "__main__":

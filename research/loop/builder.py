@@ -23,6 +23,7 @@ from research.data.loader import DataLoader
 from research.data.source import Source
 from research.loop.plan import Plan
 from research.loop.steps import Network
+from research.models import hub
 from research.models.backbone import Backbone, build_backbone, first_trainable_layer, stage_starts
 from research.models.backbone_table import find_backbone
 from research.models.split import split_backbone
@@ -86,11 +87,19 @@ def build_network(
     if is_imagenet:
         origin = f"loaded {total} of {total} variables, ImageNet"
     if with_weights and config.weights not in WEIGHTS_BY_NAME:
-        origin = str(load_weights(base_model, config.weights))
+        origin = _load(base_model, config.weights)
     model = Wrapper(base_model, seed=config.seed, task=task, class_names=class_names)
     freeze_below(base_model, first, config.bn_mode)
     penalize(model, config.l2_penalty)
     return BuiltNetwork(Network(model, split_backbone(base_model, first)), backbone, first, origin)
+
+
+def _load(model: keras.Model, weights: str) -> str:
+    """Loads weights from a file or the hub; returns their source in a few words."""
+    if not weights.startswith(hub.SCHEME):
+        return str(load_weights(model, weights))
+    file = hub.download_weights(weights)
+    return f"{load_weights(model, file.path)}, {weights}, commit {file.commit[:8]}"
 
 
 def make_groups(

@@ -33,6 +33,9 @@ from research.models.safetensors_file import is_safetensors, read_safetensors
 from research.models.torch_weights import DoesNotFitError, torch_parts
 from research.system.errors import UserError, one_line
 
+# Of one kind that the backbone does not have.
+MAX_HEAD_LAYERS = 4
+
 Values = list[tuple[keras.Variable, np.ndarray]]
 
 
@@ -94,15 +97,17 @@ class _Candidate:
       pairs: for each layer of the model.
       stored: the arrays of each layer in this part of the file, by name, in the order of the
         layers. Empty if the file does not keep this order.
+      foreign: why the layers that are left out belong to another network; '' if they may not.
     """
 
     pairs: list[_Pair]
     stored: Mapping[str, Sequence[h5py.Dataset]]
+    foreign: str = ""
 
     def problems(self) -> list[str]:
         """Returns why this part of the file does not fit the model; an empty list if it does."""
         found = [problem for pair in self.pairs if (problem := pair.problem())]
-        return found or self._gap()
+        return found or ([self.foreign] if self.foreign else self._gap())
 
     def _gap(self) -> list[str]:
         """Names a layer that the model does not have, between layers that it has."""
@@ -262,10 +267,38 @@ def _keras3_candidates(
         _Candidate(
             [_Pair(layer.name, layer.weights, ordered.get(root + path)) for path, layer in leaves],
             {},
+            _foreign_kind(root, ordered, {path for path, _ in leaves}),
         )
         for root in sorted(roots, key=lambda root: (root.count("/"), root))
     ]
     return candidates, sum(map(len, ordered.values()))
+
+
+def _foreign_kind(root: str, stored: Iterable[str], paths: set[str]) -> str:
+    """Names a kind of layer that a part of a Keras 3 file has often, and the model not at all.
+
+    The file does not tell where these layers are. A head has only a few layers.
+
+    Args:
+      root: the path of this part.
+      stored: the paths of all layers in the file.
+      paths: the paths of the model's layers, below the root.
+
+    Returns:
+      The problem; '' if there is none.
+    """
+
+    def kind(path: str) -> str:
+        return re.sub(r"_\d+\Z", "", path)
+
+    inner = (path[len(root) :] for path in stored if path.startswith(root))
+    counts = Counter(kind(path) for path in inner if path.count("/") == 1)
+    known = {kind(path) for path in paths}
+    for name, count in counts.items():
+        if name not in known and count > MAX_HEAD_LAYERS:
+            text = name.removeprefix("layers/")
+            return f"it has {count} layers of the kind {text!r}, which this backbone does not have"
+    return ""
 
 
 def _keras2_prefix(groups: Mapping[str, h5py.Group]) -> str | None:

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from research.data.resizing import RESIZES
+from research.models import hub
 from research.models.backbone_table import find_backbone
 from research.optimization.optimizers import OPTIMIZERS
 from research.optimization.schedules import SCHEDULES
@@ -135,7 +136,8 @@ class TrainConfig(PhotoConfig):
     weights: str = settings.declare(
         "imagenet",
         "initial weights of the backbone: 'imagenet', 'none' (random), or a file with Keras "
-        "weights or a saved Keras model that contains the backbone",
+        "weights, a saved Keras model that contains the backbone, or weights of timm or Hugging "
+        "Face (safetensors); hf://OWNER/NAME or hf://OWNER/NAME@REVISION downloads such a file",
     )
     unfreeze_from: str = settings.declare(
         "100",
@@ -341,11 +343,13 @@ class TrainConfig(PhotoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "://" in self.weights:
+        if self.weights.startswith(hub.SCHEME):
+            hub.parse_repository(self.weights)
+        elif "://" in self.weights:
             raise UserError(
                 f"weights is {self.weights!r}, which is a URL; download the file, and give its path"
             )
-        if self.weights not in WEIGHTS_BY_NAME:
+        elif self.weights not in WEIGHTS_BY_NAME:
             object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))
         backbone = find_backbone(self.backbone)
         backbone.check_size(self.image_size)

@@ -162,6 +162,29 @@ def test_tflite_and_onnx(tmp_path):
     assert session.run(None, {"pixels": images})[0] == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("ending", ["weights.h5", "keras", "h5"])
+def test_files_of_keras_also_for_another_size(ending, trained, tmp_path):
+    """An exported classifier contains the backbone as one layer."""
+    path = tmp_path / f"file.{ending}"
+    images = keras.Input((21, 21, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(trained(images))
+    classifier = keras.Model(images, keras.layers.Dense(2)(pooled))
+    (classifier.save_weights if ending == "weights.h5" else classifier.save)(path)
+    loaded = build("small_dinov2", 35)
+    assert load_weights(loaded, str(path)).left_out == 2
+    for one, same in zip(loaded.weights, trained.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), same.numpy())
+
+
+@pytest.mark.parametrize("ending", ["weights.h5", "keras", "h5"])
+def test_scaled_branches_do_not_fit_a_network_without_them(ending, tmp_path):
+    """All other layers have the same shapes: those of DeiT III and of DeiT."""
+    scaled, path = build("small_vit", 24, depth=3, layer_scale=0.1), tmp_path / f"file.{ending}"
+    (scaled.save_weights if ending == "weights.h5" else scaled.save)(path)
+    with pytest.raises(UserError, match=r"does not fit: it has (6 layers of the kind|the layer)"):
+        load_weights(build("small_vit", 24, depth=3), str(path))
+
+
 def test_sizes_are_multiples_of_the_patch():
     with pytest.raises(UserError) as caught:
         TrainConfig(backbone="DINOv2Small", weights="none", image_size=160)
