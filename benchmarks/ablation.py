@@ -44,7 +44,7 @@ from benchmarks.ablation_rows import (
 )
 from benchmarks.fit_recipes import fit
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.tasks import Fold, Task, absolute, divide, hash_of_weights, parse_tasks
+from benchmarks.tasks import Fold, Task, absolute, divide, hash_of_weights, read_tasks
 from flags.command_line import parse_config
 from research.data.source import Source
 from research.settings.program_configs import EvalConfig
@@ -342,14 +342,7 @@ def main() -> None:
                 figures = run_fold(arguments.flags, fold, evaluations_of(row))
             print(json.dumps(figures))
         return
-    try:
-        tasks = parse_tasks(arguments.tasks or (), arguments.data_dir)
-    except argparse.ArgumentTypeError as error:
-        parser.error(str(error))
-    unknown = [row for row in arguments.rows or () if row not in ROWS and row not in FIT_ROWS]
-    if unknown:
-        known = "; ".join((*ROWS, *FIT_ROWS))
-        parser.error(f"there is no row {unknown[0]!r}; expected one of: {known}")
+    tasks = read_tasks(parser, arguments, [*ROWS, *FIT_ROWS])
     if arguments.report:
         runs = current_runs(arguments)
         names = [task.name for task in tasks] or list(dict.fromkeys(run["task"] for run in runs))
@@ -358,10 +351,6 @@ def main() -> None:
         print(text)
         first = [run for run in runs if run["task"] == names[0]]
         plot(summarize(first, arguments.folds), names[0], arguments.picture)
-    elif not tasks or not arguments.weights:
-        parser.error("--tasks and --weights are needed")
-    elif arguments.weights != "none" and not Path(arguments.weights).is_file():
-        parser.error(f"--weights is {arguments.weights!r}; expected an existing file, or none")
     else:
         try:
             run_rows(arguments, tasks)

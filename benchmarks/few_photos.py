@@ -49,7 +49,7 @@ from benchmarks.tasks import (
     absolute,
     all_photos,
     hash_of_weights,
-    parse_tasks,
+    read_tasks,
 )
 from flags.command_line import parse_config
 from research.data.source import Example, Source
@@ -322,19 +322,9 @@ def main() -> None:
             for run in run_draw(arguments.flags, **settings):
                 print(json.dumps(run), flush=True)
         return
-    try:
-        tasks = parse_tasks(arguments.tasks or (), arguments.data_dir)
-    except argparse.ArgumentTypeError as error:
-        parser.error(str(error))
-    unknown = [row for row in arguments.rows if row not in ROWS]
-    if unknown:
-        parser.error(f"there is no row {unknown[0]!r}; expected one of: {'; '.join(ROWS)}")
+    tasks = read_tasks(parser, arguments, list(ROWS))
     if arguments.report:
         print(table(current_runs(arguments)))
-    elif not tasks or not arguments.weights:
-        parser.error("--tasks and --weights are needed")
-    elif arguments.weights != "none" and not Path(arguments.weights).is_file():
-        parser.error(f"--weights is {arguments.weights!r}; expected an existing file, or none")
     else:
         try:
             run_all(arguments, tasks)

@@ -77,6 +77,33 @@ def parse_tasks(texts: Sequence[str], data_dir: str | None = None) -> list[Task]
     return tasks
 
 
+def read_tasks(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, known_rows: Sequence[str]
+) -> list[Task]:
+    """Returns the tasks of a command. Ends the program with a message if they cannot be used.
+
+    Args:
+      parser: reports what is wrong.
+      arguments: with `tasks`, `data_dir`, `rows`, `weights` and `report`. A report needs neither
+        tasks nor weights.
+      known_rows: all rows that may be named.
+    """
+    try:
+        tasks = parse_tasks(arguments.tasks or (), arguments.data_dir)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    unknown = [row for row in arguments.rows or () if row not in known_rows]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]!r}; expected one of: {'; '.join(known_rows)}")
+    if arguments.report:
+        return tasks
+    if not tasks or not arguments.weights:
+        parser.error("--tasks and --weights are needed")
+    if arguments.weights != "none" and not Path(arguments.weights).is_file():
+        parser.error(f"--weights is {arguments.weights!r}; expected an existing file, or none")
+    return tasks
+
+
 def absolute(weights: str) -> str:
     """Returns the absolute path of a weights file; `none` as it is."""
     return weights if weights == "none" else str(Path(weights).absolute())

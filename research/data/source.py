@@ -11,6 +11,7 @@ import numpy as np
 
 SPLITS = ("train", "validation", "test")
 MAX_FILE_BYTES = 2**28
+SEPARATOR = ";"  # between the labels of one photo, in text
 
 
 class Example(NamedTuple):
@@ -51,6 +52,21 @@ def read_example(file: Path, label: int, name: str) -> Example:
     except OSError as error:
         problem = f"cannot be read: {error.strerror or type(error).__name__}"
     return Example(None, label, name, problem)
+
+
+def classes_of(label: Any, classes: int) -> tuple[int, ...] | None:
+    """Returns the classes that a label names; None for labels of another kind.
+
+    Args:
+      label: a class index, or an array with a 0 or 1 per class.
+      classes: number of classes.
+    """
+    values = np.asarray(label)
+    if values.dtype.kind in "iu" and values.ndim == 0:
+        return (int(values),)
+    if values.dtype.kind in "iub" and values.shape == (classes,):
+        return tuple(np.flatnonzero(values).tolist())
+    return None
 
 
 class Source:

@@ -21,6 +21,7 @@ from tensorflow_datasets.core.download import downloader
 
 from research.data.built_in.digits import Digits
 from research.data.built_in.sketches import Sketches
+from research.data.folder.findings import note_empty_splits
 from research.data.folder.folder_options import Shares
 from research.data.source import Example, Source
 from research.system.errors import UserError, first_line
@@ -89,15 +90,12 @@ class TfdsSource(Source):
         unused += [f"{name} (no labels)" for name in own if name not in labelled]
         used = ", ".join(f"{split} {expression or '-'}" for split, expression in splits.items())
         self.summary = f"{used}; left out: {', '.join(unused)}" if unused else used
-        counts = {
-            split: self._builder.info.splits[expression].num_examples if expression else 0
+        filled = [
+            split
             for split, expression in splits.items()
-        }
-        self.notes = tuple(
-            f"no photo is in the {split} split, although its share is {share} %"
-            for (split, count), share in zip(counts.items(), self._shares, strict=True)
-            if share and not count
-        )
+            if expression and self._builder.info.splits[expression].num_examples
+        ]
+        self.notes = tuple(note_empty_splits(filled, self._shares))
         return splits
 
     def _has_labels(self, split: str) -> bool:

@@ -22,7 +22,7 @@ from research.evaluation.grad_cam import grad_cam
 from research.evaluation.results import Evaluation
 from research.evaluation.scores import Figure
 from research.loop.builder import make_loader
-from research.loop.open_photos import has_several_labels, open_photos
+from research.loop.open_photos import open_photos
 from research.runs import pictures
 from research.runs.console import damage_report, short_path, splits_lines
 from research.runs.durable_files import write_file
@@ -32,6 +32,7 @@ from research.settings.program_configs import MIRROR_AVERAGING, PHOTO_SETTINGS, 
 from research.system.errors import UserError
 from research.tasks.checks import TASKS
 from research.tasks.metrics import mean_metrics
+from research.tasks.multi_label import has_several_labels
 from research.tasks.task import Task
 
 

@@ -6,12 +6,12 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from research.data.decode import DamagedImageError
-from research.data.source import SPLITS, Source
+from research.data.source import SPLITS, Source, classes_of
 from research.data.thread_pool import in_parallel
 from research.inspect_data.fingerprints import MAX_PAIRS, Fingerprint, fingerprint, similar_pairs
 from research.system.progress import photo_bar
@@ -96,7 +96,8 @@ def inspect(source: Source, distance: int) -> Inspection:
             with in_parallel(source.examples(split), fingerprint, PHOTOS_PER_CHUNK) as stored:
                 for place, (example, found) in enumerate(stored):
                     bar.update()
-                    photo = Photo(split, place, example.name, _class_indices(example.label))
+                    classes = classes_of(example.label, len(source.class_names)) or ()
+                    photo = Photo(split, place, example.name, classes)
                     if isinstance(found, DamagedImageError):
                         photos.append(photo._replace(damage=str(found)))
                     else:
@@ -105,11 +106,6 @@ def inspect(source: Source, distance: int) -> Inspection:
     usable = [photo for photo in photos if photo.damage is None]
     duplicates, is_cut = _find_duplicates(usable, prints, distance)
     return Inspection(source.class_names, tuple(photos), tuple(duplicates), is_cut)
-
-
-def _class_indices(label: Any) -> tuple[int, ...]:
-    """Returns the classes of a label: a class index, or an array of 0 and 1 per class."""
-    return (int(label),) if np.ndim(label) == 0 else tuple(np.flatnonzero(label).tolist())
 
 
 def _find_duplicates(

@@ -10,7 +10,7 @@ from research.settings.photo_config import PhotoConfig
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
 from research.tasks.checks import find_task
-from research.tasks.multi_label import MultiLabel
+from research.tasks.multi_label import has_several_labels
 from research.tasks.task import Task
 
 
@@ -63,8 +63,3 @@ def photos_of_run(config: TrainConfig, task: type[Task] | None = None) -> Source
             "folder of training photos, or give --folder_layout=classes to divide all photos"
         )
     return source
-
-
-def has_several_labels(task: type[Task]) -> bool:
-    """Returns whether a photo can have several labels, or none, in a task."""
-    return issubclass(task, MultiLabel)

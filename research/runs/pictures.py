@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from research.data.source import classes_of
+
 if TYPE_CHECKING:
     from research.loop.learning_rate_finder import Sweep
 
@@ -35,13 +37,12 @@ def label_title(class_names: Sequence[str], label: Any) -> str:
       class_names: by label.
       label: a class index, an array with a 0 or 1 per class, or another value of the source.
     """
-    values = np.asarray(label)
-    if values.dtype.kind in "iu" and values.ndim == 0:
-        return class_names[int(values)]
-    if values.dtype.kind in "iub" and values.shape == (len(class_names),):
-        names = [class_names[k] for k in np.flatnonzero(values).tolist()]
-        return shortened(names) if names else "(no label)"
-    return str(label)
+    classes = classes_of(label, len(class_names))
+    if classes is None:
+        return str(label)
+    if np.ndim(label) == 0:
+        return class_names[classes[0]]
+    return shortened([class_names[k] for k in classes]) if classes else "(no label)"
 
 
 def shortened(names: Sequence[str], longest: int = 26) -> str:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from research.data.source import SEPARATOR
 from research.evaluation.classifier import Classifier
 from research.evaluation.multi_label_scores import LabelPredictions
 from research.evaluation.scores import Predictions
@@ -20,8 +21,7 @@ from research.evaluation.thresholds import (
     thresholds_file,
 )
 from research.runs.console import short_path
-from research.tasks.labels import SEPARATOR
-from research.tasks.multi_label import MultiLabel
+from research.tasks.multi_label import has_several_labels
 
 
 class Answers(abc.ABC):
@@ -126,7 +126,7 @@ def answers_of(classifier: Classifier) -> Answers:
       UserError: the file of the thresholds is damaged.
     """
     names = classifier.class_names
-    if not isinstance(classifier.task, MultiLabel):
+    if not has_several_labels(type(classifier.task)):
         return OneLabel(names)
     thresholds = read_thresholds(classifier)
     note = (

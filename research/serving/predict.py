@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 from research.data.files import image_files, is_image
 from research.data.folder.archive import ArchiveTree, is_archive
 from research.data.folder.photo_tree import FolderTree, PhotoTree
-from research.data.source import Example, Source
+from research.data.source import SEPARATOR, Example, Source
 from research.data.split_arrays import load_split
 from research.evaluation.classifier import Classifier
 from research.serving.answers import Answers, answers_of
 from research.settings.program_configs import MIRROR_AVERAGING, PredictConfig
 from research.system.errors import UserError
 from research.system.printable import name_of, printable
-from research.tasks.labels import SEPARATOR, joined
+from research.tasks.labels import joined
 
 BATCHES_PER_CHUNK = 16
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from research.data.source import SEPARATOR
 from research.system.errors import UserError
-
-SEPARATOR = ";"  # between the labels of one photo, in text
 
 
 def check_class_indices(labels: np.ndarray, classes: int) -> None:

@@ -141,6 +141,11 @@ class MultiLabel(Task):
         return figures
 
 
+def has_several_labels(task: type[Task]) -> bool:
+    """Returns whether photos can have several labels, or none, in a task."""
+    return issubclass(task, MultiLabel)
+
+
 def average_precisions(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     """Returns the average precision of each class, float64 (classes,), from histograms of scores.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 from research.data.folder.folder_options import Shares
 from research.data.folder.label_file import LabelTable
@@ -68,11 +68,7 @@ def note_missing_classes(
             present[label].add(split)
             numbers[label] += 1
     used = [split for split in SPLITS if split in splits]
-    notes = [
-        f"no photo is in the {split} split, although its share is {share} %"
-        for split, share in zip(SPLITS, shares, strict=True)
-        if share and split not in used and "train" in used
-    ]
+    notes = note_empty_splits(used, shares) if "train" in used else []
     missing = sorted(label for label, found in present.items() if len(found) < len(used))
     if missing:
         name, others = missing[0], len(missing) - 1
@@ -87,6 +83,15 @@ def note_missing_classes(
             f"{more if others else ''}"
         )
     return notes
+
+
+def note_empty_splits(used: Collection[str], shares: Shares) -> list[str]:
+    """Returns a note for each split that is not in use, although it has a share."""
+    return [
+        f"no photo is in the {split} split, although its share is {share} %"
+        for split, share in zip(SPLITS, shares, strict=True)
+        if share and split not in used
+    ]
 
 
 def note_columns(table: LabelTable, several_labels: bool) -> list[str]:

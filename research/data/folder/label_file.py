@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from research.data.folder.folder_layout import split_named
 from research.data.folder.photo_tree import PhotoTree
-from research.data.source import read_example
+from research.data.source import SEPARATOR, read_example
 from research.system.errors import UserError
 from research.system.printable import printable
 
@@ -35,7 +35,7 @@ USUAL_NAMES: Mapping[str, frozenset[str]] = {
 }
 REQUIRED = ("file", "label")
 DELIMITERS = (",", ";", "\t")
-SEPARATOR = ";"  # between the labels of a photo
+_EXPECTED = "expected a CSV or TSV file with a header and columns such as file and label"
 
 
 class LabelRow(NamedTuple):
@@ -101,9 +101,6 @@ def read_label_file(path: str, columns: str | None = None) -> LabelTable:
     if not rows:
         raise UserError(f"labels is {path!r}, which has no rows after its header; {_EXPECTED}")
     return LabelTable(rows, {use: names[index] for use, index in columns_used.items()})
-
-
-_EXPECTED = "expected a CSV or TSV file with a header and columns such as file and label"
 
 
 def _read_text(path: str) -> str:

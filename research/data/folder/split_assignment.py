@@ -36,6 +36,7 @@ def assign_splits(
       copies: indices of photos with the same content.
     """
     given = [photo.split for photo in photos]
+    of_group = {photo.group: photo.split for photo in photos if photo.group and photo.split}
     free = {
         split: share
         for split, share in zip(SPLITS[1:], shares[1:], strict=True)
@@ -45,22 +46,15 @@ def assign_splits(
     splits = [split or "train" for split in given]
     # If there are photos without a split, those of train stay there.
     free_split = None if None in given else "train"
-    is_free = [split == free_split for split in given]
     by_class: dict[str, list[_Unit]] = collections.defaultdict(list)
     for unit in _units(photos, copies):
-        fixed = [splits[index] for index in unit.photos if not is_free[index]]
-        free_photos = [index for index in unit.photos if is_free[index]]
-        if fixed:  # a photo without a split is where its group is, or else where its copies are
-            of_group = {
-                photos[index].group: splits[index] for index in unit.photos if not is_free[index]
-            }
+        fixed = [splits[index] for index in unit.photos if given[index] != free_split]
+        free_photos = tuple(index for index in unit.photos if given[index] == free_split)
+        if fixed and free_split is None:  # they are where their group is, or else their copies
             for index in free_photos:
-                group = photos[index].group
-                split_of_unit = fixed[0] if group is None else of_group.get(group, fixed[0])
-                splits[index] = given[index] or split_of_unit
-            free_photos = [index for index in free_photos if given[index] is not None]
-        if free_photos:
-            by_class[unit.label].append(dataclasses.replace(unit, photos=tuple(free_photos)))
+                splits[index] = of_group.get(photos[index].group or "", fixed[0])
+        elif free_photos:
+            by_class[unit.label].append(dataclasses.replace(unit, photos=free_photos))
     for members in by_class.values():
         members.sort(key=lambda unit: (unit.fraction, unit.photos))
         parts = cut([len(unit.photos) for unit in members], percent)
