@@ -105,6 +105,7 @@ def test_names_decide_on_splits_and_classes(tmp_path, paths, parts, left_out):
             ["{train_kaggle,test_own}/{cat,dog}/1.jpg"],
             "the same folders in 'test_own' and 'train_ka",
         ),
+        (["train/{fold0,fold1}/{cat,dog}/1.jpg"], "the same folders in 'fold0' and 'fold1', such"),
         (["{cat,dog}/{train,test}/1.jpg"], "has folders of splits in the folder of a class, 'cat'"),
         (
             ["{trainA,trainB,testA,testB}/1.jpg"],

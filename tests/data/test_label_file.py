@@ -254,6 +254,18 @@ def test_the_class_can_be_in_the_file_name(photos, tmp_path):
         FolderSource(str(photos))
 
 
+def test_photos_that_are_used_are_not_called_left_out(tmp_path):
+    """The only folder of a split, with photos in it and in its subfolders."""
+    names = [f"train/{folder}{kind}.{n}.jpg" for kind in ("cat", "dog") for n in range(5)
+             for folder in ("", "a/", "b/")]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    source = FolderSource(str(tmp_path), FolderOptions(label_pattern=r"([a-z]+)\.\d+"))
+    assert sum(source.count(split) for split in SPLITS) == 30
+    assert source.summary.endswith("by a hash of each photo's name in train")
+
+
 def test_photos_without_a_class_in_their_name_are_left_out(tmp_path):
     """As Kaggle's Dogs vs Cats: a folder for training, and a test folder without labels."""
     for name in (*(f"train/{kind}.{n}.jpg" for kind in ("cat", "dog") for n in range(10)),

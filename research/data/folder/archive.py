@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable
 from typing import IO, Any, NamedTuple
 
 from research.data.files import has_image_content, is_hidden, is_image
-from research.data.folder.photo_tree import PathTree, parents
+from research.data.folder.photo_tree import ListedFolders, PhotoTree, parents
 from research.data.source import MAX_FILE_BYTES, Example
 from research.system.errors import UserError, one_line
 from research.system.printable import printable
@@ -50,7 +50,7 @@ def is_archive(path: str) -> bool:
     return False
 
 
-class ArchiveTree(PathTree):
+class ArchiveTree(ListedFolders, PhotoTree):
     """The folders and images of a zip or tar file.
 
     A compressed tar file is decompressed into a temporary file, because photos are not read in the

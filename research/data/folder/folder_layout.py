@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from research.data.files import is_hidden
-from research.data.folder.photo_tree import PhotoTree, joined
+from research.data.folder.photo_tree import Folders, joined
 from research.data.source import SPLITS
 from research.system.errors import UserError
 from research.system.printable import printable
@@ -80,7 +80,7 @@ class _Folder:
     images: int
 
 
-def find_layout(tree: PhotoTree, given: str = "auto", has_classes: bool = True) -> FolderLayout:
+def find_layout(tree: Folders, given: str = "auto", has_classes: bool = True) -> FolderLayout:
     """Decides how a folder of photos is read.
 
     A folder is a split if its name is a word for a split, alone or with words such as `images`
@@ -100,20 +100,31 @@ def find_layout(tree: PhotoTree, given: str = "auto", has_classes: bool = True) 
       OSError: a folder cannot be read.
     """
     folder = _enter(tree, _read(tree, ""), has_classes)
+    left_out = [*folder.others, *(_loose(folder) if has_classes else [])]
     splits = {} if given == "classes" else _splits_of(folder.children, tree.root)
-    if not splits and (alone := split_named(folder.path.rpartition("/")[2])) and given != "classes":
-        return FolderLayout({folder.path: alone}, (*folder.others, *_loose(folder)))
+    if splits:
+        return _layout_of_splits(tree, folder, splits, left_out, given, has_classes)
+    alone = None if given == "classes" else split_named(folder.path.rpartition("/")[2])
+    if given == "splits" and not alone:
+        raise UserError(
+            f"folder_layout is 'splits', but no folder of image_folder {tree.root!r} has the name "
+            "of a split; expected folders such as train and test"
+        )
+    if has_classes and given == "auto":
+        _check_classes(tree, folder)
+    return FolderLayout({folder.path: alone}, tuple(left_out))
+
+
+def _layout_of_splits(
+    tree: Folders,
+    folder: _Folder,
+    splits: Mapping[str, str],
+    left_out: list[str],
+    given: str,
+    has_classes: bool,
+) -> FolderLayout:
+    """Decides how a folder with folders of splits is read; see `find_layout`."""
     odd = [name for name in folder.children if name not in splits.values()]
-    if not splits:
-        if given == "splits":
-            raise UserError(
-                f"folder_layout is 'splits', but no folder of image_folder {tree.root!r} has the "
-                "name of a split; expected folders such as train and test"
-            )
-        if has_classes and given == "auto":
-            _check_inner_splits(tree, folder)
-        loose = _loose(folder) if has_classes else []
-        return FolderLayout({folder.path: None}, (*folder.others, *loose))
     if odd and given == "auto" and (len(splits) == 1 or "train" not in splits):
         name = splits.get("train", next(iter(splits.values())))
         raise UserError(
@@ -121,8 +132,7 @@ def find_layout(tree: PhotoTree, given: str = "auto", has_classes: bool = True) 
             f"{odd[0]!r}; expected only folders of classes, or folders of splits such as train and "
             "test: rename it, or give --folder_layout=classes or --folder_layout=splits"
         )
-    left_out = [*folder.others, *(f"{printable(name)} (no split)" for name in odd)]
-    left_out += _loose(folder) if has_classes else []
+    left_out = [*left_out, *(f"{printable(name)} (no split)" for name in odd)]
     parts: dict[str, str | None] = {}
     classes: set[str] = set()
     for split, name in splits.items():
@@ -155,7 +165,7 @@ def find_layout(tree: PhotoTree, given: str = "auto", has_classes: bool = True) 
     return FolderLayout(parts, tuple(left_out))
 
 
-def _read(tree: PhotoTree, path: str) -> _Folder:
+def _read(tree: Folders, path: str) -> _Folder:
     children: list[str] = []
     others: list[str] = []
     for name in tree.folders(path):
@@ -168,7 +178,7 @@ def _read(tree: PhotoTree, path: str) -> _Folder:
     return _Folder(path, tuple(children), tuple(others), len(tree.loose_images(path)))
 
 
-def _enter(tree: PhotoTree, folder: _Folder, has_classes: bool) -> _Folder:
+def _enter(tree: Folders, folder: _Folder, has_classes: bool) -> _Folder:
     """Returns the folder inside one that contains nothing else, as archives unpack to."""
     while len(folder.children) == 1 and not folder.images:
         inner = _read(tree, joined(folder.path, folder.children[0]))
@@ -178,7 +188,7 @@ def _enter(tree: PhotoTree, folder: _Folder, has_classes: bool) -> _Folder:
     return folder
 
 
-def _check_inner_splits(tree: PhotoTree, folder: _Folder) -> None:
+def _check_classes(tree: Folders, folder: _Folder) -> None:
     """Raises `UserError` if the folders of classes may be something else.
 
     They are not if they contain folders of splits, or if all of them contain the same folders and

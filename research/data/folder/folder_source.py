@@ -32,7 +32,7 @@ from research.data.folder.listed_photo import (
     list_by_pattern,
     list_by_table,
 )
-from research.data.folder.photo_tree import FolderTree, ListedTree, PhotoTree
+from research.data.folder.photo_tree import Folders, FolderTree, ListedFolders, PhotoTree
 from research.data.folder.split_assignment import assign_splits, split_fraction
 from research.data.source import SPLITS, Example, Source
 from research.system.errors import UserError
@@ -102,12 +102,12 @@ class FolderSource(Source):
         options = self._options
         has_classes = table is None and options.label_pattern is None
 
-        def layout_of(tree: PhotoTree) -> FolderLayout:
-            layout = find_layout(tree, options.folder_layout, has_classes)
+        def layout_of(folders: Folders) -> FolderLayout:
+            layout = find_layout(folders, options.folder_layout, has_classes)
             return layout.with_test() if options.shares[2] else layout
 
         def layout_of_photos(paths: list[str]) -> FolderLayout:
-            return layout_of(ListedTree(self._tree, paths))
+            return layout_of(ListedFolders(self._tree.root, paths))
 
         if table is None:
             self._tree = _open_tree(str(folder))

@@ -1,10 +1,11 @@
-"""`PhotoTree`: the folders and images of a folder or of an archive, by path."""
+"""`Folders` and `PhotoTree`: the folders and images of a folder or of an archive, by path."""
 
 from __future__ import annotations
 
 import abc
+import collections
 import os
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from research.data.source import Example, read_example
 from research.system.printable import name_of, path_of, printable
 
 
-class PhotoTree(abc.ABC):
-    """Folders and images below a root.
+class Folders(abc.ABC):
+    """The names of folders and images below a root.
 
     Paths are text, relative to the root, with "/" between names; the root is "".
 
@@ -45,6 +46,10 @@ class PhotoTree(abc.ABC):
 
         Hidden files and folders are left out, and links to folders are not followed.
         """
+
+
+class PhotoTree(Folders):
+    """Folders and images below a root, whose content can be read."""
 
     @abc.abstractmethod
     def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
@@ -100,26 +105,26 @@ class FolderTree(PhotoTree):
         return read_example(self._folder / path_of(path), label, printable(path))
 
 
-class PathTree(PhotoTree):
+class ListedFolders(Folders):
     """Folders and images that are known by their paths.
 
     Args:
-      root: see `PhotoTree`.
+      root: see `Folders`.
       images: the paths of all images.
       folders: the paths of further folders, which may be empty.
     """
 
-    def __init__(self, root: str, images: Iterable[str], folders: Iterable[str] = ()) -> None:
+    def __init__(self, root: str, images: Sequence[str], folders: Iterable[str] = ()) -> None:
         self.root = root
-        self._images: dict[str, list[str]] = {}
-        self._folders: dict[str, set[str]] = {"": set()}
+        self._images: dict[str, list[str]] = collections.defaultdict(list)
+        self._folders: dict[str, set[str]] = collections.defaultdict(set)
         for image in images:
-            self._images.setdefault(image.rpartition("/")[0], []).append(image)
-        for folder in {*self._images, *folders}:
-            while folder:
+            self._images[image.rpartition("/")[0]].append(image)
+        for path in (*self._images, *folders):
+            for folder in (path, *parents(path)):
                 parent, _, name = folder.rpartition("/")
-                self._folders.setdefault(parent, set()).add(name)
-                folder = parent
+                if folder:
+                    self._folders[parent].add(name)
 
     def folders(self, path: str) -> list[str]:
         return sorted(self._folders.get(path, ()))
@@ -139,20 +144,6 @@ class PathTree(PhotoTree):
         for folder in self._folders.get(path, ()):
             if not is_hidden(folder):
                 yield from self._walk(joined(path, folder))
-
-
-class ListedTree(PathTree):
-    """Some of the files of another tree."""
-
-    def __init__(self, tree: PhotoTree, files: Iterable[str]) -> None:
-        super().__init__(tree.root, files)
-        self._tree = tree
-
-    def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
-        return self._tree.size_and_place(path)
-
-    def read(self, path: str, label: Any) -> Example:
-        return self._tree.read(path, label)
 
 
 def joined(path: str, name: str) -> str:
