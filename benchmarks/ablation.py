@@ -35,7 +35,6 @@ from benchmarks.ablation_report import plot, report, summarize
 from benchmarks.ablation_rows import (
     EVALUATIONS,
     FIT_ROWS,
-    REMOVED,
     ROWS,
     evaluations_of,
     key_of,
@@ -53,8 +52,7 @@ from research.system.environment import import_tensorflow
 from research.system.program import ended_by_a_line
 
 BACKBONE = "MobileNetV2"
-# Of runs on file that do not name them: they are older than other tasks, backbones and weights.
-FIRST = {"task": "cats_vs_dogs", "backbone": BACKBONE, "weights": "b5c304ecf014"}
+WEIGHTS = "b5c304ecf014"  # hash of the weights file of the results, for `--report`
 REPORT_BEGIN, REPORT_END = "<!-- begin of the report of benchmarks.ablation -->", "<!-- end -->"
 
 
@@ -140,8 +138,8 @@ class Planned:
         """Returns the flags of run_train.py."""
         first = [*self.task.photos, f"--backbone={backbone}", f"--weights={weights}"]
         first += ["--trunk_cache=disk", f"--cache_dir={cache / self.group}"]
-        # The flags of the task come last, because recipes set them, too.
-        return [*first, *ROWS.get(self.row, ()), *self.task.others]
+        # The default and `fast` find out by themselves that digits must not be mirrored.
+        return [*first, *ROWS.get(self.row, self.task.others)]
 
 
 def plan_runs(
@@ -183,10 +181,8 @@ def expected_seconds(
     """
     seconds: dict[tuple[str, str], list[float]] = {}
     for run in runs:
-        # Runs of earlier versions lack the seconds of the whole process.
-        wall = run["process_seconds"] if "process_seconds" in run else run["seconds"]
         for key in ((run["row"], run["task"]), (run["row"], ""), ("", "")):
-            seconds.setdefault(key, []).append(wall)
+            seconds.setdefault(key, []).append(run["process_seconds"])
     total, unknown = 0.0, 0
     for row, task in missing:
         found = next((key for key in ((row, task), (row, ""), ("", "")) if key in seconds), None)
@@ -284,11 +280,11 @@ def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if not arguments.out.exists():
         return []
     lines = arguments.out.read_text(encoding="utf-8").splitlines()
-    settings = {**{row: settings_of(row) for row in (*ROWS, *FIT_ROWS)}, **REMOVED}
-    weights = hash_of_weights(arguments.weights) if arguments.weights else FIRST["weights"]
+    settings = {row: settings_of(row) for row in (*ROWS, *FIT_ROWS)}
+    weights = hash_of_weights(arguments.weights) if arguments.weights else WEIGHTS
     return [
         run
-        for run in ({**FIRST, **line} for line in map(json.loads, lines))
+        for run in map(json.loads, lines)
         if run["folds"] == arguments.folds
         and (run["backbone"], run["weights"]) == (arguments.backbone, weights)
         and settings.get(run["row"]) == run["settings"]

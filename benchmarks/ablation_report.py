@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks.ablation_rows import EVALUATIONS, FIT_ROWS, REMOVED, ROWS, key_of, title_of
+from benchmarks.ablation_rows import EVALUATIONS, FIT_ROWS, ROWS, key_of, title_of
 
 # The scale and the digits with which figures are printed.
 FORMATS = {"accuracy": (100, 2), "log_loss": (1, 4)}
 TITLES = [
     title_of(row, name)
-    for row in (*ROWS, *FIT_ROWS, *REMOVED)
+    for row in (*ROWS, *FIT_ROWS)
     for name in (EVALUATIONS if row in ROWS else [""])
 ]
 Figures = dict[str, dict[tuple[int, int], dict[str, float]]]  # by title, then by seed and fold

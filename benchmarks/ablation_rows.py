@@ -23,6 +23,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "fastai": ("--flagfile=recipes/fastai.flags",),
     "fastai, BatchNorm training": ("--flagfile=recipes/fastai.flags", "--bn_mode=train"),
     "timm": ("--flagfile=recipes/timm.flags",),
+    "first default": ("--flagfile=benchmarks/first_default.flags",),
+    "from layer 100": ("--unfreeze_from=100",),
     "from layer 54": ("--unfreeze_from=54",),
     "every layer": ("--unfreeze_from=0",),
     "trained at 192": ("--image_size=192",),
@@ -30,8 +32,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "20 head-only epochs": ("--head_epochs=20",),
     "5 epochs": ("--epochs=5",),
     "20 epochs": ("--epochs=20",),
-    "backbone rate / 3": ("--backbone_learning_rate=1e-5",),
-    "backbone rate x 3": ("--backbone_learning_rate=1e-4",),
+    "backbone rate 3e-5": ("--backbone_learning_rate=3e-5",),
+    "backbone rate 1e-4": ("--backbone_learning_rate=1e-4",),
+    "backbone rate 3e-4": ("--backbone_learning_rate=3e-4",),
+    "each photo once per epoch": ("--steps_per_epoch=0",),
     "constant rates": ("--head_schedule=constant", "--backbone_schedule=constant"),
     "one cycle": ("--head_schedule=one_cycle", "--backbone_schedule=one_cycle"),
     "no warm-up": ("--warmup=0steps",),
@@ -51,8 +55,6 @@ ROWS: dict[str, tuple[str, ...]] = {
     "early stopping": ("--early_stopping=3",),
     "balanced class weights": ("--class_weights=balanced",),
 }
-# Rows whose code was removed, with the hash of their settings: their runs stay in the table.
-REMOVED = {"fixed crops": "57685b990100"}
 # The rows that are trained with `fit`, see fit_recipes.py.
 FIT_ROWS = {
     "tensorflow.org, with fit": TENSORFLOW_ORG,

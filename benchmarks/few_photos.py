@@ -35,7 +35,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.ablation import (
     BACKBONE,
-    FIRST,
+    WEIGHTS,
     expected_seconds,
     expected_time,
     train_and_evaluate,
@@ -194,7 +194,7 @@ def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if not arguments.out.exists():
         return []
     settings = {row: settings_of_row(row) for row in (*ROWS, REGRESSION)}
-    weights = hash_of_weights(arguments.weights) if arguments.weights else FIRST["weights"]
+    weights = hash_of_weights(arguments.weights) if arguments.weights else WEIGHTS
     return [
         run
         for run in map(json.loads, arguments.out.read_text(encoding="utf-8").splitlines())

@@ -12,33 +12,40 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from research.settings.fields import setting_of, value_type
+from research.settings.fields import AUTO, setting_of, value_type
 from research.system.program import ended_by_a_line, fail
 from research.system.standard_streams import safe_streams
 
 Config = TypeVar("Config")
 
 
-def _parser(base: Any, expected: str) -> Any:
-    """Returns an absl parser whose error message says which kind of value was expected."""
+PARSERS: dict[type, tuple[Any, str]] = {
+    int: (flags.IntegerParser, "an integer"),
+    float: (flags.FloatParser, "a number"),
+    bool: (flags.BooleanParser, "true or false"),
+    str: (flags.ArgumentParser, "text"),
+    tuple: (flags.ArgumentParser, "text"),  # parses each value of a repeated flag
+}
 
-    class Parser(base):
+
+def _parser(kind: type, automatic: bool) -> Any:
+    """Returns an absl parser whose error message says which kind of value was expected."""
+    base, expected = PARSERS[kind]
+
+    class Parser(base):  # type: ignore[misc, valid-type]
         def parse(self, argument: Any) -> Any:
+            if automatic and argument == AUTO:
+                return AUTO
             try:
                 return super().parse(argument)
             except ValueError:
-                raise ValueError(f"expected {expected}") from None
+                wanted = f"{expected}, or {AUTO}" if automatic else expected
+                raise ValueError(f"expected {wanted}") from None
 
-    return Parser()
-
-
-PARSERS: dict[type, Any] = {
-    int: _parser(flags.IntegerParser, "an integer"),
-    float: _parser(flags.FloatParser, "a number"),
-    bool: _parser(flags.BooleanParser, "true or false"),
-    str: flags.ArgumentParser(),
-    tuple: flags.ArgumentParser(),  # parses each value of a repeated flag
-}
+    parser = Parser()
+    if automatic and parser.syntactic_help:
+        parser.syntactic_help += f", or {AUTO}"
+    return parser
 
 
 def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -47,7 +54,9 @@ def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> 
     for field in fields:
         setting = setting_of(field)
         kind, _ = value_type(config_class, field.name)
-        parser, help_text, default = PARSERS[kind], setting.help, field.default
+        help_text, default = setting.help, field.default
+        automatic = setting.fallback is not None
+        parser = _parser(kind, automatic)
         if setting.choices:
             help_text = f"<{'|'.join(setting.values.split(', '))}>: {help_text}"
             if not setting.or_python_file:  # the config class checks FILE.py:NAME
@@ -55,7 +64,7 @@ def define_flags(config_class: type, values: flags.FlagValues = flags.FLAGS) -> 
         flag_type: Any = flags.Flag
         if kind is tuple:
             flag_type, default = flags.MultiFlag, default or None
-        serializer: Any = None if kind is bool else flags.ArgumentSerializer()
+        serializer: Any = flags.ArgumentSerializer() if automatic or kind is not bool else None
         flag = flag_type(parser, serializer, field.name, default, help_text, boolean=kind is bool)
         flags.DEFINE_flag(flag, values, module_name=sys.argv[0])
     return [field.name for field in fields]

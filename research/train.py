@@ -11,6 +11,7 @@ import tensorflow as tf
 from research.data.loader import DataLoader
 from research.data.order import share_out
 from research.data.source import Source
+from research.evaluation.evaluation_size import settle_evaluation_size
 from research.loop.agreement import check_settings
 from research.loop.finite_check import check_finite, read_scalars
 from research.loop.learner import Learner
@@ -23,6 +24,7 @@ from research.loop.preparation import (
     make_learner,
     record_python_classes,
     set_up,
+    with_earlier_choices,
 )
 from research.runs import console
 from research.runs.find_run import find_run, has_checkpoint
@@ -113,13 +115,14 @@ def train_together(
     """
     own = [config.to_json(), python_files(config)]
     check_settings(own, team.from_chief(own))
+    config = with_earlier_choices(config, team, directory if resuming else None)
     source = source or photos_of_run(config, task)
     if directory and resuming:
         directory.check_class_names(source.class_names)
     has_weights = directory is not None and resuming and has_checkpoint(directory)
     run = set_up(config, team, source, task, with_weights=not team.from_chief(has_weights))
     print(console.describe_run(run), flush=True)
-    records, inputs, resumed = begin_or_resume(run, config, directory, resuming)
+    records, inputs, resumed = begin_or_resume(run, directory, resuming)
     get_learner = functools.cache(
         functools.partial(make_learner, run, records.make_histograms(config.histogram_every))
     )
@@ -142,6 +145,7 @@ def train_together(
             started = sum(group.schedule.first_step <= first_step for group in run.groups)
             with collected():
                 loop.train_epoch(get_learner(epoch_input, started), epoch_input.loader)
+        settle_evaluation_size(run, directory)
         stalled = int(run.state.epochs_without_gain.numpy())
         skipped = run.state.loss_scale.read().skipped_steps
         records.end(run.state.current_step, skipped, stalled)

@@ -106,6 +106,11 @@ def make_learner(
     strategy = mirrored(replicas) if replicas > 1 else tf.distribute.get_strategy()
     with strategy.scope():
         network = build_network(config, classes, task).network
+        # With a head of zeros, the backbone would have no gradients in the first step.
+        initial = keras.initializers.GlorotUniform(seed=config.seed)
+        for variable in network.model.head.trainable_variables:
+            if len(variable.shape) > 1:
+                variable.assign(initial(variable.shape))
         state = RunState(sum_shapes(task or TASK, network.model.logits, batch))
         groups = make_groups(config, network.model, state.step, make_plan(config, photos))
     options = StepOptions(config.accumulate_steps, config.clip_norm, xla)

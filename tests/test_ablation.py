@@ -12,9 +12,9 @@ from scipy import stats
 
 from benchmarks import ablation_rows
 from benchmarks.ablation import (
-    FIRST,
     REPORT_BEGIN,
     REPORT_END,
+    WEIGHTS,
     current_runs,
     expected_seconds,
     expected_time,
@@ -30,7 +30,7 @@ from benchmarks.ablation_report import (
     paired_test,
     report,
 )
-from benchmarks.ablation_rows import FIT_ROWS, REMOVED, ROWS, record_new_settings, settings_of
+from benchmarks.ablation_rows import FIT_ROWS, ROWS, record_new_settings, settings_of
 from benchmarks.harness import RESULTS
 from benchmarks.tasks import Fold, Task, hash_of_weights
 
@@ -70,7 +70,7 @@ def test_mean_and_error():
 
 def test_the_runs_on_file_have_the_settings_of_their_rows():
     """Otherwise, the report would leave them out."""
-    known = {**{row: settings_of(row) for row in (*ROWS, *FIT_ROWS)}, **REMOVED}
+    known = {row: settings_of(row) for row in (*ROWS, *FIT_ROWS)}
     for file in RESULTS.glob("ablation*.jsonl"):
         for run in map(json.loads, file.read_text().splitlines()):
             assert run["settings"] == known[run["row"]], (file.name, run["row"])
@@ -82,38 +82,37 @@ def test_every_row_has_its_own_settings():
 
 
 def test_a_new_setting_changes_a_hash_only_if_a_row_changes_it(tmp_path, monkeypatch):
-    before = {row: settings_of(row) for row in ROWS}
-    known = json.loads(ablation_rows.SETTINGS.read_text())
     file = tmp_path / "settings.json"
-    # As if `resize` were newer than all runs: only rows that change it have another hash.
-    later = {name: value for name, value in known["later"].items() if name != "resize"}
-    file.write_text(json.dumps({**known, "later": later}))
     monkeypatch.setattr(ablation_rows, "SETTINGS", file)
-    assert {row: settings_of(row) for row in ROWS} == before
+    # As if `resize` were newer than all runs: only rows that change it have another hash.
+    known = json.loads((RESULTS / "ablation_settings.json").read_text())
+    known["first"].remove("resize")
+    file.write_text(json.dumps(known))
+    before = {row: settings_of(row) for row in ROWS}
     record_new_settings(file)
     assert json.loads(file.read_text())["later"]["resize"] == "squash"
+    assert {row: settings_of(row) for row in ROWS} == before
     # As if its default had been `pad` in earlier runs: now every row differs from them, except
     # those that change it.
-    file.write_text(json.dumps({**known, "later": {**later, "resize": "pad"}}))
+    file.write_text(json.dumps({**known, "later": {**known["later"], "resize": "pad"}}))
     after = {row: settings_of(row) for row in ROWS}
     changed = {row for row in ROWS if after[row] != before[row]}
     assert changed == {row for row in ROWS if not row.startswith(("fastai", "timm"))}
-    record_new_settings(file)
-    assert json.loads(file.read_text())["later"]["resize"] == "pad"
 
 
 def test_missing_runs_take_turns_and_are_estimated_from_finished_ones():
     tasks = [Task("a", ()), Task("b", (), ("--evaluation_scale=1",))]
-    finished = {"row": "fast", "task": "a", "seed": 0, "fold": 0, "seconds": 10.0}
-    newer = {"row": "fast", "task": "a", "seed": 9, "fold": 0, "process_seconds": 30.0}
-    runs = [finished, newer]
+    finished = {"row": "fast", "task": "a", "seed": 0, "fold": 0, "process_seconds": 10.0}
+    runs = [finished, {**finished, "seed": 9, "process_seconds": 30.0}]
     missing = plan_runs(tasks, ["default", "fast"], 2, 3, 3, runs)
     assert len(missing) == 2 * 2 * 2 * 3 - 1
     assert plan_runs(tasks, ["default", "fast"], 2, 3, 1, runs) == missing[:7]
     assert [one.group for one in missing[:4]] == ["a-0-0", "b-0-0", "b-0-0", "a-1-1"]
     flags = missing[1].flags("MobileNetV2", "none", RESULTS)
-    assert flags[-1] == "--evaluation_scale=1"
     assert f"--cache_dir={RESULTS / 'b-0-0'}" in flags
+    assert "--evaluation_scale=1" not in flags
+    (with_fit,) = plan_runs(tasks[1:], ["article, with fit"], 1, 3, 1, [])
+    assert with_fit.flags("MobileNetV2", "none", RESULTS)[-1] == "--evaluation_scale=1"
     # Row and task are known (median 20), only the row is, neither is (median of all runs).
     pairs = [("fast", "a"), ("fast", "b"), ("best", "b")]
     assert expected_seconds(pairs, runs) == (60.0, 2)
@@ -127,7 +126,8 @@ def test_only_runs_of_the_same_folds_backbone_weights_and_settings_count(tmp_pat
     weights.write_bytes(b"other")
     first = {"row": "fast", "settings": settings_of("fast"), "folds": 3, "seed": 0}
     own = {**first, "task": "a", "backbone": "VGG16", "weights": hash_of_weights(str(weights))}
-    lines = [first, own, {**first, "folds": 5}, {**first, "settings": "old"}, {**own, "folds": 2}]
+    ours = {**first, "task": "a", "backbone": "MobileNetV2", "weights": WEIGHTS}
+    lines = [ours, own, {**ours, "folds": 5}, {**ours, "settings": "old"}, {**own, "folds": 2}]
     out = tmp_path / "runs.jsonl"
     out.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -136,7 +136,7 @@ def test_only_runs_of_the_same_folds_backbone_weights_and_settings_count(tmp_pat
             argparse.Namespace(out=out, folds=3, backbone=backbone, weights=weights)
         )
 
-    assert found("MobileNetV2", None) == [{**FIRST, **first}]
+    assert found("MobileNetV2", None) == [ours]
     assert found("MobileNetV2", str(weights)) == found("VGG16", None) == []
     assert found("VGG16", str(weights)) == [own]
 

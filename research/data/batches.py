@@ -30,14 +30,15 @@ def make_batches(
 
     Args:
       examples: the examples to choose from.
-      order: int64, indices of examples.
+      order: int64, rows of `numbers`. Row r belongs to example r % len(examples).
       batch_size: photos per batch.
       preprocessing: applied to photos, float32 in [0, 255]. None leaves the inputs unchanged.
       share: the devices that the batches are for, one element per device and step, all of the same
         shape. None for whole batches; then the last batch can be shorter.
       augmentation: applied before the preprocessing. If the inputs hold several views, it selects
         a view instead.
-      numbers: random numbers of the augmentation, see `AugmentationPipeline.draw`.
+      numbers: random numbers of the augmentation for each visit of each example, float32 (visits *
+        examples, numbers), see `AugmentationPipeline.draw`.
       mirrored: whether to add the mirror images. If the inputs hold several views, the second view
         is the mirror image.
 
@@ -63,7 +64,7 @@ def make_batches(
 
     if numbers is None:
         numbers = np.zeros((len(examples), 0), np.float32)
-    input_rows = np.arange(len(examples))  # the row of the inputs for each example
+    input_rows = np.arange(len(numbers)) % len(examples)  # the row of the inputs for each visit
     if examples.views > 1 and not mirrored:
         input_rows += augmentation.view_of(numbers) * len(examples)
         augmentation = AugmentationPipeline()  # the inputs are augmented already
@@ -101,7 +102,8 @@ def make_batches(
     @tf.autograph.experimental.do_not_convert
     def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
         images = read(indices)
-        batch = {name: tf.gather(array, indices) for name, array in targets.items()}
+        rows_of_targets = indices % len(examples)
+        batch = {name: tf.gather(array, rows_of_targets) for name, array in targets.items()}
         batch["weight"] = weights
         if mirrored and examples.views > 1:
             batch["mirrored"] = preprocess(read(indices, first_row=len(examples)))
@@ -111,7 +113,7 @@ def make_batches(
         if mixing:
             drawn = tf.gather(all_numbers, indices)[:, -mixing.numbers :]
             partners = tf.cast(drawn[:, mixing.PARTNER], tf.int64)
-            batch["partner_label"] = tf.gather(targets["label"], partners)
+            batch["partner_label"] = tf.gather(targets["label"], partners % len(examples))
             images[0], batch["partner_share"] = mixing.mix(images[0], read(partners)[0], drawn)
         return {"image": preprocess(images), **batch}
 

@@ -39,7 +39,7 @@ class DataLoader:
         input; by default to [-1, 1]. None leaves inputs unchanged.
       shuffle_size: size of the shuffle buffer in photos.
       steps_per_epoch: length of an epoch in steps. The next epoch continues with the photos that
-        follow. None for epochs of all photos.
+        follow. 0 for epochs of all photos.
       seed: seed of the order of photos and of the augmentation.
       augmentation: random changes of the training photos, new in each epoch.
       mirror_averaging: whether evaluation batches also hold the mirror images.
@@ -60,7 +60,7 @@ class DataLoader:
     )
     preprocessing: Preprocessing | None = scale_to_unit
     shuffle_size: int = 1000
-    steps_per_epoch: int | None = None
+    steps_per_epoch: int = 0
     seed: int = 0
     augmentation: AugmentationPipeline = dataclasses.field(default_factory=AugmentationPipeline)
     mirror_averaging: bool = False
@@ -103,18 +103,21 @@ class DataLoader:
           share: the devices that the batches are for. None for whole batches.
         """
         examples = self.examples("train")
-        photos_per_step = self.batch_size * (share.parts if share else 1)
         count = len(examples)
-        length = min((self.steps_per_epoch or count) * photos_per_step, count)
+        batch_size = min(self.batch_size, count)  # needs no padding if there are few photos
+        photos_per_step = batch_size * (share.parts if share else 1)
+        length = self.steps_per_epoch * photos_per_step if self.steps_per_epoch else count
         order = continued_order(count, self.shuffle_size, self.seed, epoch, length)
+        # Each visit of a photo in an epoch has its own random numbers.
+        visits = np.arange(length) // count
         return make_batches(
             examples,
-            order[start * photos_per_step :],
-            min(self.batch_size, count),  # needs no padding if there are few photos
+            (order + visits * count)[start * photos_per_step :],
+            batch_size,
             self.preprocessing,
             share=share,
             augmentation=self.augmentation,
-            numbers=self.augmentation.draw(count, self.seed, epoch),
+            numbers=self.augmentation.draw((int(visits[-1]) + 1) * count, self.seed, epoch),
         )
 
     def split_batches(self, split: str, share: Share | None = None) -> tf.data.Dataset:

@@ -32,10 +32,10 @@ def epoch_order(count: int, shuffle_size: int, seed: int, epoch: int) -> np.ndar
 def continued_order(
     count: int, shuffle_size: int, seed: int, epoch: int, length: int
 ) -> np.ndarray:
-    """Returns the order of an epoch of `length` examples, int64 (length,); at most `count`.
+    """Returns the order of an epoch of `length` examples, int64 (length,).
 
     Each epoch continues where the previous one ended, as with `tf.data.Dataset.repeat`. So short
-    epochs together visit all examples equally often.
+    epochs together visit all examples equally often. A long epoch visits them several times.
     """
     first = epoch * length
     passes = range(first // count, (first + length - 1) // count + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -21,6 +21,7 @@ from research.data.augmentation import (
 )
 from research.data.loader import DataLoader
 from research.data.source import Source
+from research.data.split_arrays import SplitArrays
 from research.loop.plan import Plan
 from research.loop.steps import Network
 from research.models import hub
@@ -33,11 +34,14 @@ from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group, check_partition, make_group
 from research.optimization.optimizers import OPTIMIZERS
 from research.optimization.schedules import LearningRate, Schedule, SequentialSchedule, Shape
+from research.settings.fields import AUTO
 from research.settings.train_config import WEIGHTS_BY_NAME, TrainConfig
 from research.system.errors import UserError
 from research.system.python_file import is_python_reference, load_from_file
 from research.tasks.checks import find_task
 from research.tasks.task import Task
+
+RANDOM = "none loaded, random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,17 @@ def build_network(
     task: Task | None = None,
     with_weights: bool = True,
 ) -> BuiltNetwork:
+    """Builds the network of a config; see `build_model` and `divide_model`."""
+    model, origin = build_model(config, class_names, task, with_weights)
+    return divide_model(config, model, origin)
+
+
+def build_model(
+    config: TrainConfig,
+    class_names: tuple[str, ...],
+    task: Task | None = None,
+    with_weights: bool = True,
+) -> tuple[Wrapper, str]:
     """Builds the model of a config, in the caller's strategy scope.
 
     Args:
@@ -71,6 +86,9 @@ def build_network(
       task: makes the head. None takes the built-in task.
       with_weights: whether to load the weights of the config. False keeps the initial weights,
         because a checkpoint is restored later.
+
+    Returns:
+      The model, and the source of the backbone's weights in a few words.
 
     Raises:
       UserError: the weights are missing or do not fit the backbone, or `unfreeze_from` names no
@@ -81,14 +99,28 @@ def build_network(
     backbone = find_backbone(config.backbone)
     is_imagenet = with_weights and config.weights == "imagenet"
     base_model = build_backbone(backbone, config.image_size, "imagenet" if is_imagenet else None)
-    first = first_trainable_layer(base_model, backbone, config.unfreeze_from)
+    if config.unfreeze_from != AUTO:
+        first_trainable_layer(base_model, backbone, config.unfreeze_from)
     total = len(base_model.variables)
-    origin = "none loaded, random" if with_weights else "those of the checkpoint"
+    origin = RANDOM if with_weights else "those of the checkpoint"
     if is_imagenet:
         origin = f"loaded {total} of {total} variables, ImageNet"
     if with_weights and config.weights not in WEIGHTS_BY_NAME:
         origin = _load(base_model, config.weights)
     model = Wrapper(base_model, seed=config.seed, task=task, class_names=class_names)
+    return model, origin
+
+
+def divide_model(config: TrainConfig, model: Wrapper, origin: str) -> BuiltNetwork:
+    """Freezes the first layers of a model, and splits it there, in the caller's strategy scope.
+
+    Args:
+      config: the run's settings, with a value for `unfreeze_from`.
+      model: as `build_model` returned it.
+      origin: the source of the backbone's weights in a few words.
+    """
+    backbone, base_model = find_backbone(config.backbone), model.backbone
+    first = first_trainable_layer(base_model, backbone, config.unfreeze_from)
     freeze_below(base_model, first, config.bn_mode)
     penalize(model, config.l2_penalty)
     return BuiltNetwork(Network(model, split_backbone(base_model, first)), backbone, first, origin)
@@ -223,13 +255,20 @@ def make_averages(config: TrainConfig, model: Wrapper) -> WeightAverages | None:
     return WeightAverages(model.trainable_variables, config.weight_averaging)
 
 
-def make_loader(config: TrainConfig, source: Source) -> DataLoader:
+def make_loader(
+    config: TrainConfig, source: Source, loaded: Mapping[str, SplitArrays] | None = None
+) -> DataLoader:
     """Returns the loader of a run's photos, with the preprocessing of its backbone.
+
+    Args:
+      config: the run's settings.
+      source: the photos.
+      loaded: splits that are decoded already.
 
     Raises:
       UserError: the file of an augmentation cannot be imported.
     """
-    return DataLoader(
+    loader = DataLoader(
         config.image_size,
         config.batch_size,
         source=source,
@@ -241,6 +280,8 @@ def make_loader(config: TrainConfig, source: Source) -> DataLoader:
         mirror_averaging=config.mirror_averaging,
         resize=config.resize,
     )
+    loader.loaded.update(loaded or {})
+    return loader
 
 
 def make_augmentation(config: TrainConfig) -> AugmentationPipeline:

@@ -87,7 +87,7 @@ def make_plan(config: TrainConfig, photos: int, validates: bool = True) -> Plan:
       validates: whether there are validation photos.
     """
     all_steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
-    steps = min(all_steps, config.steps_per_epoch or all_steps)
+    steps = config.steps_per_epoch or all_steps
     epochs = config.head_epochs + config.epochs
     return Plan(
         steps,

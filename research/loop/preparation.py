@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
@@ -11,12 +12,13 @@ from research.data.loader import DataLoader
 from research.data.source import Source
 from research.loop.agreement import SPLITS_OF_A_RUN, check_data, describe_data, list_photos
 from research.loop.builder import (
+    RANDOM,
     BuiltNetwork,
-    build_network,
+    build_model,
     check_labels,
     check_supported,
+    divide_model,
     feature_epochs,
-    make_augmentation,
     make_averages,
     make_groups,
     make_loader,
@@ -24,10 +26,14 @@ from research.loop.builder import (
     set_class_weights,
 )
 from research.loop.learner import Learner, StepOptions
+from research.loop.pilot import run_pilot
 from research.loop.plan import Plan, Position, make_plan
 from research.loop.run_state import RunState, make_checkpoint, variables_of
 from research.loop.trunk.frozen_layers import EpochInput, FrozenLayers, RunInputs
+from research.models.backbone import suggest_first_layers
+from research.models.backbone_table import find_backbone
 from research.models.cost import largest_output
+from research.models.wrapper import Wrapper
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group
 from research.runs.checkpoints import Checkpoints
@@ -35,6 +41,13 @@ from research.runs.histograms import Histograms
 from research.runs.logbook import Logbook, Records
 from research.runs.run_directory import RunDirectory
 from research.runs.tracker import open_tracker
+from research.settings.automatic import (
+    Choice,
+    Evidence,
+    choose,
+    with_choices,
+    without_auto,
+)
 from research.settings.durations import parse_steps
 from research.settings.hyperrule import follow_hyperrule
 from research.settings.train_config import TrainConfig
@@ -54,6 +67,8 @@ class Run:
 
     Attributes:
       config: the settings, including the values that the HyperRule chose.
+      settled: the settings before the HyperRule, with the automatic choices.
+      choices: the automatic choices.
       team: this process and the other workers of the run.
       task: head, losses and metrics.
       built: the network.
@@ -67,6 +82,8 @@ class Run:
     """
 
     config: TrainConfig
+    settled: TrainConfig
+    choices: Mapping[str, Choice]
     team: Team
     task: Task
     built: BuiltNetwork
@@ -131,7 +148,7 @@ def set_up(
     """Builds a run from its settings, on this process's devices.
 
     Args:
-      requested: the settings before the HyperRule.
+      requested: the settings before automatic choices and the HyperRule.
       team: this process and the other workers of the run.
       source: the photos.
       kind: the task class. None takes the one that the settings name.
@@ -141,25 +158,29 @@ def set_up(
     strategy = team.strategy
     replicas = strategy.num_replicas_in_sync
     task = make_task(requested, kind)
-    loader = make_loader(requested, source)
+    loader = make_loader(without_auto(requested), source)
     check_views(requested, loader)
     with strategy.scope():
-        built = build_network(requested, source.class_names, task, with_weights)
+        model, origin = build_model(requested, source.class_names, task, with_weights)
     with team.chief_first():
         source.count("train")  # prepares the data set if it is not prepared yet
     validates = check_validation(requested, source)
-    check_memory(requested, built, source)
+    check_memory(requested, model, source)
     # The learning rate finder does not use the validation photos, and need not decode them.
     check_labels(task, loader, SPLITS_OF_A_RUN[: 1 if requested.find_learning_rate else 2])
-    config = follow_hyperrule(requested, loader.num_train_examples)
+    has_random_weights = origin == RANDOM
+    choices = choose_settings(requested, team, model, loader, has_random_weights)
+    settled = with_choices(requested, choices)
+    config = follow_hyperrule(settled, loader.num_train_examples)
     if config != requested:
         check_supported(config, type(task))
-        loader = loader.with_augmentation(make_augmentation(config))
+        loader = make_loader(config, source, loader.loaded)
     if config.class_weights == "balanced":
         set_class_weights(task, loader)
     plan = make_plan(config, loader.num_train_examples, validates)
     check_traced_steps(config, plan)
-    model = built.network.model
+    with strategy.scope():
+        built = divide_model(config, model, origin)
     shapes = sum_shapes(task, model.logits, loader.train_batches.element_spec)
     with strategy.scope():
         state = RunState(shapes)
@@ -176,7 +197,48 @@ def set_up(
     )
     xla = resolve_xla(config.xla, exchange_within_step(config, task) if replicas > 1 else None)
     options = StepOptions(config.accumulate_steps, config.clip_norm, xla, config.deterministic)
-    return Run(config, team, task, built, loader, plan, groups, state, averages, frozen, options)
+    return Run(
+        *(config, settled, choices, team, task, built, loader),
+        *(plan, groups, state, averages, frozen, options),
+    )
+
+
+def choose_settings(
+    requested: TrainConfig, team: Team, model: Wrapper, loader: DataLoader, is_random: bool
+) -> dict[str, Choice]:
+    """Returns the chief's choice for each setting with the value `auto`.
+
+    Args:
+      requested: the settings.
+      team: this process and the other workers of the run.
+      model: with its initial weights.
+      loader: the photos.
+      is_random: whether the weights of the backbone are random, so that its features tell nothing.
+    """
+
+    def evidence() -> Evidence | str:
+        if is_random:
+            return "the weights of the backbone are random"
+        return run_pilot(model, loader, requested.seed)
+
+    backbone = find_backbone(requested.backbone)
+    photos, layers = loader.num_train_examples, suggest_first_layers(model.backbone, backbone)
+    choices = choose(requested, photos, layers, evidence) if team.leads else {}
+    return {name: Choice(*one) for name, one in team.from_chief(choices).items()}
+
+
+def with_earlier_choices(
+    config: TrainConfig, team: Team, directory: RunDirectory | None
+) -> TrainConfig:
+    """Returns the settings with the automatic choices of a run that is resumed.
+
+    Args:
+      config: the settings.
+      team: this process and the other workers of the run.
+      directory: the run's folder, on the chief; None for a new run.
+    """
+    earlier = team.from_chief(directory.read_choices() if directory else {})
+    return with_choices(config, {name: Choice(*one) for name, one in earlier.items()})
 
 
 def make_learner(
@@ -210,13 +272,12 @@ def exchange_within_step(config: TrainConfig, task: Task) -> str | None:
 
 
 def begin_or_resume(
-    run: Run, requested: TrainConfig, directory: RunDirectory | None, resuming: bool
+    run: Run, directory: RunDirectory | None, resuming: bool
 ) -> tuple[Records, RunInputs, bool]:
     """Restores or creates a run, sends the chief's state to all workers, and fills the caches.
 
     Args:
       run: the run, as `set_up` returned it.
-      requested: the settings before the HyperRule.
       directory: the run's folder; None in a worker that is not the chief.
       resuming: whether the folder holds a run to continue.
 
@@ -234,7 +295,7 @@ def begin_or_resume(
             cached = directory.read_data().get("cached")
             # Restored before the frozen layers run, because they need these weights.
             resumed = checkpoints.restore_latest()
-            directory.update_config(requested)
+            directory.update_config(run.settled)
     choices = (
         run.frozen.choose(run.state.current_step, cached)
         if directory and not run.is_finished
@@ -254,14 +315,14 @@ def begin_or_resume(
         chosen = {
             name: value
             for name, value in dataclasses.asdict(run.config).items()
-            if getattr(requested, name) != value
+            if getattr(run.settled, name) != value
         }
         data = {**data, "cached": cached_now, "chosen_by_hyperrule": chosen}
-        directory.create(requested, run.loader.class_names, data, listed)
+        directory.create(run.settled, run.loader.class_names, data, listed, run.choices)
     return Logbook(directory, run.plan, checkpoints, tracker), inputs, resumed
 
 
-def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> None:
+def check_memory(config: TrainConfig, model: Wrapper, source: Source) -> None:
     """Raises `UserError` if one layer's output for a batch exceeds the free memory.
 
     Training needs more memory than this estimate. GPUs are not checked, because TensorFlow reports
@@ -270,7 +331,7 @@ def check_memory(config: TrainConfig, built: BuiltNetwork, source: Source) -> No
     if tf.config.list_logical_devices("GPU"):
         return
     dtype = tf.as_dtype(keras.config.dtype_policy().compute_dtype)
-    bytes_per_photo = largest_output(built.network.model.backbone.layers) * dtype.size
+    bytes_per_photo = largest_output(model.backbone.layers) * dtype.size
     batch = min(config.batch_size, source.count("train"))
     if batch * bytes_per_photo > free_memory():
         raise UserError(

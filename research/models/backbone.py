@@ -10,7 +10,7 @@ import difflib
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from research.system.errors import UserError, one_line
 
@@ -139,6 +139,28 @@ def stage_starts(model: keras.Model, backbone: Backbone) -> dict[str, int]:
         )
 
     return {stage.name: first_layer(stage) for stage in backbone.stages}
+
+
+class FirstLayers(NamedTuple):
+    """Two values of `--unfreeze_from` for a backbone.
+
+    Attributes:
+      usual: layer 100, or `half` if the backbone has no more than 100 layers.
+      half: the last stage with at most 55 % of the operations of a forward pass before it.
+    """
+
+    usual: str
+    half: str
+
+
+def suggest_first_layers(model: keras.Model, backbone: Backbone) -> FirstLayers:
+    """Returns the layers from which on a backbone is trained without further knowledge."""
+    from research.models.cost import forward_cost
+
+    most = 0.55 * forward_cost(model.layers)
+    starts = stage_starts(model, backbone).items()
+    half = [name for name, start in starts if forward_cost(model.layers[:start]) <= most][-1]
+    return FirstLayers("100" if len(model.layers) > 100 else half, half)
 
 
 def first_trainable_layer(model: keras.Model, backbone: Backbone, unfreeze_from: str) -> int:

@@ -20,6 +20,7 @@ from research.optimization.groups import Group
 from research.runs.find_run import length_is_fixed
 from research.runs.pictures import main_metric
 from research.runs.run_directory import RunDirectory, best_epoch
+from research.settings.automatic import Choice
 from research.settings.train_config import TASKS, TrainConfig
 
 SHORT_NAMES = {"average_precision": "mAP"}  # for columns of 9 characters
@@ -53,6 +54,7 @@ def describe_run(run: Run) -> str:
         f"devices      {team.strategy.num_replicas_in_sync} {kind}, "
         f"{keras.config.dtype_policy().compute_dtype}{', XLA' if run.options.xla else ''}",
         *([f"host         {team.cluster}"] if team.cluster else []),
+        *choices_lines(run.choices),
         "",
         *parts_table(built, run.groups),
         "",
@@ -70,6 +72,21 @@ def splits_lines(source: Source) -> list[str]:
     return textwrap.wrap(
         source.summary, 79, initial_indent="splits       ", subsequent_indent=" " * 13
     )
+
+
+def choices_lines(choices: Mapping[str, Choice]) -> list[str]:
+    """Returns the automatic choices with their reasons, as text of 79 columns."""
+    lines: list[str] = []
+    for name, choice in choices.items():
+        first = f"{'' if lines else 'automatic':<13}"
+        flag = f"--{name}={choice.value}"
+        if isinstance(choice.value, bool):
+            flag = f"--{'' if choice.value else 'no'}{name}"
+        text = f"{flag}: {choice.reason}"
+        lines += textwrap.wrap(
+            text, 79, initial_indent=first, subsequent_indent=" " * 15, break_on_hyphens=False
+        )
+    return lines
 
 
 def notes_lines(source: Source) -> list[str]:

@@ -10,6 +10,7 @@ from research.optimization.schedules import SCHEDULES
 from research.runs.restore import check_restorable
 from research.runs.run_directory import MADE_FIRST, RunDirectory, not_writable
 from research.runs.sealed_files import intact_checkpoints
+from research.settings.automatic import with_choices
 from research.settings.train_config import TrainConfig, python_files
 from research.system.errors import UserError
 
@@ -41,6 +42,7 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
         _check_free(directory.path)
         return directory, False
     trained = directory.read_config()
+    config = with_choices(config, directory.read_choices())
     differences = trained.differences(config)
     before, digests = directory.read_file_digests(), python_files(config)
     for name, digest in digests.items():

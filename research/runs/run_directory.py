@@ -7,14 +7,16 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import filelock
 
 from research.runs.durable_files import append_line, write_atomically, write_file
-from research.settings.train_config import FILE_DIGESTS, TrainConfig, python_files
+from research.settings.automatic import Choice
+from research.settings.train_config import AUTOMATIC, FILE_DIGESTS, TrainConfig, python_files
 from research.system.errors import UserError
 from research.system.printable import printable
 
@@ -122,6 +124,7 @@ class RunDirectory:
         class_names: tuple[str, ...],
         data: dict[str, Any],
         photos: Sequence[PhotoEntry] = (),
+        choices: Mapping[str, Choice] = MappingProxyType({}),
     ) -> None:
         """Creates the folder of a new run.
 
@@ -130,6 +133,7 @@ class RunDirectory:
           class_names: the class names in the order of their labels.
           data: a JSON object that describes the photos.
           photos: the training and validation photos.
+          choices: the settings that were chosen automatically.
 
         Raises:
           UserError: the folder cannot be written, or another run was created in it meanwhile.
@@ -147,17 +151,24 @@ class RunDirectory:
             write_atomically(self.data_file, json.dumps(data, indent=2) + "\n")
             listing = "".join("\t".join(entry) + "\n" for entry in photos)
             write_atomically(self.photos_file, listing)
-            self._write_config(config)  # last: the folder counts as a run once it has this file
+            # Last: the folder counts as a run once it has this file.
+            self._write_config(config, choices)
         except OSError as error:
             raise not_writable(self.path, error.strerror) from error
 
     def update_config(self, config: TrainConfig) -> None:
         """Writes the settings of a resumed run, if they differ; see `find_run.py`."""
         if self.read_config().differences(config):
-            self._write_config(config)
+            self._write_config(config, self.read_choices())
 
-    def _write_config(self, config: TrainConfig) -> None:
+    def settle(self, name: str, choice: Choice) -> None:
+        """Writes the choice for a setting with the value `auto` at the end of the run."""
+        config = dataclasses.replace(self.read_config(), **{name: choice.value})
+        self._write_config(config, {**self.read_choices(), name: choice})
+
+    def _write_config(self, config: TrainConfig, choices: Mapping[str, Choice]) -> None:
         written = {**dataclasses.asdict(config), FILE_DIGESTS: python_files(config)}
+        written[AUTOMATIC] = {name: choice.reason for name, choice in choices.items()}
         write_atomically(self.config_file, json.dumps(written, indent=2) + "\n")
 
     def read_config(self) -> TrainConfig:
@@ -167,6 +178,12 @@ class RunDirectory:
     def read_file_digests(self) -> dict[str, Any]:
         """Returns the SHA-256 of each Python file named in the settings, by setting."""
         return json.loads(_read(self.config_file)).get(FILE_DIGESTS) or {}
+
+    def read_choices(self) -> dict[str, Choice]:
+        """Returns the settings that were chosen automatically."""
+        config = self.read_config()
+        reasons = json.loads(_read(self.config_file)).get(AUTOMATIC) or {}
+        return {name: Choice(getattr(config, name), reasons[name]) for name in reasons}
 
     def read_class_names(self) -> tuple[str, ...]:
         """Returns the class names by label; raises `UserError` if they cannot be read."""

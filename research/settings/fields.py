@@ -15,6 +15,8 @@ from typing import Any
 from research.system.errors import UserError
 from research.system.python_file import is_python_reference
 
+AUTO: Any = "auto"
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -31,6 +33,8 @@ class Setting:
         user. The path is made absolute.
       changes_result: whether the setting influences the result of a run. A run is not resumed with
         a different value of such a setting.
+      fallback: the value of `AUTO` if the photos tell nothing; None if `AUTO` is not allowed. The
+        rules in `automatic.py` choose the value from the photos.
     """
 
     help: str
@@ -41,6 +45,7 @@ class Setting:
     is_path: bool = False
     or_python_file: bool = False
     changes_result: bool = True
+    fallback: Any = None
 
     @property
     def values(self) -> str:
@@ -113,8 +118,8 @@ def _check_value(config_class: type, field: dataclasses.Field[Any], value: Any) 
     """Returns the value in its canonical form. Raises `UserError` if it is not allowed."""
     kind, optional = value_type(config_class, field.name)
     setting = setting_of(field)
-    if value is None and optional:
-        return None
+    if (value is None and optional) or (value == AUTO and setting.fallback is not None):
+        return value
     if kind is tuple:
         return tuple(_check_range(field.name, setting, str, text) for text in value or ())
     if kind is float and type(value) is int:
@@ -123,7 +128,10 @@ def _check_value(config_class: type, field: dataclasses.Field[Any], value: Any) 
         except OverflowError:
             value = math.inf if value > 0 else -math.inf
     if type(value) is not kind:
-        raise UserError(f"{field.name} is {value!r}; expected a value of type {kind.__name__}")
+        auto = f", or {AUTO}" if setting.fallback is not None else ""
+        raise UserError(
+            f"{field.name} is {value!r}; expected a value of type {kind.__name__}{auto}"
+        )
     return _check_range(field.name, setting, kind, value)
 
 

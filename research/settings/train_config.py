@@ -19,12 +19,14 @@ from research.optimization.optimizers import OPTIMIZERS
 from research.optimization.schedules import SCHEDULES
 from research.settings import fields as settings
 from research.settings.durations import count_steps, parse_shares, parse_steps
+from research.settings.fields import AUTO
 from research.settings.photo_config import PhotoConfig
 from research.system.errors import UserError
 from research.system.python_file import digest_of_file, is_python_reference
 
 TASKS = ("classification", "multi_label")
 FILE_DIGESTS = "sha256_of_python_files"
+AUTOMATIC = "chosen_automatically"
 WEIGHTS_BY_NAME = ("imagenet", "none")
 CHOSEN_BY_HYPERRULE = (
     "epochs",
@@ -93,9 +95,11 @@ class TrainConfig(PhotoConfig):
         minimum=1,
     )
     horizontal_flip: bool = settings.declare(
-        True,
+        AUTO,
         "flip each training photo horizontally with probability 0.5, drawn again in each epoch. "
-        "Turn it off for text, digits and other images that have another meaning when mirrored",
+        "'auto' does so unless a classifier on frozen features recognises mirror images worse, as "
+        "for text and digits",
+        fallback=True,
     )
     random_crop_area: float = settings.rate(
         1.0,
@@ -140,9 +144,11 @@ class TrainConfig(PhotoConfig):
         "Face (safetensors); hf://OWNER/NAME or hf://OWNER/NAME@REVISION downloads such a file",
     )
     unfreeze_from: str = settings.declare(
-        "100",
+        AUTO,
         "first backbone layer to train: its index, its name, or a stage; 'none' trains only the "
-        "head",
+        "head. 'auto' chooses layer 100, or the stage at half of the operations if frozen features "
+        "classify less than 90 % of the photos correctly",
+        fallback="100",
     )
     gradual_unfreezing: int | None = settings.count(
         None,
@@ -152,10 +158,11 @@ class TrainConfig(PhotoConfig):
     )
     epochs: int = settings.count(10, "epochs that train the head and the unfrozen layers")
     head_epochs: int = settings.count(3, "epochs that train only the head, before --epochs")
-    steps_per_epoch: int | None = settings.count(
-        None,
-        "end each epoch after this many steps; the next epoch continues with the next photos",
-        minimum=1,
+    steps_per_epoch: int = settings.count(
+        AUTO,
+        "end each epoch after this many steps; the next epoch continues with the next photos. 0 "
+        "shows all photos once. 'auto' does so too, unless that is fewer than 20 steps",
+        fallback=0,
     )
     early_stopping: int | None = settings.count(
         None,
@@ -190,7 +197,10 @@ class TrainConfig(PhotoConfig):
         "adam", tuple(OPTIMIZERS), "optimizer of the unfrozen backbone layers", or_python_file=True
     )
     backbone_learning_rate: float = settings.rate(
-        3e-5, "learning rate of the unfrozen backbone layers"
+        AUTO,
+        "learning rate of the unfrozen backbone layers. 'auto' chooses up to 2e-4: the more photos "
+        "a classifier on frozen features misclassifies, the higher",
+        fallback=3e-5,
     )
     backbone_schedule: str = settings.choice(
         "cosine", tuple(SCHEDULES), "schedule of the backbone's learning rate", or_python_file=True
@@ -236,15 +246,20 @@ class TrainConfig(PhotoConfig):
         maximum=0.999999,
     )
     mirror_averaging: bool = settings.declare(
-        True, "evaluate the mean of the logits of each photo and its mirror image"
+        AUTO,
+        "evaluate the mean of the logits of each photo and its mirror image. 'auto' follows the "
+        "rule of --horizontal_flip",
+        fallback=True,
     )
     evaluation_scale: float = settings.rate(
-        1.2,
+        AUTO,
         "run_eval.py resizes photos to --image_size times this factor, rounded to a multiple of 32 "
         "pixels, or of the patch of a transformer. Networks are often more accurate at a larger "
-        "size than in training (FixRes). Give 1 for images whose content always has the same "
-        "scale, such as scans and digits",
+        "size than in training (FixRes). 'auto' chooses 1.2, unless a classifier on frozen "
+        "features recognises enlarged photos worse, as for images whose content always has the "
+        "same scale",
         maximum=8.0,
+        fallback=1.2,
     )
     bn_mode: str = settings.choice(
         "frozen",
@@ -404,7 +419,7 @@ class TrainConfig(PhotoConfig):
     @property
     def evaluation_size(self) -> int:
         """Height and width in pixels of the photos in evaluation and prediction."""
-        if self.evaluation_scale == 1:
+        if self.evaluation_scale in (1, AUTO):
             return self.image_size
         return find_backbone(self.backbone).nearest_size(self.image_size * self.evaluation_scale)
 
@@ -426,6 +441,9 @@ class TrainConfig(PhotoConfig):
         if not isinstance(values, dict):
             raise UserError("config.json does not contain a JSON object of settings")
         values.pop(FILE_DIGESTS, None)
+        values.pop(AUTOMATIC, None)
+        if values.get("steps_per_epoch", 0) is None:  # in runs of earlier versions
+            values["steps_per_epoch"] = 0
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(f"config.json has settings that this version does not know: {unknown}")

@@ -49,10 +49,9 @@ class MultiLabel(Task):
         """
         self._class_names = class_names
         pooling, _ = super().make_head(feature_shape, class_names, seed)
-        glorot = keras.initializers.GlorotUniform(seed=seed)
         units = len(class_names)
         return pooling, keras.layers.Dense(
-            units, kernel_initializer=glorot, dtype="float32", name="head"
+            units, kernel_initializer="zeros", dtype="float32", name="head"
         )
 
     def check_labels(self, labels: np.ndarray, class_names: Sequence[str]) -> None:

@@ -85,7 +85,7 @@ class Task:
         pooling = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")
         head = keras.layers.Dense(
             1 if len(class_names) == 2 else len(class_names),
-            kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+            kernel_initializer="zeros",  # as BiT (Kolesnikov et al. 2020, arXiv 1912.11370)
             dtype="float32",
             name="head",
         )

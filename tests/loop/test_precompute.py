@@ -293,7 +293,7 @@ def test_a_photo_takes_what_crosses_the_cut():
 
 
 def test_phases_are_planned_from_where_the_run_stands(decoded):
-    config = dataclasses.replace(CONFIG, head_epochs=2, epochs=3, steps_per_epoch=None)
+    config = dataclasses.replace(CONFIG, head_epochs=2, epochs=3, steps_per_epoch=0)
     network, photos = make_network(small_resnet, 20), loader_of(decoded)
     plan = make_plan(config, photos.num_train_examples)
     frozen = frozen_layers(config, network, photos, plan, 2)

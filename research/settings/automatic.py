@@ -1,0 +1,161 @@
+"""Rules that choose the settings with the value `auto` from the photos.
+
+This module must not import TensorFlow. The evidence comes from `research/loop/pilot.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from research.models.backbone import FirstLayers
+from research.settings.fields import AUTO, setting_of
+from research.settings.train_config import TrainConfig
+
+FEWEST_STEPS = 20  # per epoch
+EASY = 0.9  # accuracy of a linear classifier on frozen features
+MANY = 1000  # photos
+LOWEST_RATE = 3e-5
+# The learning rate if a linear classifier on frozen features were right for no photo.
+HIGHEST_RATE = 2e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """How well a linear classifier on the frozen features predicts photos that it does not know.
+
+    Attributes:
+      photos: number of photos, a sample of the training photos.
+      accuracy: share of them that is right, in [0, 1].
+      lost: number of photos that are right, and whose mirror image is wrong.
+      won: number of photos that are wrong, and whose mirror image is right.
+    """
+
+    photos: int
+    accuracy: float
+    lost: int
+    won: int
+
+    @property
+    def is_easy(self) -> bool:
+        """Whether the frozen features suffice for nearly all photos."""
+        return self.accuracy >= EASY
+
+    @property
+    def mirrored_is_worse(self) -> bool:
+        """Whether more are lost than chance explains: two standard deviations (McNemar 1947)."""
+        return self.lost - self.won > 2 * math.sqrt(self.lost + self.won)
+
+    def __str__(self) -> str:
+        return f"frozen features classify {self.accuracy:.0%} of {self.photos:,} photos correctly"
+
+
+class Choice(NamedTuple):
+    """A chosen value, and the reason in one line."""
+
+    value: Any
+    reason: str
+
+
+def without_auto(config: TrainConfig) -> TrainConfig:
+    """Returns a config with the value that is used without evidence in place of each `AUTO`."""
+    return with_choices(config, fallbacks(config))
+
+
+Rule = Callable[[Evidence | str], Choice]
+
+
+def automatic_settings(config: TrainConfig) -> list[str]:
+    """Returns the names of the settings with the value `AUTO`."""
+    return [
+        field.name
+        for field in dataclasses.fields(config)
+        if setting_of(field).fallback is not None and getattr(config, field.name) == AUTO
+    ]
+
+
+def with_choices(config: TrainConfig, choices: Mapping[str, Choice]) -> TrainConfig:
+    """Returns a config with the chosen values in place of `AUTO`, where there are any."""
+    names = [name for name in automatic_settings(config) if name in choices]
+    return dataclasses.replace(config, **{name: choices[name].value for name in names})
+
+
+def fallbacks(config: TrainConfig, reason: str = "") -> dict[str, Choice]:
+    """Returns the values that are used without evidence."""
+    settings = {field.name: setting_of(field) for field in dataclasses.fields(config)}
+    return {name: Choice(settings[name].fallback, reason) for name in automatic_settings(config)}
+
+
+def choose(
+    config: TrainConfig,
+    photos: int,
+    first_layers: FirstLayers,
+    evidence: Callable[[], Evidence | str],
+) -> dict[str, Choice]:
+    """Returns a choice for each setting with the value `AUTO` that is chosen before the training.
+
+    Args:
+      config: the settings.
+      photos: number of training photos.
+      first_layers: of the backbone.
+      evidence: returns the evidence, or why there is none. It is only called if it is needed.
+    """
+    names = automatic_settings(config)
+    rules = {
+        "steps_per_epoch": _steps_per_epoch(config, photos),
+        "unfreeze_from": _unfreeze_from(first_layers),
+        "backbone_learning_rate": _backbone_learning_rate(photos),
+        "horizontal_flip": _flips,
+        "mirror_averaging": _flips,
+    }
+    names = [name for name in names if name in rules]
+    if not names:
+        return {}
+    found = evidence()
+    return {name: rules[name](found) for name in names}
+
+
+def _steps_per_epoch(config: TrainConfig, photos: int) -> Rule:
+    steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
+
+    def rule(found: Evidence | str) -> Choice:
+        if steps >= FEWEST_STEPS:
+            return Choice(0, f"all {photos:,} photos once, in {steps:,} steps")
+        if isinstance(found, Evidence) and found.is_easy:
+            return Choice(0, f"all {photos:,} photos once; {found}")
+        return Choice(FEWEST_STEPS, f"all {photos:,} photos once are only {steps:,} steps")
+
+    return rule
+
+
+def _unfreeze_from(layers: FirstLayers) -> Rule:
+    def rule(found: Evidence | str) -> Choice:
+        is_hard = isinstance(found, Evidence) and not found.is_easy
+        return Choice(layers.half if is_hard else layers.usual, str(found))
+
+    return rule
+
+
+def _backbone_learning_rate(photos: int) -> Rule:
+    def rule(found: Evidence | str) -> Choice:
+        if isinstance(found, str):
+            return Choice(LOWEST_RATE, found)
+        rate = max(LOWEST_RATE, HIGHEST_RATE * math.sqrt(1 - found.accuracy))
+        reason = str(found)
+        if found.is_easy and photos < MANY:
+            # There is little to gain, and few photos are learned by heart.
+            rate *= photos / MANY
+            reason += f"; lower because of only {photos:,} photos"
+        return Choice(float(f"{rate:.1e}"), reason)
+
+    return rule
+
+
+def _flips(found: Evidence | str) -> Choice:
+    if isinstance(found, str):
+        return Choice(True, found)
+    lost, won = found.lost, found.won
+    reason = f"in mirror images, {lost:,} right answers become wrong, and {won:,} wrong ones right"
+    return Choice(not found.mirrored_is_worse, reason)

@@ -1,0 +1,108 @@
+"""The settings with the value `auto`: the evidence, the rules, and runs that keep their choices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from research.loop.pilot import left_out_predictions
+from research.models.backbone import FirstLayers
+from research.settings.automatic import (
+    Choice,
+    Evidence,
+    automatic_settings,
+    choose,
+    with_choices,
+    without_auto,
+)
+from research.settings.train_config import TrainConfig
+
+LAYERS = FirstLayers("100", "stage4")
+
+
+def values(config: TrainConfig, photos: int, found: Evidence | str) -> dict[str, object]:
+    return {name: one.value for name, one in choose(config, photos, LAYERS, lambda: found).items()}
+
+
+def test_photos_left_out_are_predicted_as_by_a_regression_on_all_others():
+    generator = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    views = [generator.random((30, 40)) + np.eye(40)[labels] * 0.7 for _ in range(2)]
+    found = left_out_predictions(views, labels, 3)
+    scale, expected = np.square(views[0]).sum(axis=1).mean(), {}
+    for penalty in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+        right, error = [[], []], 0.0
+        for photo in range(30):
+            others = np.arange(30) != photo
+            ridge = Ridge(alpha=penalty * scale, fit_intercept=False)
+            ridge.fit(views[0][others], np.eye(3)[labels[others]])
+            predicted = ridge.predict(np.stack([view[photo] for view in views]))
+            error += np.square(predicted[0] - np.eye(3)[labels[photo]]).sum()
+            for view in range(2):
+                right[view].append(predicted[view].argmax() == labels[photo])
+        expected[error] = right
+    np.testing.assert_array_equal(found, expected[min(expected)])
+    assert 0.4 < found[0].mean() < 1
+
+
+def test_what_photos_tell_decides():
+    config = TrainConfig()
+    hard = values(config, 1_600, Evidence(photos=256, accuracy=0.75, lost=20, won=18))
+    assert hard == {
+        "steps_per_epoch": 0,
+        "unfreeze_from": "stage4",
+        "backbone_learning_rate": 1e-4,
+        "horizontal_flip": True,
+        "mirror_averaging": True,
+    }
+    easy = values(config, 1_600, Evidence(photos=256, accuracy=0.99, lost=0, won=0))
+    assert (easy["unfreeze_from"], easy["backbone_learning_rate"]) == ("100", 3e-5)
+    few = values(config, 200, Evidence(photos=200, accuracy=0.99, lost=0, won=0))
+    assert few["backbone_learning_rate"] == 6e-6
+    text = values(config, 1_600, Evidence(photos=256, accuracy=0.9, lost=73, won=3))
+    assert not text["horizontal_flip"]
+    assert not text["mirror_averaging"]
+
+
+def test_few_photos_are_shown_several_times_per_epoch():
+    def steps(photos: int, found: Evidence | str) -> object:
+        return values(TrainConfig(), photos, found)["steps_per_epoch"]
+
+    hard, easy = (Evidence(photos=64, accuracy=share, lost=0, won=0) for share in (0.5, 0.95))
+    assert steps(20, "too few") == steps(300, hard) == 20
+    assert steps(300, easy) == steps(640, hard) == 0
+
+
+def test_without_evidence_the_choices_are_the_fallbacks():
+    config = TrainConfig(backbone_learning_rate=1e-3)
+    found = values(config, 1_600, "the labels are not one class per photo")
+    names = {field.name for field in dataclasses.fields(config)}
+    plain = without_auto(config)
+    assert found == {name: getattr(plain, name) for name in names & found.keys()}
+    assert "backbone_learning_rate" not in found
+    small = choose(config, 1_600, FirstLayers("block3", "block3"), lambda: "no evidence")
+    assert small["unfreeze_from"] == Choice("block3", "no evidence")
+
+
+def test_evidence_is_not_computed_if_no_setting_needs_it():
+    config = without_auto(TrainConfig())
+    assert automatic_settings(config) == []
+    config = dataclasses.replace(config, evaluation_scale="auto")
+
+    def fail() -> str:
+        raise AssertionError
+
+    assert choose(config, 100, LAYERS, fail) == {}
+
+
+def test_a_given_value_is_kept():
+    config = with_choices(TrainConfig(horizontal_flip=False), {"horizontal_flip": Choice(True, "")})
+    assert not config.horizontal_flip
+
+
+@pytest.mark.parametrize("name", ["epochs", "trunk_cache", "folder_layout"])
+def test_auto_is_only_replaced_where_a_rule_chooses(name):
+    assert name not in automatic_settings(TrainConfig())
