@@ -102,8 +102,7 @@ def make_batches(
     @tf.autograph.experimental.do_not_convert
     def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
         images = read(indices)
-        rows_of_targets = indices % len(examples)
-        batch = {name: tf.gather(array, rows_of_targets) for name, array in targets.items()}
+        batch = {name: tf.gather(array, indices % len(examples)) for name, array in targets.items()}
         batch["weight"] = weights
         if mirrored and examples.views > 1:
             batch["mirrored"] = preprocess(read(indices, first_row=len(examples)))
