@@ -201,11 +201,13 @@ def check_preprocessing(backbone: Backbone, image_size: int) -> None:
 
     spec = tf.TensorSpec((None, image_size, image_size, 3), tf.float32)
     traced = tf.function(backbone.preprocessing, autograph=False).get_concrete_function(spec)
-    shape, dtype = traced.output_shapes, traced.output_dtypes
-    if shape != spec.shape or dtype != spec.dtype:
+    found = traced.structured_outputs
+    is_tensor = isinstance(found, tf.Tensor)
+    if not is_tensor or found.shape != spec.shape or found.dtype != spec.dtype:
+        shown = f"{found.dtype.name} of shape {found.shape}" if is_tensor else f"{type(found)}"
         raise UserError(
-            f"preprocessing of {backbone.name} returns {dtype} of shape {shape} for float32 images "
-            f"of shape {spec.shape}; expected float32 of the same shape"
+            f"preprocessing of {backbone.name} returns {shown} for float32 images of shape "
+            f"{spec.shape}; expected float32 of the same shape"
         )
 
 
