@@ -51,6 +51,7 @@ SMALL_CONFIG = TrainConfig(
     batch_size=8,
     precision="float32",
     steps_per_epoch=0,
+    head_epochs=3,
     horizontal_flip=True,
     backbone_learning_rate=3e-5,
     weight_averaging=0.0,

@@ -52,8 +52,9 @@ def test_what_photos_tell_decides():
     config = TrainConfig()
     hard = values(config, 1_600, Evidence(photos=256, accuracy=0.75, lost=20, won=18))
     assert hard == {
-        "steps_per_epoch": 0,
         "unfreeze_from": "stage4",
+        "steps_per_epoch": 0,
+        "head_epochs": 3,
         "backbone_learning_rate": 1e-4,
         "horizontal_flip": True,
         "mirror_averaging": True,
@@ -72,6 +73,9 @@ def test_few_photos_are_shown_several_times_per_epoch():
         return values(TrainConfig(), photos, found)["steps_per_epoch"]
 
     hard, easy = (Evidence(photos=64, accuracy=share, lost=0, won=0) for share in (0.5, 0.95))
+    assert values(TrainConfig(), 20, "too few")["head_epochs"] == 4
+    assert values(TrainConfig(steps_per_epoch=0), 20, "too few")["head_epochs"] == 80
+    assert values(TrainConfig(steps_per_epoch=5), 20, "too few")["head_epochs"] == 16
     assert steps(20, "too few") == steps(300, hard) == 20
     assert steps(300, easy) == steps(640, hard) == 0
 
@@ -79,9 +83,9 @@ def test_few_photos_are_shown_several_times_per_epoch():
 def test_without_evidence_the_choices_are_the_fallbacks():
     config = TrainConfig(backbone_learning_rate=1e-3)
     found = values(config, 1_600, "the labels are not one class per photo")
-    names = {field.name for field in dataclasses.fields(config)}
     plain = without_auto(config)
-    assert found == {name: getattr(plain, name) for name in names & found.keys()}
+    assert found == {name: getattr(plain, name) for name in found}
+    assert len(found) == 5
     assert "backbone_learning_rate" not in found
     small = choose(config, 1_600, FirstLayers("block3", "block3"), lambda: "no evidence")
     assert small["unfreeze_from"] == Choice("block3", "no evidence")
@@ -96,6 +100,11 @@ def test_evidence_is_not_computed_if_no_setting_needs_it():
         raise AssertionError
 
     assert choose(config, 100, LAYERS, fail) == {}
+
+
+def test_the_hyperrule_chooses_its_settings_itself():
+    found = values(TrainConfig(hyperrule=True, head_epochs=0), 100, "too few")
+    assert not found.keys() & {"steps_per_epoch", "head_epochs"}
 
 
 def test_a_given_value_is_kept():

@@ -195,7 +195,7 @@ def test_inception_stages_do_not_depend_on_models_built_before() -> None:
 def test_stage_without_a_matching_layer_is_an_error() -> None:
     entry = BACKBONES["SmallResNet"]
     wrong = Backbone("Wrong", entry.build, entry.preprocessing, (Stage("stem"), Stage("a", "b_")))
-    with pytest.raises(ValueError, match="stage a of Wrong"):
+    with pytest.raises(UserError, match="stage a of Wrong"):
         stage_starts(model_of("SmallResNet"), wrong)
 
 

@@ -22,41 +22,62 @@ from research.system import devices
 from research.system.errors import UserError
 from research.system.python_file import digest_of_file, is_python_reference
 from research.tasks.checks import find_task
-from research.tasks.task import Task
 
 RESTORE_ATTEMPTS = 5  # a run in training replaces its latest checkpoint
 
 
-def task_of_run(directory: RunDirectory, trained: TrainConfig, asked: str | None) -> type[Task]:
-    """Returns the task class of a run.
+def settings_of_run(directory: RunDirectory, task: str | None, backbone: str | None) -> TrainConfig:
+    """Returns the settings of a run, with the user's files instead of those in its config.json.
 
-    A run's folder alone never causes code to be imported: the user must name the file.
+    A run's folder alone never causes code to be imported: the user must name each file.
 
     Args:
       directory: the run.
-      trained: the settings of the run.
-      asked: the task that the user named, as FILE.py:CLASS or a built-in name; None if not named.
+      task: the task that the user named, as FILE.py:CLASS; None if not named.
+      backbone: the backbone that the user named, as FILE.py:NAME; None if not named. It has no
+        effect on a run with a backbone of the table.
 
     Raises:
-      UserError: the run's task is in a file that the user did not name, or the import fails.
+      UserError: the run's task or backbone is in a file that the user did not name, or the backbone
+        has another name than that of the run.
     """
-    if asked is None and is_python_reference(trained.task):
-        raise UserError(
-            f"the run in {str(directory.path)!r} has the task {trained.task}, whose code is only "
-            f"imported if you name it; give --task={trained.task}"
-        )
-    return find_task(asked or trained.task)
+    trained = directory.read_config()
+    for setting, asked in (("task", task), ("backbone", backbone)):
+        value = getattr(trained, setting)
+        if asked is None and is_python_reference(value):
+            raise UserError(
+                f"the run in {str(directory.path)!r} has the {setting} {value}, whose code is only "
+                f"imported if you name it; give --{setting}={value}"
+            )
+    if backbone and is_python_reference(trained.backbone):
+        name = trained.backbone.rpartition(":")[2]
+        if backbone.rpartition(":")[2] != name:
+            raise UserError(
+                f"backbone is {backbone!r}, but the run in {str(directory.path)!r} has the "
+                f"backbone {name}; give --backbone={trained.backbone}"
+            )
+        trained = dataclasses.replace(trained, backbone=backbone)
+    return dataclasses.replace(trained, task=task or trained.task)
 
 
-def note_on_task(directory: RunDirectory, asked: str | None) -> None:
-    """Prints a note if the content of the task's file has changed since the training."""
-    trained_digest = directory.read_file_digests().get("task")
-    if asked and trained_digest and digest_of_file(asked) != trained_digest:
-        print(
-            f"note: the content of {asked} differs from the file that the run was trained with",
-            file=sys.stderr,
-            flush=True,
+def notes_on_files(directory: RunDirectory, task: str | None, backbone: str | None) -> list[str]:
+    """Returns a note for each file that the user named and that is not as in the training.
+
+    Args:
+      directory, task, backbone: see `settings_of_run`.
+    """
+    digests = directory.read_file_digests()
+    notes = [
+        f"note: the content of {asked} differs from the file that the run was trained with"
+        for setting, asked in (("task", task), ("backbone", backbone))
+        if asked and setting in digests and digest_of_file(asked) != digests[setting]
+    ]
+    if backbone and "backbone" not in digests:
+        notes.append(
+            f"note: the run in {str(directory.path)!r} has no backbone in a file; {backbone} is "
+            "not used"
         )
+    return notes
 
 
 class Classifier:
@@ -71,10 +92,11 @@ class Classifier:
       batch_size: photos per batch; None for the run's own.
       precision: number format of the computation; None for the run's own.
       task: the run's task as FILE.py:CLASS, if it is not a built-in one.
+      backbone: the run's backbone as FILE.py:NAME, if it is not in the table of backbones.
 
     Raises:
       UserError: the run or the checkpoint does not exist, they do not fit each other, or the run
-        has a task in a file and `task` is None.
+        has a task or a backbone in a file that is not named.
     """
 
     def __init__(
@@ -86,11 +108,13 @@ class Classifier:
         batch_size: int | None = None,
         precision: str | None = None,
         task: str | None = None,
+        backbone: str | None = None,
     ) -> None:
         self.directory = RunDirectory(ckpt_dir)
-        trained = self.directory.read_config()
-        self.task = task_of_run(self.directory, trained, task)()
-        note_on_task(self.directory, task)
+        trained = settings_of_run(self.directory, task, backbone)
+        self.task = find_task(trained.task)()
+        for note in notes_on_files(self.directory, task, backbone):
+            print(note, file=sys.stderr, flush=True)
         self.class_names = self.directory.read_class_names()
         self.checkpoint = ""
         find_checkpoint(self.directory.checkpoints, checkpoint)  # before the slow set-up

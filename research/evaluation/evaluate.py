@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from research.data.source import Source
-from research.evaluation.classifier import task_of_run
+from research.evaluation.classifier import settings_of_run
 from research.evaluation.comparison import comparison_table
 from research.evaluation.find_variant import variant_of
 from research.evaluation.one_run import Evaluator, open_evaluated
@@ -20,6 +20,7 @@ from research.runs.run_directory import RunDirectory
 from research.runs.sealed_files import pointed
 from research.settings.program_configs import EvalConfig
 from research.system.errors import UserError
+from research.tasks.checks import find_task
 
 POLL_SECONDS = 1.0
 
@@ -40,7 +41,8 @@ def evaluate(config: EvalConfig, source: Source | None = None) -> list[Evaluatio
     if config.watch:
         return watch(config, source)
     directories = [RunDirectory(ckpt_dir) for ckpt_dir in config.ckpt_dir]
-    tasks = [task_of_run(one, one.read_config(), config.task) for one in directories]
+    trained = [settings_of_run(one, config.task, config.backbone) for one in directories]
+    tasks = [find_task(one.task) for one in trained]
     variants = dict(zip(map(variant_of, tasks), config.ckpt_dir, strict=True))
     if len(variants) > 1:
         named = " and ".join(map(repr, variants.values()))
@@ -88,7 +90,7 @@ def watch(config: EvalConfig, source: Source | None = None) -> list[Evaluation]:
                 "expected the folder of a training run, or a longer --watch_timeout"
             )
         time.sleep(POLL_SECONDS)
-    task = task_of_run(directory, directory.read_config(), config.task)
+    task = find_task(settings_of_run(directory, config.task, config.backbone).task)
     photos = open_evaluated(config, directory, task, source)
     evaluator: Evaluator | None = None
     evaluations: list[Evaluation] = []

@@ -64,6 +64,7 @@ class Evaluator:
             MIRROR_AVERAGING[config.mirror_averaging],
             config.batch_size,
             task=config.task,
+            backbone=config.backbone,
         )
         self.variant = variant_of(type(self.classifier.task))(self.classifier.class_names)
         self._data = config.data_name or trained.data_name
@@ -158,7 +159,7 @@ class Evaluator:
         predictions = self._predict(split)
         return Evaluation(
             ckpt_dir=str(classifier.directory.path),
-            backbone=classifier.config.backbone,
+            backbone=classifier.built.backbone.name,
             checkpoint=classifier.checkpoint,
             step=classifier.step,
             data=self._data,

@@ -8,7 +8,7 @@ from typing import Any
 
 from research.data.loader import DataLoader
 from research.runs.run_directory import PhotoEntry
-from research.settings.train_config import TrainConfig
+from research.settings.train_config import TrainConfig, names_in_files
 from research.system.errors import UserError
 
 SPLITS_OF_A_RUN = ("train", "validation")
@@ -24,9 +24,11 @@ def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
       own: the settings of this worker as JSON, and the digests of its Python files by setting.
       chief: those of the chief.
     """
-    differences = TrainConfig.from_json(chief[0]).differences(TrainConfig.from_json(own[0]))
+    config, of_chief = TrainConfig.from_json(own[0]), TrainConfig.from_json(chief[0])
+    differences = of_chief.differences(config)
     for name, digest in own[1].items():
-        differences.pop(name, None)
+        if names_in_files(config, name) == names_in_files(of_chief, name):
+            differences.pop(name, None)
         if chief[1].get(name) != digest:
             differences[name] = (f"a file with SHA-256 {chief[1].get(name)}", digest)
     _raise_if_different(

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import keras
 import tensorflow as tf
@@ -25,7 +26,13 @@ from research.data.split_arrays import SplitArrays
 from research.loop.plan import Plan
 from research.loop.steps import Network
 from research.models import hub
-from research.models.backbone import Backbone, build_backbone, first_trainable_layer, stage_starts
+from research.models.backbone import (
+    Backbone,
+    build_backbone,
+    check_preprocessing,
+    first_trainable_layer,
+    stage_starts,
+)
 from research.models.backbone_table import find_backbone
 from research.models.split import split_backbone
 from research.models.weights import load_weights
@@ -37,7 +44,11 @@ from research.optimization.schedules import LearningRate, Schedule, SequentialSc
 from research.settings.fields import AUTO
 from research.settings.train_config import WEIGHTS_BY_NAME, TrainConfig
 from research.system.errors import UserError
-from research.system.python_file import is_python_reference, load_from_file
+from research.system.python_file import (
+    failures_in_one_line,
+    is_python_reference,
+    load_from_file,
+)
 from research.tasks.checks import find_task
 from research.tasks.task import Task
 
@@ -50,7 +61,7 @@ class BuiltNetwork:
 
     Attributes:
       network: the model and its two parts.
-      backbone: the backbone's entry in the table of backbones.
+      backbone: the backbone's entry in the table of backbones, or in the user's file.
       first_trainable: index of the first trained layer of the backbone.
       origin: the source of the backbone's weights, in a few words.
     """
@@ -94,11 +105,16 @@ def build_model(
       UserError: the weights are missing or do not fit the backbone, or `unfreeze_from` names no
         layer of it.
     """
+    backbone = find_backbone(config.backbone)
+    config.check_sizes(backbone)
     # Seeded again, because reading data may have used the generators that initialise weights.
     keras.utils.set_random_seed(config.seed)
-    backbone = find_backbone(config.backbone)
     is_imagenet = with_weights and config.weights == "imagenet"
-    base_model = build_backbone(backbone, config.image_size, "imagenet" if is_imagenet else None)
+    weights: Literal["imagenet"] | None = "imagenet" if is_imagenet else None
+    with failures_in_one_line("backbone", config.backbone, "build failed"):
+        base_model = build_backbone(backbone, config.image_size, weights)
+    with failures_in_one_line("backbone", config.backbone, "preprocessing failed"):
+        check_preprocessing(backbone, config.image_size)
     if config.unfreeze_from != AUTO:
         first_trainable_layer(base_model, backbone, config.unfreeze_from)
     total = len(base_model.variables)

@@ -335,9 +335,10 @@ def check_memory(config: TrainConfig, model: Wrapper, source: Source) -> None:
     batch = min(config.batch_size, source.count("train"))
     if batch * bytes_per_photo > free_memory():
         raise UserError(
-            f"a layer of {config.backbone} returns {batch * bytes_per_photo / 1e9:,.1f} GB for "
-            f"{batch:,} photos of {config.image_size} pixels, and {free_memory() / 1e9:,.1f} GB "
-            "are free; give a smaller --batch_size or --image_size"
+            f"a layer of {find_backbone(config.backbone).name} returns "
+            f"{batch * bytes_per_photo / 1e9:,.1f} GB for {batch:,} photos of {config.image_size} "
+            f"pixels, and {free_memory() / 1e9:,.1f} GB are free; give a smaller --batch_size or "
+            "--image_size"
         )
 
 

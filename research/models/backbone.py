@@ -41,17 +41,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Backbone:
-    """One entry of the table of backbones.
+    """One entry of the table of backbones, or a backbone in a user's own file.
 
     Attributes:
-      name: key in the table.
+      name: key in the table; only for messages if the backbone is in a user's file.
       build: builds the model from the input shape (height, width, 3) and the weights, 'imagenet' or
-        None. The model has no top: its output has the shape (batch, height', width', channels).
+        None. The model is functional and has no top: its output has the shape (batch, height',
+        width', channels).
       preprocessing: converts float32 RGB images in [0, 255], shape (batch, height, width, 3), to
         the input of the model, of the same shape.
       stages: in order from input to output. The first stage starts at layer 0.
       minimum_size: smallest image height and width in pixels.
       patch: image heights and widths are multiples of this number of pixels.
+      has_imagenet_weights: whether `build` takes the weights 'imagenet'.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Backbone:
     stages: tuple[Stage, ...]
     minimum_size: int = 32
     patch: int = 1
+    has_imagenet_weights: bool = False
 
     def check_size(self, image_size: int) -> None:
         """Raises `UserError` if photos of this height and width do not fit the backbone."""
@@ -80,13 +83,37 @@ class Backbone:
         return step * max(1, round(image_size / step))
 
 
+def check_fields(backbone: Backbone, value: str) -> None:
+    """Raises `UserError` if a field has a wrong type.
+
+    Args:
+      backbone: an object of a user's file, in which types are not checked.
+      value: the value of the setting `backbone`, for the message.
+    """
+    stages = backbone.stages
+    is_right = {
+        "name": isinstance(backbone.name, str),
+        "build": callable(backbone.build),
+        "preprocessing": callable(backbone.preprocessing),
+        "stages": isinstance(stages, tuple) and all(isinstance(one, Stage) for one in stages),
+        "minimum_size": isinstance(backbone.minimum_size, int),
+        "patch": isinstance(backbone.patch, int) and backbone.patch > 0,
+    }
+    for field, right in is_right.items():
+        if not right:
+            raise UserError(
+                f"backbone is {value!r}, whose {field} is {getattr(backbone, field)!r}; expected a "
+                "name, the functions build and preprocessing, a tuple of Stage, and sizes in pixels"
+            )
+
+
 def build_backbone(
     backbone: Backbone, image_size: int, weights: Literal["imagenet"] | None
 ) -> keras.Model:
     """Builds a backbone without top for square RGB images.
 
     Args:
-      backbone: an entry of the table.
+      backbone: an entry of the table, or a backbone in a user's file.
       image_size: height and width in pixels; see `Backbone.check_size`.
       weights: 'imagenet', which Keras downloads once to ~/.keras, or None for random weights.
 
@@ -94,10 +121,24 @@ def build_backbone(
       A functional model. Its input is the output of `backbone.preprocessing`.
 
     Raises:
-      UserError: if the image size does not fit, or if the weights cannot be downloaded.
+      UserError: if the image size does not fit, if there are no ImageNet weights or they cannot be
+        downloaded, or if the result is no such model.
     """
     backbone.check_size(image_size)
+    if weights is not None and not backbone.has_imagenet_weights:
+        raise UserError(
+            f"weights is {weights!r}; {backbone.name} has no ImageNet weights: give "
+            "--weights=FILE, or --weights=none to train from scratch"
+        )
     input_shape = (image_size, image_size, 3)
+    model = _build(backbone, input_shape, weights)
+    _check_model(model, backbone, input_shape)
+    return model
+
+
+def _build(
+    backbone: Backbone, input_shape: tuple[int, int, int], weights: str | None
+) -> keras.Model:
     if weights is None:
         return backbone.build(input_shape, None)
     # Keras downloads without a timeout and would hang behind a firewall that drops packets.
@@ -119,6 +160,57 @@ def build_backbone(
         socket.setdefaulttimeout(timeout)
 
 
+def _check_model(model: keras.Model, backbone: Backbone, input_shape: tuple[int, int, int]) -> None:
+    """Raises `UserError` unless a model is functional, has no top, and uses each layer once."""
+    import keras
+
+    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
+        raise UserError(
+            f"build of {backbone.name} returns a {type(model).__name__}; expected a functional "
+            "model, keras.Model(inputs, outputs)"
+        )
+    shape = model.output_shape
+    sizes = shape[1:] if isinstance(shape, tuple) and len(shape) == 4 else (None,)
+    floats = model.inputs[0].dtype == "float32"
+    if model.input_shape != (None, *input_shape) or None in sizes or not floats:
+        raise UserError(
+            f"build of {backbone.name} returns a model from {model.inputs[0].dtype} "
+            f"{model.input_shape} to {shape}; expected from float32 {(None, *input_shape)} to "
+            "(batch, height, width, channels), without top"
+        )
+    # The model is divided into frozen and trained layers. A layer at two places would be in both.
+    nodes = [(operation.name, operation._inbound_nodes[0]) for operation in model.operations]
+    made = {id(tensor) for _, node in nodes for tensor in node.output_tensors}
+    used = [(name, tensor) for name, node in nodes for tensor in node.input_tensors]
+    for name, tensor in [*used, *(("", tensor) for tensor in model.outputs)]:
+        if id(tensor) not in made:
+            maker = tensor._keras_history.operation
+            raise UserError(
+                f"build of {backbone.name} uses the layer "
+                f"{maker.name if maker in model.operations else name!r} at several places; "
+                "expected a new layer for each place"
+            )
+
+
+def check_preprocessing(backbone: Backbone, image_size: int) -> None:
+    """Raises `UserError` if preprocessing changes the shape or the dtype of images.
+
+    It is traced as in a data set, for float32 images (batch, image_size, image_size, 3).
+    """
+    import tensorflow as tf
+
+    spec = tf.TensorSpec((None, image_size, image_size, 3), tf.float32)
+    traced = tf.function(backbone.preprocessing, autograph=False).get_concrete_function(spec)
+    found = traced.structured_outputs
+    is_tensor = isinstance(found, tf.Tensor)
+    if not is_tensor or found.shape != spec.shape or found.dtype != spec.dtype:
+        shown = f"{found.dtype.name} of shape {found.shape}" if is_tensor else f"{type(found)}"
+        raise UserError(
+            f"preprocessing of {backbone.name} returns {shown} for float32 images of shape "
+            f"{spec.shape}; expected float32 of the same shape"
+        )
+
+
 def stage_starts(model: keras.Model, backbone: Backbone) -> dict[str, int]:
     """Returns the index in `model.layers` of the first layer of each stage, in order.
 
@@ -126,7 +218,7 @@ def stage_starts(model: keras.Model, backbone: Backbone) -> dict[str, int]:
     these indices, exactly one tensor connects the layers before the stage with the stage.
 
     Raises:
-      ValueError: if no layer of the model matches a stage.
+      UserError: if no layer of the model matches a stage, or if the stages are not in order.
     """
 
     def first_layer(stage: Stage) -> int:
@@ -134,11 +226,20 @@ def stage_starts(model: keras.Model, backbone: Backbone) -> dict[str, int]:
         for index, layer in enumerate(model.layers):
             if layer.name.startswith(start) if isinstance(start, str) else index == start:
                 return index
-        raise ValueError(
-            f"stage {stage.name} of {backbone.name} was not found: no layer matches {start!r}"
+        raise UserError(
+            f"stage {stage.name} of {backbone.name} was not found: no layer matches {start!r}; "
+            f"expected 0 to {len(model.layers) - 1}, or how the name of a layer begins"
         )
 
-    return {stage.name: first_layer(stage) for stage in backbone.stages}
+    starts = {stage.name: first_layer(stage) for stage in backbone.stages}
+    indices = list(starts.values())
+    if indices[:1] != [0] or indices != sorted({*indices}) or len(starts) < len(backbone.stages):
+        raise UserError(
+            f"the stages of {backbone.name} start at the layers "
+            f"{', '.join(f'{index} ({name})' for name, index in starts.items()) or 'of no stage'}; "
+            "expected different names, and layer 0 for the first and a later layer for each next"
+        )
+    return starts
 
 
 class FirstLayers(NamedTuple):

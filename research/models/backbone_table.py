@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from research.models.backbone import Backbone, Stage, nearest_names
+from research.models.backbone import Backbone, Stage, check_fields, nearest_names
 from research.system.errors import UserError
+from research.system.python_file import is_python_reference, load_object_from_file
 
 if TYPE_CHECKING:
     import keras
@@ -91,7 +92,14 @@ def _family(
 ) -> tuple[Backbone, ...]:
     """Returns an entry for each of the names, which are separated by spaces."""
     return tuple(
-        Backbone(name, build(name), keras_preprocessing(module), stages, minimum_size)
+        Backbone(
+            name,
+            build(name),
+            keras_preprocessing(module),
+            stages,
+            minimum_size,
+            has_imagenet_weights=True,
+        )
         for name in names.split()
     )
 
@@ -252,9 +260,18 @@ BACKBONES: Mapping[str, Backbone] = {entry.name: entry for entry in _ENTRIES}
 
 
 def find_backbone(name: str) -> Backbone:
-    """Returns the entry of a name; raises `UserError` with the nearest names if there is none."""
+    """Returns the entry of a name, or the backbone in a user's file, given as FILE.py:NAME.
+
+    Raises:
+      UserError: there is no such entry (the nearest names are in the message), or the file cannot
+        be imported or defines no such object of the class `Backbone`.
+    """
+    if is_python_reference(name):
+        found = load_object_from_file("backbone", name, Backbone)
+        check_fields(found, name)
+        return found
     if name in BACKBONES:
         return BACKBONES[name]
     nearest = nearest_names(name, BACKBONES)
     expected = f"a known backbone, nearest: {nearest}" if nearest else ", ".join(BACKBONES)
-    raise UserError(f"backbone is {name!r}; expected {expected}")
+    raise UserError(f"backbone is {name!r}; expected {expected}, or FILE.py:NAME")

@@ -14,8 +14,6 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from research.system.errors import UserError
-
 STEM_FILTERS = 16
 STAGE_FILTERS = (32, 64, 96)
 BLOCKS_PER_STAGE = 2
@@ -26,21 +24,14 @@ def build_small_resnet(input_shape: tuple[int, int, int], weights: str | None) -
 
     Args:
       input_shape: (height, width, 3), with height and width of at least 32.
-      weights: must be None. The table of backbones calls every builder with this argument.
+      weights: None, because there are no weights to download. The table of backbones calls every
+        builder with this argument.
 
     Returns:
       A functional model that maps float images in [-1, 1], shape (batch, height, width, 3), to
       features (batch, ceil(height / 16), ceil(width / 16), 96). The name of each layer contains its
       stage and block.
-
-    Raises:
-      UserError: if `weights` is not None, because there are no weights to download.
     """
-    if weights is not None:
-        raise UserError(
-            f"weights is {weights!r}; SmallResNet has no ImageNet weights: give --weights=none "
-            "or a file"
-        )
     images = layers.Input(input_shape, name="images")
     # The stride of 2 makes every later convolution four times cheaper.
     features = _convolution(images, STEM_FILTERS, 3, stride=2, name="stem_conv")

@@ -18,8 +18,6 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from research.system.errors import UserError
-
 HEAD_WIDTH = 64  # channels of an attention head, in all published networks of this table
 EPSILON = 1e-6
 EMBEDDING = "embedding"
@@ -42,8 +40,9 @@ def build_vision_transformer(
 
     Args:
       input_shape: (height, width, 3); height and width are equal, and a multiple of `patch`.
-      weights: must be None. The table of backbones calls every builder with this argument.
-      name: the name of the entry, for the message of an error.
+      weights: None, because there are no weights that Keras could download. The table of backbones
+        calls every builder with this argument.
+      name: the name of the entry, which is the name of the model in lower case.
       width: channels of a token, a multiple of 64.
       depth: number of blocks.
       patch: height and width of a patch in pixels.
@@ -57,15 +56,7 @@ def build_vision_transformer(
     Returns:
       A functional model that maps float images (batch, height, width, 3) to features (batch, 1, 1,
       width), or (batch, 1, 1, 2 * width) if `with_mean`.
-
-    Raises:
-      UserError: if `weights` is not None, because there are no weights that Keras could download.
     """
-    if weights is not None:
-        raise UserError(
-            f"weights is {weights!r}, but Keras has none for {name}; give "
-            "--weights=FILE.safetensors, or --weights=none to train from scratch"
-        )
     images = layers.Input(input_shape, name="images")
     tokens = _embedding(input_shape, width, patch, trained_size, 1 + registers)(images)
     for block in range(depth):
@@ -93,7 +84,8 @@ def build_vision_transformer(
 
 def last_normalization(model: keras.Model) -> keras.Layer | None:
     """Returns the first layer of the last block, or None if a backbone is no vision transformer."""
-    if not any(layer.name == EMBEDDING for layer in model.layers):
+    # A user's own backbone may have a plain layer of this name.
+    if not any(layer.name == EMBEDDING and hasattr(layer, "layers") for layer in model.layers):
         return None
     return [layer for layer in model.layers if layer.name.endswith("_norm1")][-1]
 

@@ -22,6 +22,7 @@ from research.runs.pictures import main_metric
 from research.runs.run_directory import RunDirectory, best_epoch
 from research.settings.automatic import Choice
 from research.settings.train_config import TASKS, TrainConfig
+from research.system.python_file import is_python_reference
 
 SHORT_NAMES = {"average_precision": "mAP"}  # for columns of 9 characters
 
@@ -40,6 +41,7 @@ def describe_run(run: Run) -> str:
     config, loader, built, team = run.config, run.loader, run.built, run.team
     own_data = config.source or config.image_folder or config.labels
     names = ", ".join(loader.class_names[:8]) + (", ..." if len(loader.class_names) > 8 else "")
+    size = config.image_size
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     lines = [
         f"data         {short_path(own_data) if own_data else config.dataset}",
@@ -49,7 +51,7 @@ def describe_run(run: Run) -> str:
         *splits_lines(loader.source),
         *([f"task         {short_path(config.task)}"] if config.task not in TASKS else []),
         f"classes      {len(loader.class_names)}: {names}",
-        f"backbone     {config.backbone} at {config.image_size} x {config.image_size} pixels",
+        f"backbone     {short_path(config.backbone)} at {size} x {size} pixels",
         f"weights      {built.origin}",
         f"devices      {team.strategy.num_replicas_in_sync} {kind}, "
         f"{keras.config.dtype_policy().compute_dtype}{', XLA' if run.options.xla else ''}",
@@ -186,10 +188,17 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
     value = shown[f"{split}_{main}"] if main else None
     metric = f", {SHORT_NAMES.get(main, main)} {value:.4f}" if main and value is not None else ""
     title = f"best after epoch {best['epoch']}: validation" if best else "training"
+    config = directory.read_config()
+    files = [(name, getattr(config, name)) for name in ("task", "backbone")]
+    own = "".join(
+        f" --{name}={shlex.quote(short_path(file))}"
+        for name, file in files
+        if is_python_reference(file)
+    )
     return (
         f"\n{counted(last['epoch'], 'epoch')} in {last['seconds']:.0f} s; "
         f"{title} loss {shown[f'{split}_loss']:.4f}{metric}\n\n"
-        f"evaluate:     python run_eval.py --ckpt_dir={path}"
+        f"evaluate:     python run_eval.py --ckpt_dir={path}{own}"
         f"{' --checkpoint=best' if ended_early else ''}\n"
         f"TensorBoard:  tensorboard --logdir={path}"
     )

@@ -11,7 +11,7 @@ from research.runs.restore import check_restorable
 from research.runs.run_directory import MADE_FIRST, RunDirectory, not_writable
 from research.runs.sealed_files import intact_checkpoints
 from research.settings.automatic import with_choices
-from research.settings.train_config import TrainConfig, python_files
+from research.settings.train_config import TrainConfig, names_in_files, python_files
 from research.system.errors import UserError
 
 
@@ -20,7 +20,7 @@ def default_path(config: TrainConfig) -> Path:
     source = (config.source or "").rpartition(":")[2]
     data = source or os.path.basename(config.image_folder or config.labels or config.dataset)
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return Path("runs") / f"{config.backbone}-{data.replace('/', '-')}-{time}"
+    return Path("runs") / f"{config.backbone.rpartition(':')[2]}-{data.replace('/', '-')}-{time}"
 
 
 def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
@@ -54,7 +54,8 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
     allowed = {
         name
         for name, digest in digests.items()
-        if before.get(name) == digest and _names(trained, name) == _names(config, name)
+        if before.get(name) == digest
+        and names_in_files(trained, name) == names_in_files(config, name)
     }
     for name in ("image_folder", "labels"):  # photos and labels are compared later
         if getattr(trained, name) and getattr(config, name) and directory.has_content_hashes():
@@ -74,12 +75,6 @@ def find_run(config: TrainConfig) -> tuple[RunDirectory, bool]:
             "give the old settings to resume it, or give another --ckpt_dir"
         )
     return directory, True
-
-
-def _names(config: TrainConfig, setting: str) -> list[str]:
-    """Returns the class or function names of a setting that has the form FILE.py:NAME."""
-    value = getattr(config, setting)
-    return [one.rpartition(":")[2] for one in (value if isinstance(value, tuple) else (value,))]
 
 
 def length_is_fixed(config: TrainConfig) -> str | None:

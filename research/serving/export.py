@@ -53,6 +53,7 @@ def export(config: ExportConfig) -> Path:
         MIRROR_AVERAGING[config.mirror_averaging],
         precision="float32",
         task=config.task,
+        backbone=config.backbone,
     )
     answers, names = answers_of(classifier), classifier.class_names
     model = serving_model(classifier, answers)
@@ -165,7 +166,8 @@ def preprocessing_layer(preprocessing: Preprocessing) -> keras.layers.Layer:
     if not np.allclose(sample @ kernel + offset, wanted, rtol=1e-4, atol=1e-4 * np.ptp(wanted)):
         raise UserError(
             "the backbone cannot be exported: its preprocessing is not an affine function of the "
-            "three channels of a pixel; choose another --backbone"
+            "three channels of a pixel; choose another --backbone, or move this computation to "
+            "layers of your own backbone"
         )
     layer = keras.layers.Conv2D(3, 1, name="preprocessing", trainable=False)
     layer.build((None, None, None, 3))

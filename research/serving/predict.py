@@ -215,6 +215,7 @@ def predict(config: PredictConfig, paths: Sequence[str]) -> int:
         MIRROR_AVERAGING[config.mirror_averaging],
         config.batch_size,
         task=config.task,
+        backbone=config.backbone,
     )
     answers = answers_of(classifier)
     damaged = 0

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from research.models.backbone import FirstLayers
 from research.settings.fields import AUTO, setting_of
-from research.settings.train_config import TrainConfig
+from research.settings.train_config import CHOSEN_BY_HYPERRULE, TrainConfig
 
 FEWEST_STEPS = 20  # per epoch
+HEAD_EPOCHS, FEWEST_HEAD_STEPS = 3, 80
 EASY = 0.9  # accuracy of a linear classifier on frozen features
 MANY = 1000  # photos
-LOWEST_RATE = 3e-5
-# The learning rate if a linear classifier on frozen features were right for no photo.
-HIGHEST_RATE = 2e-4
+EASY_RATE = 3e-5
+HARD_RATE = 2e-4  # if the frozen features were right for no photo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +103,17 @@ def choose(
       evidence: returns the evidence, or why there is none. It is only called if it is needed.
     """
     names = automatic_settings(config)
+    if config.hyperrule:
+        names = [name for name in names if name not in CHOSEN_BY_HYPERRULE]
     rules = {
-        "steps_per_epoch": _steps_per_epoch(config, photos),
         "unfreeze_from": _unfreeze_from(first_layers),
+        "steps_per_epoch": _steps_per_epoch(config, photos),
+        "head_epochs": _head_epochs(config, photos),
         "backbone_learning_rate": _backbone_learning_rate(photos),
         "horizontal_flip": _flips,
         "mirror_averaging": _flips,
     }
-    names = [name for name in names if name in rules]
+    names = [name for name in rules if name in names]
     if not names:
         return {}
     found = evidence()
@@ -130,6 +133,18 @@ def _steps_per_epoch(config: TrainConfig, photos: int) -> Rule:
     return rule
 
 
+def _head_epochs(config: TrainConfig, photos: int) -> Rule:
+    def rule(found: Evidence | str) -> Choice:
+        steps = config.steps_per_epoch
+        if steps == AUTO:
+            steps = _steps_per_epoch(config, photos)(found).value
+        steps = steps or math.ceil(photos / (config.batch_size * config.accumulate_steps))
+        epochs = max(HEAD_EPOCHS, math.ceil(FEWEST_HEAD_STEPS / steps))
+        return Choice(epochs, f"{epochs * steps:,} steps")
+
+    return rule
+
+
 def _unfreeze_from(layers: FirstLayers) -> Rule:
     def rule(found: Evidence | str) -> Choice:
         is_hard = isinstance(found, Evidence) and not found.is_easy
@@ -141,14 +156,13 @@ def _unfreeze_from(layers: FirstLayers) -> Rule:
 def _backbone_learning_rate(photos: int) -> Rule:
     def rule(found: Evidence | str) -> Choice:
         if isinstance(found, str):
-            return Choice(LOWEST_RATE, found)
-        rate = max(LOWEST_RATE, HIGHEST_RATE * math.sqrt(1 - found.accuracy))
-        reason = str(found)
-        if found.is_easy and photos < MANY:
-            # There is little to gain, and few photos are learned by heart.
-            rate *= photos / MANY
-            reason += f"; lower because of only {photos:,} photos"
-        return Choice(float(f"{rate:.1e}"), reason)
+            return Choice(EASY_RATE, found)
+        if not found.is_easy:
+            return Choice(float(f"{HARD_RATE * math.sqrt(1 - found.accuracy):.1e}"), str(found))
+        if photos >= MANY:
+            return Choice(EASY_RATE, str(found))
+        # There is little to gain, and few photos are learned by heart.
+        return Choice(float(f"{EASY_RATE * photos / MANY:.1e}"), f"only {photos:,} photos; {found}")
 
     return rule
 

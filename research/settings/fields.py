@@ -24,13 +24,13 @@ class Setting:
 
     Attributes:
       help: one or two sentences for `--help`.
-      choices: the allowed values, if they can be listed.
+      choices: the allowed values; None if they cannot be listed.
       minimum: the smallest allowed number.
       exclusive: whether the number must be greater than `minimum`.
       maximum: the largest allowed number.
       is_path: whether the value is a path, which is made absolute.
-      or_python_file: whether the value may be FILE.py:NAME, a class or function in a file of the
-        user. The path is made absolute.
+      or_python_file: whether the value may be FILE.py:NAME, what a file of the user defines.
+        The path is made absolute.
       changes_result: whether the setting influences the result of a run. A run is not resumed with
         a different value of such a setting.
       fallback: the value of `AUTO` if the photos tell nothing; None if `AUTO` is not allowed. The
@@ -38,7 +38,7 @@ class Setting:
     """
 
     help: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | None = None
     minimum: float | None = None
     exclusive: bool = False
     maximum: float = 2**31 - 1
@@ -49,8 +49,8 @@ class Setting:
 
     @property
     def values(self) -> str:
-        """The allowed values for messages and `--help`; empty if they cannot be listed."""
-        return ", ".join((*self.choices, *(["FILE.py:NAME"] if self.or_python_file else [])))
+        """The allowed values for messages and `--help`."""
+        return ", ".join((*(self.choices or ()), *(["FILE.py:NAME"] * self.or_python_file)))
 
 
 def setting_of(field: dataclasses.Field[Any]) -> Setting:
@@ -89,7 +89,7 @@ def choice(default: str, choices: tuple[str, ...], help: str, **options: Any) ->
 
 def python_file(help: str, **options: Any) -> Any:
     """Declares a class in a file of the user, as FILE.py:CLASS; the default is None."""
-    return declare(None, help, or_python_file=True, **options)
+    return declare(None, help, choices=(), or_python_file=True, **options)
 
 
 def path(help: str, **options: Any) -> Any:
@@ -139,7 +139,7 @@ def _check_range(name: str, setting: Setting, kind: type, value: Any) -> Any:
     if setting.or_python_file and is_python_reference(value):
         file, _, defined = value.rpartition(":")
         value = f"{_absolute(name, file)}:{defined}"
-    elif setting.values and value not in setting.choices:
+    elif setting.choices is not None and value not in setting.choices:
         raise UserError(f"{name} is {value!r}; expected one of: {setting.values}")
     if setting.minimum is not None:
         noun = "an integer" if kind is int else "a number"

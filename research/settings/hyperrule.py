@@ -29,6 +29,7 @@ def follow_hyperrule(config: TrainConfig, photos: int) -> TrainConfig:
         hyperrule=False,
         epochs=max(1, round(updates / steps)),
         head_epochs=0,
+        steps_per_epoch=0,
         head_schedule="staircase",
         backbone_schedule="staircase",
         warmup=f"{min(500, updates // 5)}steps",

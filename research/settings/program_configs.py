@@ -40,6 +40,10 @@ class ModelConfig(settings.Validated):
         "the run's task as FILE.py:CLASS, if it was trained with your own task"
     )
 
+    backbone: str | None = settings.python_file(
+        "the run's backbone as FILE.py:NAME, if it was trained with your own backbone"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not vars(self)["ckpt_dir"]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from research.data.resizing import RESIZES
 from research.models import hub
+from research.models.backbone import Backbone
 from research.models.backbone_table import find_backbone
 from research.optimization.optimizers import OPTIMIZERS
 from research.optimization.schedules import SCHEDULES
@@ -134,9 +135,13 @@ class TrainConfig(PhotoConfig):
         maximum=100.0,
     )
     augmentation: tuple[str, ...] = settings.declare(
-        (), "your own augmentation, as FILE.py:CLASS", or_python_file=True
+        (), "your own augmentation, as FILE.py:CLASS", choices=(), or_python_file=True
     )
-    backbone: str = settings.declare("ResNet101V2", "name of the backbone; see docs/backbones.md")
+    backbone: str = settings.declare(
+        "ResNet101V2",
+        "name of the backbone, see docs/backbones.md; for your own backbone, FILE.py:NAME",
+        or_python_file=True,
+    )
     weights: str = settings.declare(
         "imagenet",
         "initial weights of the backbone: 'imagenet', 'none' (random), or a file with Keras "
@@ -157,7 +162,12 @@ class TrainConfig(PhotoConfig):
         minimum=1,
     )
     epochs: int = settings.count(10, "epochs that train the head and the unfrozen layers")
-    head_epochs: int = settings.count(3, "epochs that train only the head, before --epochs")
+    head_epochs: int = settings.count(
+        AUTO,
+        "epochs that train only the head, before --epochs. 'auto' chooses 3, or more if that would "
+        "be fewer than 80 steps",
+        fallback=3,
+    )
     steps_per_epoch: int = settings.count(
         AUTO,
         "end each epoch after this many steps; the next epoch continues with the next photos. 0 "
@@ -366,15 +376,9 @@ class TrainConfig(PhotoConfig):
             )
         elif self.weights not in WEIGHTS_BY_NAME:
             object.__setattr__(self, "weights", os.path.abspath(os.path.expanduser(self.weights)))
-        backbone = find_backbone(self.backbone)
-        backbone.check_size(self.image_size)
-        smallest = backbone.minimum_size
-        if not smallest <= self.evaluation_size <= 4096:
-            raise UserError(
-                f"evaluation_scale is {self.evaluation_scale}, which gives an evaluation size of "
-                f"{self.evaluation_size} pixels; expected {smallest} to 4096 pixels"
-            )
-        if self.epochs + self.head_epochs == 0:
+        if not is_python_reference(self.backbone):  # the file is imported later
+            self.check_sizes(find_backbone(self.backbone))
+        if self.epochs == self.head_epochs == 0:
             raise UserError("epochs is 0 and head_epochs is 0; expected at least one epoch")
         parse_shares(self.split)
         defaults = {"image_folder": None, "labels": None, "dataset": "cats_vs_dogs"}
@@ -418,10 +422,29 @@ class TrainConfig(PhotoConfig):
 
     @property
     def evaluation_size(self) -> int:
-        """Height and width in pixels of the photos in evaluation and prediction."""
-        if self.evaluation_scale in (1, AUTO):
-            return self.image_size
-        return find_backbone(self.backbone).nearest_size(self.image_size * self.evaluation_scale)
+        """Height and width in pixels of the photos in evaluation and prediction.
+
+        A backbone in a user's file is imported: the user must have named it.
+        """
+        return self._evaluation_size(find_backbone(self.backbone))
+
+    def _evaluation_size(self, backbone: Backbone) -> int:
+        scale, size = self.evaluation_scale, self.image_size
+        return size if scale in (1, AUTO) else backbone.nearest_size(size * scale)
+
+    def check_sizes(self, backbone: Backbone) -> None:
+        """Raises `UserError` if photos for training or evaluation do not fit the backbone.
+
+        A config calls this for a backbone of the table. A backbone in a user's file is not imported
+        when a config is built.
+        """
+        backbone.check_size(self.image_size)
+        size, smallest = self._evaluation_size(backbone), backbone.minimum_size
+        if not smallest <= size <= 4096:
+            raise UserError(
+                f"evaluation_scale is {self.evaluation_scale}, which gives an evaluation size of "
+                f"{size} pixels; expected {smallest} to 4096 pixels"
+            )
 
     def to_json(self) -> str:
         """Returns the settings as a JSON object, one setting per line."""
@@ -473,3 +496,9 @@ def python_files(config: TrainConfig) -> dict[str, Any]:
             if found:
                 digests[field.name] = found if isinstance(value, tuple) else found[0]
     return digests
+
+
+def names_in_files(config: TrainConfig, setting: str) -> list[str]:
+    """Returns the names of classes, functions or objects in a setting of the form FILE.py:NAME."""
+    value = getattr(config, setting)
+    return [one.rpartition(":")[2] for one in (value if isinstance(value, tuple) else (value,))]

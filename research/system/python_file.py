@@ -1,16 +1,20 @@
-"""Loads a class or function from a user's Python file, given as FILE.py:NAME."""
+"""Loads a class, function or object from a user's Python file, given as FILE.py:NAME."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from research.system.errors import UserError, one_line
+
+Object = TypeVar("Object")
 
 
 def is_python_reference(text: str) -> bool:
@@ -30,31 +34,7 @@ def load_from_file(setting: str, reference: str, base: type | None = None) -> An
     Raises:
       UserError: there is no such file or name, the import fails, or the object has another type.
     """
-    path, _, name = reference.rpartition(":")
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{setting} is {reference!r}, and there is no file {str(file)!r}")
-    # One module per file, with a unique name: several settings may name the same file.
-    module_name = f"user_file_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # user code may raise anything
-            del sys.modules[module_name]
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            line = error.lineno if isinstance(error, SyntaxError) else last.lineno
-            raise UserError(
-                f"{setting} is {reference!r}, whose file cannot be imported "
-                f"({type(error).__name__}: {one_line(error)[:200]}, line {line})"
-            ) from error
-    found = getattr(module, name, None)
-    if found is None:
-        raise UserError(f"{setting} is {reference!r}, but the file defines no {name}")
+    name, found = _find(setting, reference)
     if base is not None and not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(
             f"{setting} is {reference!r}, but {name} is not a subclass of "
@@ -68,6 +48,84 @@ def load_from_file(setting: str, reference: str, base: type | None = None) -> An
         note = f"note: {name} defines {', '.join(unknown)}, which {base.__name__} does not have"
         print(f"{note}; begin the names of your own methods with _", file=sys.stderr, flush=True)
     return found
+
+
+def load_object_from_file(setting: str, reference: str, kind: type[Object]) -> Object:
+    """Imports a Python file and returns an object of a class that it defines.
+
+    Args:
+      setting, reference: see `load_from_file`.
+      kind: the class of the object.
+
+    Raises:
+      UserError: there is no such file or name, the import fails, or the object has another type.
+    """
+    name, found = _find(setting, reference)
+    if not isinstance(found, kind):
+        is_class = "a class" if isinstance(found, type) else f"of type {type(found).__name__}"
+        raise UserError(
+            f"{setting} is {reference!r}, but {name} is {is_class}; expected an object of the "
+            f"class {kind.__module__}.{kind.__name__}"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def failures_in_one_line(setting: str, value: str, what: str) -> Iterator[None]:
+    """Turns an exception of code in a user's file into a `UserError` that names the line.
+
+    If the setting names no Python file, all exceptions are raised unchanged.
+
+    Args:
+      setting: the setting that contains the value.
+      value: FILE.py:NAME, or any other text.
+      what: what fails, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # user code may raise anything
+        if not is_python_reference(value):
+            raise
+        file = value.rpartition(":")[0]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        if isinstance(error, SyntaxError) and error.filename == file:
+            lines = [error.lineno]
+        place = f", line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"{setting} is {value!r}, whose {what} "
+            f"({type(error).__name__}: {one_line(error)[:200]}{place})"
+        ) from error
+
+
+def _find(setting: str, reference: str) -> tuple[str, Any]:
+    """Imports a Python file, and returns the name in a reference and what it stands for."""
+    path, _, name = reference.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{setting} is {reference!r}, and there is no file {str(file)!r}")
+    # One module per file, with a unique name: several settings may name the same file. A Python
+    # session may change the file between two runs.
+    identity = f"{file.resolve()} {digest_of_file(reference)}"
+    module_name = f"user_file_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            with failures_in_one_line(setting, reference, "file cannot be imported"):
+                spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    found = getattr(module, name, None)
+    if found is None:
+        raise UserError(f"{setting} is {reference!r}, but the file defines no {name}")
+    return name, found
 
 
 def reference_of(kind: type) -> str:

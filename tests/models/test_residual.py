@@ -121,5 +121,6 @@ def test_there_are_no_imagenet_weights() -> None:
     with pytest.raises(UserError) as caught:
         build_backbone(find_backbone("SmallResNet"), 64, "imagenet")
     assert str(caught.value) == (
-        "weights is 'imagenet'; SmallResNet has no ImageNet weights: give --weights=none or a file"
+        "weights is 'imagenet'; SmallResNet has no ImageNet weights: give --weights=FILE, or "
+        "--weights=none to train from scratch"
     )

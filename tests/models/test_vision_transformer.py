@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks.harness import RESULTS
 from benchmarks.timm_forward import photos, random_state
 from benchmarks.timm_reference import SMALL_NETWORKS
+from research.models.backbone import build_backbone
 from research.models.backbone_table import BACKBONES, keras_preprocessing
 from research.models.split import crossing_tensors, split_backbone
 from research.models.vision_transformer import build_vision_transformer, interpolation_matrix
@@ -199,8 +200,8 @@ def test_sizes_are_multiples_of_the_patch():
 
 def test_there_are_no_imagenet_weights():
     with pytest.raises(UserError) as caught:
-        BACKBONES["ViTTiny"].build((32, 32, 3), "imagenet")
+        build_backbone(BACKBONES["ViTTiny"], 32, "imagenet")
     assert str(caught.value) == (
-        "weights is 'imagenet', but Keras has none for ViTTiny; give --weights=FILE.safetensors, "
-        "or --weights=none to train from scratch"
+        "weights is 'imagenet'; ViTTiny has no ImageNet weights: give --weights=FILE, or "
+        "--weights=none to train from scratch"
     )
