@@ -31,8 +31,8 @@ def test_products_of_kernels_and_of_tokens_are_counted():
     # Queries, keys and values, their projection, and two layers of four times the width.
     kernels = 12 * width**2
     attention = 2 * tokens * width
-    # The position embeddings are resized once per batch, and do not count.
-    wanted = patches * width * 3 * patch**2 + 2 * tokens * (kernels + attention)
+    # The class token is a kernel. Resizing the position embeddings once per batch does not count.
+    wanted = patches * width * 3 * patch**2 + width + 2 * tokens * (kernels + attention)
     assert sum(map(multiply_adds, model.operations)) == wanted
 
 
