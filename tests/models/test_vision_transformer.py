@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -23,6 +24,8 @@ from research.models.weights import load_weights
 from research.serving.export import write_onnx, write_tflite
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
+from research.train import train
+from tests.helpers import SMALL_CONFIG, draw_photos, read_checkpoint, read_metrics
 from tests.models.safetensors_files import write_safetensors
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -183,6 +186,43 @@ def test_scaled_branches_do_not_fit_a_network_without_them(ending, tmp_path):
     (scaled.save_weights if ending == "weights.h5" else scaled.save)(path)
     with pytest.raises(UserError, match=r"does not fit: it has (6 layers of the kind|the layer)"):
         load_weights(build("small_vit", 24, depth=3), str(path))
+
+
+def test_a_run_learns_and_continues_with_identical_weights(tmp_path, monkeypatch, capsys):
+    """The block is trained from cached outputs of the embedding."""
+
+    def build_small(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
+        return build_vision_transformer(input_shape, weights, "small", 64, 1, 16, 32)
+
+    (tmp_path / "photos").mkdir()
+    entry = BACKBONES["ViTTiny"]
+    entry = dataclasses.replace(entry, build=build_small, stages=entry.stages[:2])
+    monkeypatch.setitem(BACKBONES, entry.name, entry)  # type: ignore[arg-type]
+    config = dataclasses.replace(
+        SMALL_CONFIG,
+        image_folder=str(draw_photos(tmp_path / "photos", 24)),
+        backbone=entry.name,
+        unfreeze_from="block0",
+        head_epochs=0,
+        head_optimizer="sgd",
+        head_schedule="constant",
+        backbone_optimizer="sgd",
+        backbone_schedule="constant",
+        backbone_learning_rate=0.01,
+        warmup="0steps",
+        trunk_cache="memory",
+    )
+    for name, epochs in (("whole", 2), ("parts", 1), ("parts", 2)):
+        train(dataclasses.replace(config, ckpt_dir=str(tmp_path / name), epochs=epochs))
+    first, last = (row["train_loss"] for row in read_metrics(tmp_path / "whole"))
+    assert last < first
+    whole, parts = read_checkpoint(tmp_path / "whole"), read_checkpoint(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(parts[name], values, err_msg=name)
+    printed = capsys.readouterr().out
+    assert "trunk cache  activations in memory" in printed
+    assert "BatchNorm" not in printed  # there is none
 
 
 def test_sizes_are_multiples_of_the_patch():
