@@ -213,6 +213,7 @@ def test_a_run_learns_and_continues_with_identical_weights(tmp_path, monkeypatch
         warmup="0steps",
         trunk_cache="memory",
         epochs=2,
+        distribution="none",  # and not on all logical devices of the tests
     )
     run, resumed = tmp_path / "run", tmp_path / "resumed"
     train(dataclasses.replace(config, ckpt_dir=str(run)))
