@@ -42,7 +42,7 @@ from benchmarks.ablation_rows import (
     settings_of,
 )
 from benchmarks.fit_recipes import fit
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT, write_report
 from benchmarks.tasks import Fold, Task, absolute, divide, hash_of_weights, read_tasks
 from flags.command_line import parse_config
 from research.data.source import Source
@@ -53,7 +53,6 @@ from research.system.program import ended_by_a_line
 
 BACKBONE = "MobileNetV2"
 WEIGHTS = "b5c304ecf014"  # hash of the weights file of the results, for `--report`
-REPORT_BEGIN, REPORT_END = "<!-- begin of the report of benchmarks.ablation -->", "<!-- end -->"
 
 
 def run_fold(flags: list[str], fold: Fold, evaluations: Sequence[str]) -> dict[str, float]:
@@ -291,16 +290,6 @@ def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def write_report(text: str, file: Path) -> None:
-    """Replaces the part of a document between the marks of the report."""
-    document = file.read_text(encoding="utf-8")
-    before, begin, rest = document.partition(REPORT_BEGIN)
-    _, end, after = rest.partition(REPORT_END)
-    if not begin or not end:
-        sys.exit(f"{file} has no lines {REPORT_BEGIN!r} and {REPORT_END!r}; add them")
-    file.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Makes the missing runs or, with `--report`, writes and draws the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -343,7 +332,7 @@ def main() -> None:
         runs = current_runs(arguments)
         names = [task.name for task in tasks] or list(dict.fromkeys(run["task"] for run in runs))
         text = report(runs, names, arguments.folds)
-        write_report(text, arguments.document)
+        write_report("ablation", text, arguments.document)
         print(text)
         first = [run for run in runs if run["task"] == names[0]]
         plot(summarize(first, arguments.folds), names[0], arguments.picture)

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+REPORT_END = "<!-- end -->"
 # Flags of run_train.py: the article's settings, with BatchNorm frozen and random weights.
 ARTICLE = (
     f"--flagfile={ROOT / 'recipes' / 'article.flags'}",
@@ -75,20 +77,38 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_result(name: str, figures: dict[str, Any]) -> None:
     """Writes figures to results/NAME.json, with processor, versions and date; prints the path."""
-    packages = ("tensorflow", "keras", "numpy")
-    result = {
-        "benchmark": name,
-        "date": datetime.date.today().isoformat(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
-        **figures,
-    }
+    date = datetime.date.today().isoformat()
+    result = {"benchmark": name, "date": date, **describe_machine(), **figures}
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"written to {file}")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns the processor, the number of its cores, and the versions of what measures."""
+    packages = ("tensorflow", "keras", "numpy")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def write_report(program: str, text: str, file: Path) -> None:
+    """Replaces the part of a document between the marks of a benchmark's report."""
+    document, opening = file.read_text(encoding="utf-8"), report_mark(program)
+    before, begin, rest = document.partition(opening)
+    _, end, after = rest.partition(REPORT_END)
+    if not begin or not end:
+        sys.exit(f"{file} has no lines {opening!r} and {REPORT_END!r}; add them")
+    file.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def report_mark(program: str) -> str:
+    """Returns the line before the report of a benchmark in a document."""
+    return f"<!-- begin of the report of benchmarks.{program} -->"
 
 
 def _processor() -> str:

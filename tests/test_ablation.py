@@ -12,14 +12,11 @@ from scipy import stats
 
 from benchmarks import ablation_rows
 from benchmarks.ablation import (
-    REPORT_BEGIN,
-    REPORT_END,
     WEIGHTS,
     current_runs,
     expected_seconds,
     expected_time,
     plan_runs,
-    write_report,
 )
 from benchmarks.ablation_report import (
     Difference,
@@ -31,7 +28,7 @@ from benchmarks.ablation_report import (
     report,
 )
 from benchmarks.ablation_rows import FIT_ROWS, ROWS, record_new_settings, settings_of
-from benchmarks.harness import RESULTS
+from benchmarks.harness import REPORT_END, RESULTS, report_mark, write_report
 from benchmarks.tasks import Fold, Task, hash_of_weights
 
 
@@ -192,10 +189,11 @@ def test_the_error_of_a_mean_over_tasks():
 
 def test_the_report_replaces_the_part_of_a_document_between_its_marks(tmp_path):
     file = tmp_path / "recipes.md"
-    file.write_text(f"before\n{REPORT_BEGIN}\nold\n{REPORT_END}\nafter\n")
+    begin = report_mark("ablation")
+    file.write_text(f"before\n{begin}\nold\n{REPORT_END}\nafter\n")
     for _ in range(2):
-        write_report("new", file)
-    assert file.read_text() == f"before\n{REPORT_BEGIN}\n\nnew\n\n{REPORT_END}\nafter\n"
+        write_report("ablation", "new", file)
+    assert file.read_text() == f"before\n{begin}\n\nnew\n\n{REPORT_END}\nafter\n"
     file.write_text("no marks")
     with pytest.raises(SystemExit, match="has no lines"):
-        write_report("new", file)
+        write_report("ablation", "new", file)

@@ -64,7 +64,9 @@ def describe_run(run: Run) -> str:
     if report := damage_report(loader):
         lines.append(report)
     lines += notes_lines(loader.source)
-    if config.weights == "none" and config.bn_mode == "frozen":
+    inner_layers = built.network.model.backbone._flatten_layers()
+    has_norms = any(isinstance(one, keras.layers.BatchNormalization) for one in inner_layers)
+    if config.weights == "none" and config.bn_mode == "frozen" and has_norms:
         lines.append("note: BatchNorm keeps its initial values; --bn_mode=train trains it")
     return "\n".join(lines)
 

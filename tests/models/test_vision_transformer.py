@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from research.models.weights import load_weights
 from research.serving.export import write_onnx, write_tflite
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
+from research.train import train
+from tests.helpers import SMALL_CONFIG, draw_photos, read_checkpoint, read_metrics
 from tests.models.safetensors_files import write_safetensors
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -184,6 +188,49 @@ def test_scaled_branches_do_not_fit_a_network_without_them(ending, tmp_path):
     (scaled.save_weights if ending == "weights.h5" else scaled.save)(path)
     with pytest.raises(UserError, match=r"does not fit: it has (6 layers of the kind|the layer)"):
         load_weights(build("small_vit", 24, depth=3), str(path))
+
+
+def test_a_run_learns_and_continues_with_identical_weights(tmp_path, monkeypatch, capsys):
+    """The block is trained from cached outputs of the embedding."""
+
+    def build_small(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
+        return build_vision_transformer(input_shape, weights, "small", 64, 1, 16, 32)
+
+    (tmp_path / "photos").mkdir()
+    entry = BACKBONES["ViTTiny"]
+    entry = dataclasses.replace(entry, build=build_small, stages=entry.stages[:2])
+    monkeypatch.setitem(BACKBONES, entry.name, entry)  # type: ignore[arg-type]
+    config = dataclasses.replace(
+        SMALL_CONFIG,
+        image_folder=str(draw_photos(tmp_path / "photos", 24)),
+        backbone=entry.name,
+        unfreeze_from="block0",
+        head_epochs=0,
+        head_optimizer="sgd",
+        head_schedule="constant",
+        backbone_optimizer="sgd",
+        backbone_schedule="constant",
+        backbone_learning_rate=0.01,
+        warmup="0steps",
+        trunk_cache="memory",
+        epochs=2,
+        distribution="none",  # and not on all logical devices of the tests
+    )
+    run, resumed = tmp_path / "run", tmp_path / "resumed"
+    train(dataclasses.replace(config, ckpt_dir=str(run)))
+    first, last = (row["train_loss"] for row in read_metrics(run))
+    assert last < first
+    shutil.copytree(run, resumed)
+    latest = tf.train.latest_checkpoint(str(resumed / "checkpoints" / "latest"))
+    Path(f"{latest}.data-00000-of-00001").write_bytes(b"damaged")  # the first epoch is left
+    train(dataclasses.replace(config, ckpt_dir=str(resumed)))
+    whole, parts = read_checkpoint(run), read_checkpoint(resumed)
+    assert whole.keys() == parts.keys()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(parts[name], values, err_msg=name)
+    printed = capsys.readouterr().out
+    assert printed.count("trunk cache  activations in memory") == 2  # both runs train
+    assert "BatchNorm" not in printed  # there is none
 
 
 def test_sizes_are_multiples_of_the_patch():
