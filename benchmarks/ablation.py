@@ -152,12 +152,13 @@ def plan_runs(
     """Returns the runs that are not on file, in the order in which they are made.
 
     In each turn, each seed is trained with one fold, and another one than in the other turns.
+    Seeds begin at 1: the rules and the recipes were chosen on folds of seed 0.
     """
     done = {(run["task"], run["row"], run["seed"], run["fold"]) for run in runs}
     return [
         Planned(task, fold, row)
         for turn in range(min(turns, folds))
-        for seed in range(seeds)
+        for seed in range(1, seeds + 1)
         for fold in [Fold(seed, (seed + turn) % folds, folds)]
         for task in tasks
         for row in rows

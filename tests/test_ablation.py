@@ -99,14 +99,14 @@ def test_a_new_setting_changes_a_hash_only_if_a_row_changes_it(tmp_path, monkeyp
 
 def test_missing_runs_take_turns_and_are_estimated_from_finished_ones():
     tasks = [Task("a", ()), Task("b", (), ("--evaluation_scale=1",))]
-    finished = {"row": "fast", "task": "a", "seed": 0, "fold": 0, "process_seconds": 10.0}
+    finished = {"row": "fast", "task": "a", "seed": 1, "fold": 1, "process_seconds": 10.0}
     runs = [finished, {**finished, "seed": 9, "process_seconds": 30.0}]
     missing = plan_runs(tasks, ["default", "fast"], 2, 3, 3, runs)
     assert len(missing) == 2 * 2 * 2 * 3 - 1
     assert plan_runs(tasks, ["default", "fast"], 2, 3, 1, runs) == missing[:7]
-    assert [one.group for one in missing[:4]] == ["a-0-0", "b-0-0", "b-0-0", "a-1-1"]
+    assert [one.group for one in missing[:4]] == ["a-1-1", "b-1-1", "b-1-1", "a-2-2"]
     flags = missing[1].flags("MobileNetV2", "none", RESULTS)
-    assert f"--cache_dir={RESULTS / 'b-0-0'}" in flags
+    assert f"--cache_dir={RESULTS / 'b-1-1'}" in flags
     assert "--evaluation_scale=1" not in flags
     (with_fit,) = plan_runs(tasks[1:], ["article, with fit"], 1, 3, 1, [])
     assert with_fit.flags("MobileNetV2", "none", RESULTS)[-1] == "--evaluation_scale=1"
