@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-def random_values(count: int, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-    """Returns float32 values in [-1, 1) that are equal in all versions of NumPy."""
-    random = np.random.default_rng(count)
-    return [(2 * random.random(shape) - 1).astype(np.float32) for shape in shapes]
+def random_values(seed: int, shapes: Iterable[tuple[int, ...]]) -> Iterator[np.ndarray]:
+    """Yields float32 values in [-1, 1) that are equal in all versions of NumPy."""
+    random = np.random.default_rng(seed)
+    for shape in shapes:
+        yield (2 * random.random(shape) - 1).astype(np.float32)
 
 
 def random_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -29,7 +31,7 @@ def random_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     Args:
       shapes: the shape of each tensor by its name; the order changes the values.
     """
-    values = random_values(0, list(shapes.values()))
+    values = random_values(0, shapes.values())
     state = {}
     for (name, shape), value in zip(shapes.items(), values, strict=True):
         if len(shape) in (2, 4):  # kernels of dense layers and convolutions
@@ -42,7 +44,7 @@ def random_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 def photos(size: int) -> np.ndarray:
     """Returns two random photos, float32 (2, size, size, 3) in [0, 255)."""
-    return 127.5 * (random_values(size, [(2, size, size, 3)])[0] + 1)
+    return 127.5 * (next(random_values(size, [(2, size, size, 3)])) + 1)
 
 
 def make(job: dict[str, Any]) -> Any:

@@ -107,14 +107,20 @@ def run_timm(python: str, folder: Path, jobs: list[dict[str, Any]]) -> None:
 
 def deviation(backbone: str, folder: Path, size: int, wanted: np.ndarray) -> float:
     """Returns the largest deviation of a backbone's features, relative to the largest value."""
+    import keras
+    import tensorflow as tf
+
     from research.models.backbone import build_backbone
     from research.models.backbone_table import find_backbone
     from research.models.weights import load_weights
 
+    keras.backend.clear_session()  # the largest networks need gigabytes
     entry = find_backbone(backbone)
     model = build_backbone(entry, size, None)
     load_weights(model, str(folder / f"{backbone}.safetensors"))
-    found = np.asarray(model(entry.preprocessing(photos(size))))
+    # Outside of a tf.function, the outputs of all layers are kept.
+    compute = tf.function(model, autograph=False)
+    found = np.asarray(compute(entry.preprocessing(photos(size))))
     wanted = wanted[..., : found.shape[-1]]  # timm returns the mean of the tokens too
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
