@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from research.system.errors import UserError
+from research.models.backbone import refuse_keras_weights
 
 HEAD_WIDTH = 64  # channels of an attention head, in all published networks of this table
 EPSILON = 1e-6
@@ -61,11 +61,7 @@ def build_vision_transformer(
     Raises:
       UserError: if `weights` is not None, because there are no weights that Keras could download.
     """
-    if weights is not None:
-        raise UserError(
-            f"weights is {weights!r}, but Keras has none for {name}; give "
-            "--weights=FILE.safetensors, or --weights=none to train from scratch"
-        )
+    refuse_keras_weights(weights, name)
     images = layers.Input(input_shape, name="images")
     tokens = _embedding(input_shape, width, patch, trained_size, 1 + registers)(images)
     for block in range(depth):
@@ -75,9 +71,7 @@ def build_vision_transformer(
         tokens = _add(tokens, branch, layer_scale, f"{prefix}_scale1", f"{prefix}_add1")
         branch = _norm(f"{prefix}_norm2")(tokens)
         branch = layers.Dense(4 * width, name=f"{prefix}_fc1")(branch)
-        # tf.nn.gelu is computed with erfc, which ONNX does not have.
-        branch = 0.5 * branch * (1.0 + ops.erf(branch * 0.5**0.5))
-        branch = layers.Dense(width, name=f"{prefix}_fc2")(branch)
+        branch = layers.Dense(width, name=f"{prefix}_fc2")(gelu(branch))
         tokens = _add(tokens, branch, layer_scale, f"{prefix}_scale2", f"{prefix}_add2")
     tokens = _norm("norm")(tokens)
     features = tokens[:, 0]
@@ -89,6 +83,12 @@ def build_vision_transformer(
         features = layers.Concatenate(name="class_and_mean")([features, mean])
     features = layers.Reshape((1, 1, features.shape[-1]), name="features")(features)
     return keras.Model(images, features, name=name.lower())
+
+
+def gelu(inputs: keras.KerasTensor) -> keras.KerasTensor:
+    """Adds the activation GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    # tf.nn.gelu is computed with erfc, which ONNX does not have.
+    return 0.5 * inputs * (1.0 + ops.erf(inputs * 0.5**0.5))
 
 
 def last_normalization(model: keras.Model) -> keras.Layer | None:
