@@ -44,13 +44,14 @@ FAMILIES = {
     "EfficientNetV2S": ("block1", "block1a_project_conv"),
     "ConvNeXtTiny": ("stage2", "convnext_tiny_downsampling_block_1"),
     "SmallResNet": ("stage2", "stage2_block1_1_bn"),
+    "MobileNet": ("stage4", "conv_pad_6"),
     "ViTTiny": ("block10", "block10_norm1"),
     "DINOv2SmallRegisters": ("block1", "block1_norm1"),
 }
 # Prefixes of layer names in a block, such as 'stage2_block1_' or 'expanded_conv_3_'.
 BLOCK = re.compile(
     r"((?:convnext_tiny_)?stage_?\d_block_?\d|conv\d_block\d+|block\d+[a-z]?|block_\d+"
-    r"|expanded_conv(?:_\d+)?)_"
+    r"|conv_[dp]w_\d+|expanded_conv(?:_\d+)?)_"
 )
 EVERY_FAMILY = [*FAMILIES, "InceptionV3"]
 
@@ -67,9 +68,9 @@ def test_the_table_has_the_documented_names_and_keras_has_them_too() -> None:
     document = (Path(__file__).resolve().parents[1] / "docs" / "backbones.md").read_text()
     documented = ", ".join(re.findall(r"^\| ([A-Z].+?) \|", document, re.MULTILINE)).split(", ")
     assert sorted(documented) == sorted(BACKBONES)
-    assert len(documented) == 62
+    assert len(documented) == 77
     assert all(name == backbone.name for name, backbone in BACKBONES.items())
-    own = ("SmallResNet", "ViT", "DeiT", "DINOv2")
+    own = ("SmallResNet", "ViT", "DeiT", "DINOv2", "ConvNeXtV2", "MobileNetV4")
     assert all(hasattr(keras.applications, n) for n in documented if not n.startswith(own))
 
 
@@ -100,6 +101,9 @@ UNCHANGED = (255.0, 0.0, 127.5)
         ("ResNet101", BLUE_GREEN_RED_LESS_MEAN),
         ("ResNet101V2", MINUS_ONE_TO_ONE),
         ("Xception", MINUS_ONE_TO_ONE),
+        ("InceptionResNetV2", MINUS_ONE_TO_ONE),
+        ("NASNetLarge", MINUS_ONE_TO_ONE),
+        ("MobileNet", MINUS_ONE_TO_ONE),
         ("MobileNetV2", MINUS_ONE_TO_ONE),
         ("MobileNetV3Small", UNCHANGED),
         ("MobileNetV3Large", UNCHANGED),
@@ -109,6 +113,8 @@ UNCHANGED = (255.0, 0.0, 127.5)
         ("EfficientNetV2S", UNCHANGED),
         ("ConvNeXtTiny", UNCHANGED),
         ("SmallResNet", MINUS_ONE_TO_ONE),
+        ("ConvNeXtV2Base", MEAN_AND_DEVIATION),
+        ("MobileNetV4ConvLarge", MEAN_AND_DEVIATION),
         ("ViTTiny384", MINUS_ONE_TO_ONE),
         ("DeiT3Small", MEAN_AND_DEVIATION),
         ("DINOv2Small", MEAN_AND_DEVIATION),
@@ -204,7 +210,7 @@ def test_stage_without_a_matching_layer_is_an_error() -> None:
     [
         ("ResNet101V3", "backbone is 'ResNet101V3'; expected a known backbone, nearest: ResNet101"),
         ("resnet101v2", "expected a known backbone, nearest: ResNet101V2,"),
-        ("mobilenet", "nearest: MobileNetV2,"),
+        ("mobilenet", "nearest: MobileNet,"),
         ("qqqq", "backbone is 'qqqq'; expected VGG16, VGG19, InceptionV3, "),
     ],
 )
@@ -261,7 +267,8 @@ def test_other_errors_of_a_builder_are_raised_unchanged() -> None:
     def build(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
         raise ValueError("a bug in the builder")
 
-    broken = Backbone("Broken", build, keras_preprocessing("resnet_v2"), (Stage("stem"),))
+    preprocessing = keras_preprocessing("resnet_v2")
+    broken = Backbone("Broken", build, preprocessing, (Stage("stem"),), has_imagenet_weights=True)
     with pytest.raises(ValueError, match="a bug in the builder"):
         build_backbone(broken, 32, "imagenet")
 

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from research.loop.steps import Network
+from research.models.backbone import POOLING
 from research.models.split import crossing_tensors
 from research.models.vision_transformer import last_normalization, to_map
 from research.models.wrapper import Wrapper
@@ -18,8 +19,9 @@ def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tens
 
     The map is the sum of the channels of the backbone's last feature map, weighted by the mean
     gradient of the class's logit. It has the resolution of that feature map: about one value per 32
-    pixels of the image. The features of a vision transformer have no place. Its map is made from
-    the normalized patch tokens before the attention of the last block: one value per patch.
+    pixels of the image. If the backbone itself pools, this is the map before its pooling. A vision
+    transformer has none. Its map is made from the normalized patch tokens before the attention of
+    the last block: one value per patch.
 
     Args:
       network: the network to explain.
@@ -33,12 +35,12 @@ def grad_cam(network: Network, images: tf.Tensor, classes: tf.Tensor) -> tf.Tens
     """
     batch = {"image": images, "weight": tf.ones(tf.shape(images)[0])}
     parts, model = network.parts, network.model
-    if (layer := last_normalization(model.backbone)) is None:
+    if (layer := _inner_map(model.backbone)) is None:
         features = parts.features(network.activations(batch), batch["weight"], training=False)
         features = tf.cast(features, tf.float32)
         gradients = _gradients(model, lambda places: places, features, classes)
     else:
-        features, gradients = _of_patches(model, layer, images, classes)
+        features, gradients = _of_layer(model, layer, images, classes)
     weights = tf.reduce_mean(gradients, axis=(1, 2), keepdims=True)
     maps = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
     return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True))
@@ -60,22 +62,33 @@ def _gradients(
     return tape.gradient(of_class, values)
 
 
-def _of_patches(
+def _inner_map(backbone: keras.Model) -> keras.Layer | None:
+    """Returns the layer whose output is the last map, or None if it is that of the backbone."""
+    names = [layer.name for layer in backbone.layers]
+    if POOLING in names:
+        return backbone.layers[names.index(POOLING) - 1]
+    return last_normalization(backbone)
+
+
+def _of_layer(
     model: Wrapper, layer: keras.Layer, images: tf.Tensor, classes: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the patch tokens that a layer of a vision transformer normalizes, as a map.
+    """Returns the output of a layer inside the backbone as a map.
 
     Returns:
-      The tokens and the gradients of the logits, float32 (batch, height', width', channels).
+      The map and the gradients of the logits, float32 (batch, height', width', channels).
     """
     backbone = model.backbone
-    # The tokens that the block's branch is added to, and the normalized tokens.
+    # What crosses the cut behind the layer: for a transformer, also the tokens that the block's
+    # branch is added to.
     after = backbone.layers.index(layer) + 1
-    tokens = [t for t in crossing_tensors(backbone, after) if t is not layer.output]
-    below = keras.Model(backbone.input, [*tokens, layer.output])
-    above = keras.Model([*tokens, layer.output], backbone.output)
-    *others, values = below(images, training=False)
+    others = [t for t in crossing_tensors(backbone, after) if t is not layer.output]
+    below = keras.Model(backbone.input, [*others, layer.output])
+    above = keras.Model([*others, layer.output], backbone.output)
+    *fixed, values = tf.nest.flatten(below(images, training=False))
     gradients = _gradients(
-        model, lambda changed: above([*others, changed], training=False), values, classes
+        model, lambda changed: above([*fixed, changed], training=False), values, classes
     )
+    if len(values.shape) == 4:
+        return tf.cast(values, tf.float32), tf.cast(gradients, tf.float32)
     return to_map(backbone, values), to_map(backbone, gradients)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Preprocessing = Callable[[tf.Tensor], tf.Tensor]
 
 DOWNLOAD_TIMEOUT_SECONDS = 15.0
+# The layer after the last feature map, in networks whose last layers follow the pooling.
+POOLING = "backbone_pooling"
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ def stage_starts(model: keras.Model, backbone: Backbone) -> dict[str, int]:
     """Returns the index in `model.layers` of the first layer of each stage, in order.
 
     `model.layers` is sorted by depth, so `layers[:index]` contains every layer before the stage. At
-    these indices, exactly one tensor connects the layers before the stage with the stage.
+    these indices, exactly one tensor connects the layers before the stage with the stage; in
+    NASNet, whose cells also read the output of the cell before the last one, two or three do.
 
     Raises:
       UserError: if no layer of the model matches a stage, or if the stages are not in order.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from research.models.backbone import Backbone, Stage, check_fields, nearest_names
+from research.models.backbone import POOLING, Backbone, Stage, check_fields, nearest_names
 from research.system.errors import UserError
 from research.system.python_file import is_python_reference, load_object_from_file
 
@@ -137,6 +137,35 @@ def _vision_transformer(
     return Backbone(name, build, keras_preprocessing(module), stages, 2 * patch, patch)
 
 
+def _convnext_v2(size: str, depths: tuple[int, ...], width: int) -> Backbone:
+    """Returns the entry of a ConvNeXt V2; each stage has twice the channels of the one before."""
+    name = f"ConvNeXtV2{size}"
+    widths = tuple(width * 2**stage for stage in range(4))
+
+    def build(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
+        from research.models.convnext_v2 import build_convnext_v2
+
+        return build_convnext_v2(input_shape, weights, name, depths, widths)
+
+    later = {f"stage{n}": f"stage{n}_downsample_norm" for n in (1, 2, 3)}
+    stages = _stages("stem", stage0="stage0_block0_conv_dw", **later)
+    return Backbone(name, build, keras_preprocessing("densenet"), stages)
+
+
+def _mobilenet_v4(size: str, stem: int, *blocks: str) -> Backbone:
+    """Returns the entry of a MobileNetV4; see `build_mobilenet_v4` for the arguments."""
+    name = f"MobileNetV4Conv{size}"
+
+    def build(input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
+        from research.models.mobilenet_v4 import build_mobilenet_v4
+
+        return build_mobilenet_v4(input_shape, weights, name, stem, *blocks)
+
+    first_layers = {f"stage{n}": f"stage{n}_" for n in range(len(blocks))}
+    stages = _stages("stem", **first_layers, top=POOLING)
+    return Backbone(name, build, keras_preprocessing("densenet"), stages)
+
+
 def _stages(first: str, **first_layers: int | str) -> tuple[Stage, ...]:
     """Returns the stage at layer 0, and a stage for each keyword."""
     return Stage(first), *(Stage(name, layer) for name, layer in first_layers.items())
@@ -170,6 +199,52 @@ def _convnext(size: str) -> tuple[Backbone, ...]:
 _CONV_STAGES = _stages("stem", conv2="conv2_", conv3="conv3_", conv4="conv4_", conv5="conv5_")
 # Keras generates the names of InceptionV3's convolutions, so its stages are given by index.
 _INCEPTION_STARTS = (18, 41, 64, 87, 101, 133, 165, 197, 229, 249, 280)
+# The same holds for InceptionResNetV2. In NASNet, each stage begins after an output of a cell.
+_INCEPTION_RESNET_STARTS = {
+    "mixed_5b": 18,
+    "block35": 41,
+    "mixed_6a": 261,
+    "block17": 275,
+    "mixed_7a": 595,
+    "block8": 618,
+}
+
+# The channels of the stem, and the blocks of each stage. A block has a kind, the sizes of its
+# kernels, a factor that expands the channels, and the channels of its output. c3:32 is a
+# convolution. e3x4:48 is a convolution that expands, and a projection. u35x4:80 is a universal
+# inverted bottleneck; a depthwise convolution of size 0 is left out.
+_MOBILENETS_V4 = (
+    _mobilenet_v4(
+        "Small",
+        32,
+        "c3:32 c1:32",
+        "c3:96 c1:64",
+        "u55x3:96" + 4 * " u03x2:96" + " u30x4:96",
+        "u33x6:128 u55x4:128 u05x4:128 u05x3:128 u03x4:128 u03x4:128",
+        "c1:960",
+    ),
+    _mobilenet_v4(
+        "Medium",
+        32,
+        "e3x4:48",
+        "u35x4:80 u33x2:80",
+        "u35x6:160 u33x4:160 u33x4:160 u35x4:160 u33x4:160 u30x4:160 u00x2:160 u30x4:160",
+        "u55x6:256 u55x4:256 u35x4:256 u35x4:256 u00x4:256 u30x4:256 u35x2:256 u55x4:256"
+        " u00x4:256 u00x4:256 u50x2:256",
+        "c1:960",
+    ),
+    _mobilenet_v4(
+        "Large",
+        24,
+        "e3x4:48",
+        "u35x4:96 u33x4:96",
+        "u35x4:192" + 3 * " u33x4:192" + " u35x4:192" + 5 * " u53x4:192" + " u30x4:192",
+        4 * "u55x4:512 "
+        + "u50x4:512 u53x4:512 u50x4:512 u50x4:512 u53x4:512 u55x4:512"
+        + 3 * " u50x4:512",
+        "c1:960",
+    ),
+)
 
 # Width and depth.
 _TRANSFORMER_SIZES = {
@@ -228,6 +303,26 @@ _ENTRIES = (
     *_family("ResNet50 ResNet101 ResNet152", "resnet", _CONV_STAGES),
     *_family("ResNet50V2 ResNet101V2 ResNet152V2", "resnet_v2", _CONV_STAGES),
     *_family("Xception", "xception", _blocks(14), minimum_size=71),
+    *_family(
+        "InceptionResNetV2",
+        "inception_resnet_v2",
+        _stages("stem", **_INCEPTION_RESNET_STARTS, top="conv_7b"),
+        minimum_size=75,
+    ),
+    *_family("NASNetMobile", "nasnet", _stages("stem", stage1=111, stage2=294, stage3=531)),
+    *_family("NASNetLarge", "nasnet", _stages("stem", stage1=111, stage2=384, stage3=711)),
+    *_family(
+        "MobileNet",
+        "mobilenet",
+        _stages(
+            "stem",
+            stage1="conv_dw_1",
+            stage2="conv_pad_2",
+            stage3="conv_pad_4",
+            stage4="conv_pad_6",
+            stage5="conv_pad_12",
+        ),
+    ),
     *_mobilenet("MobileNetV2", "mobilenet_v2", "block_{}_", (1, 3, 6, 10, 13, 16), "Conv_1"),
     *_mobilenet("MobileNetV3Small", "mobilenet_v3", "expanded_conv_{}_", (1, 3, 6, 8), "conv_1"),
     *_mobilenet(
@@ -247,6 +342,15 @@ _ENTRIES = (
     ),
     *_family("EfficientNetV2M EfficientNetV2L", "efficientnet_v2", _efficientnet_stages(7)),
     *(entry for size in ("Tiny", "Small", "Base", "Large", "XLarge") for entry in _convnext(size)),
+    _convnext_v2("Atto", (2, 2, 6, 2), 40),
+    _convnext_v2("Femto", (2, 2, 6, 2), 48),
+    _convnext_v2("Pico", (2, 2, 6, 2), 64),
+    _convnext_v2("Nano", (2, 2, 8, 2), 80),
+    _convnext_v2("Tiny", (3, 3, 9, 3), 96),
+    _convnext_v2("Base", (3, 3, 27, 3), 128),
+    _convnext_v2("Large", (3, 3, 27, 3), 192),
+    _convnext_v2("Huge", (3, 3, 27, 3), 352),
+    *_MOBILENETS_V4,
     *_TRANSFORMERS,
     Backbone(
         name="SmallResNet",

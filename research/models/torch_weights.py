@@ -2,8 +2,8 @@
 
 The names of Hugging Face's transformers are first converted to those of timm. Each variable of the
 backbone then has one tensor in the file, with its axes in another order. Supported are the vision
-transformers and the ConvNeXt entries of the table of backbones; the ResNets, for example, have
-other strides in Keras than in PyTorch.
+transformers, ConvNeXt, ConvNeXt V2 and MobileNetV4 in the table of backbones; the ResNets, for
+example, have other strides in Keras than in PyTorch.
 """
 
 from __future__ import annotations
@@ -42,6 +42,19 @@ _MODULES: Replacements = (
     (r"convnext_[a-z]+_stage_(\d)_block_(\d+)_layer_scale", r"stages.\1.blocks.\2"),
     # The normalization of ConvNeXt's output, whose name Keras generates.
     (r"layer_normalization(_\d+)?", "head.norm"),
+    # ConvNeXt V2.
+    (r"stem_patches", "stem.0"),
+    (r"stem_norm", "stem.1"),
+    (r"stage(\d)_downsample_norm", r"stages.\1.downsample.0"),
+    (r"stage(\d)_downsample_conv", r"stages.\1.downsample.1"),
+    (r"stage(\d)_block(\d+)_(conv_dw|norm)", r"stages.\1.blocks.\2.\3"),
+    (r"stage(\d)_block(\d+)_(fc[12]|grn)", r"stages.\1.blocks.\2.mlp.\3"),
+    (r"head_norm", "head.norm"),
+    # MobileNetV4.
+    (r"(conv_stem|conv_head|norm_head)", r"\1"),
+    (r"bn_stem", "bn1"),
+    (r"stage(\d)_block(\d+)_(conv|conv_exp|conv_pwl|bn[12])", r"blocks.\1.\2.\3"),
+    (r"stage(\d)_block(\d+)_(dw_start|pw_exp|dw_mid|pw_proj)_(conv|bn)", r"blocks.\1.\2.\3.\4"),
 )
 # Modules of Hugging Face's transformers, and those of timm.
 _HUGGING_FACE: Replacements = (
@@ -70,11 +83,18 @@ _HUGGING_FACE: Replacements = (
     (r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer_scale_parameter", r"stages.\1.blocks.\2.gamma"),
     (r"encoder\.stages\.(\d)\.layers\.(\d+)\.(.*)", r"stages.\1.blocks.\2.mlp.\3"),
 )
-# What a backbone does not need: classifiers, and the token of masked patches.
+# What a backbone does not need: classifiers, the token of masked patches, and counters.
 _HEADS = re.compile(
     r"(head|fc|classifier|cls_classifier|distillation_classifier|pooler|pre_logits)\..*|mask_token"
+    r"|.*\.num_batches_tracked"
 )
-_PARAMETERS = {"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
+_PARAMETERS = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 class DoesNotFitError(ValueError):
@@ -150,7 +170,7 @@ def _timm_names(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     layernorm = "head.norm" if is_convnext else "norm"
     named: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
-        new = re.sub(r"\A(vit|deit|dinov2|dinov2_with_registers|convnext)\.", "", name)
+        new = re.sub(r"\A(vit|deit|dinov2|dinov2_with_registers|convnext|convnextv2)\.", "", name)
         new = _replaced(new, _HUGGING_FACE) or new
         new = re.sub(r"\Alayernorm\.", f"{layernorm}.", new)
         if new in named:
@@ -191,7 +211,7 @@ def _part_of(
     module = _replaced(layer.name, _MODULES)
     if module is None:
         raise DoesNotFitError(
-            "safetensors files are only read for vision transformers and ConvNeXt"
+            "safetensors files are only read for vision transformers, ConvNeXt and MobileNetV4"
         )
     # Keras counts the downsampling layers from 0, timm the stages that begin with them from 1.
     module = re.sub(r"\+(\d)", lambda match: str(int(match[1]) + 1), module)
@@ -204,9 +224,15 @@ def _part_of(
 
 def _in_order_of_keras(part: Part, wanted: tuple[int, ...]) -> Part:
     """Returns a part with its axes in the order of Keras: (height, width, inputs, outputs)."""
-    if len(part.shape) == 1 and len(wanted) == 3:  # the scale of a branch
-        return Part((1, *part.shape, 1), lambda: part.read()[np.newaxis, :, np.newaxis])
+    count = math.prod(part.shape)
+    if max((*part.shape, 1)) == max((*wanted, 1)) == count == math.prod(wanted):
+        # One number per channel, as of a scale, which PyTorch and Hugging Face store differently.
+        return Part(wanted, lambda: part.read().reshape(wanted))
+    if len(wanted) == 2 and part.shape[2:] == (1, 1):  # a dense layer, stored as a convolution
+        return Part(part.shape[1::-1], lambda: part.read()[:, :, 0, 0].T)
     axes = (2, 3, 1, 0) if len(part.shape) == 4 else tuple(reversed(range(len(part.shape))))
+    if len(wanted) == 4 and wanted[3] == 1:  # a depthwise convolution: (height, width, channels, 1)
+        axes = (2, 3, 0, 1)
     return Part(tuple(part.shape[axis] for axis in axes), lambda: part.read().transpose(axes))
 
 
@@ -261,6 +287,9 @@ def _looks_like(named: Mapping[str, StoredTensor]) -> str:
         depths = [count(rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
         version = "V2" if any(".grn." in name for name in named) else ""
         text = f"a ConvNeXt{version} of {', '.join(map(str, depths))} blocks"
+    elif "blocks.0.0.conv.weight" in named or "blocks.0.0.conv_exp.weight" in named:
+        depths = [count(rf"blocks\.{stage}\.(\d+)\.") for stage in range(5)]
+        text = f"a MobileNetV4 of {', '.join(map(str, depths))} blocks"
     elif (
         "layer1.0.conv1.weight" in named
         or "encoder.stages.0.layers.0.layer.0.convolution.weight" in named

@@ -66,9 +66,7 @@ def build_vision_transformer(
         tokens = _add(tokens, branch, layer_scale, f"{prefix}_scale1", f"{prefix}_add1")
         branch = _norm(f"{prefix}_norm2")(tokens)
         branch = layers.Dense(4 * width, name=f"{prefix}_fc1")(branch)
-        # tf.nn.gelu is computed with erfc, which ONNX does not have.
-        branch = 0.5 * branch * (1.0 + ops.erf(branch * 0.5**0.5))
-        branch = layers.Dense(width, name=f"{prefix}_fc2")(branch)
+        branch = layers.Dense(width, name=f"{prefix}_fc2")(gelu(branch))
         tokens = _add(tokens, branch, layer_scale, f"{prefix}_scale2", f"{prefix}_add2")
     tokens = _norm("norm")(tokens)
     features = tokens[:, 0]
@@ -80,6 +78,12 @@ def build_vision_transformer(
         features = layers.Concatenate(name="class_and_mean")([features, mean])
     features = layers.Reshape((1, 1, features.shape[-1]), name="features")(features)
     return keras.Model(images, features, name=name.lower())
+
+
+def gelu(inputs: keras.KerasTensor) -> keras.KerasTensor:
+    """Adds the activation GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    # tf.nn.gelu is computed with erfc, which ONNX does not have.
+    return 0.5 * inputs * (1.0 + ops.erf(inputs * 0.5**0.5))
 
 
 def last_normalization(model: keras.Model) -> keras.Layer | None:

@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,6 +26,7 @@ import tensorflow as tf
 
 from research.data.batches import Preprocessing
 from research.evaluation.classifier import Classifier
+from research.models.vision_transformer import gelu
 from research.runs.console import short_path
 from research.runs.durable_files import cannot_be_written, reason_of, write_atomically
 from research.serving.answers import Answers, answers_of
@@ -225,12 +227,24 @@ def write_tflite(model: keras.Model, path: Path) -> None:
 
 
 def write_onnx(model: keras.Model, path: Path) -> None:
-    """Writes an ONNX model whose input, output and batch dimension have names."""
+    """Writes an ONNX model whose input, output and batch dimension have names.
+
+    Raises:
+      UserError: the model has an operation that ONNX does not have.
+    """
     import onnx
 
-    model.export(path, "onnx", verbose=False)
+    convertible = for_onnx(model)
+    convertible(np.zeros((1, *model.input_shape[1:]), np.float32))
+    convertible.export(path, "onnx", verbose=False)
     written = onnx.load(path)
     graph = written.graph
+    unknown = {node.op_type for node in graph.node if not onnx.defs.has(node.op_type, node.domain)}
+    if unknown:
+        raise UserError(
+            f"format is 'onnx', but the model has {', '.join(sorted(unknown))}, which ONNX does "
+            "not have; choose --format=saved_model, keras or tflite"
+        )
     (given,), (answer,) = graph.input, graph.output
     names = {given.name: "pixels", answer.name: "probabilities"}
     for node in graph.node:
@@ -242,6 +256,60 @@ def write_onnx(model: keras.Model, path: Path) -> None:
     del graph.value_info[:]  # optional shapes, with the earlier names
     onnx.checker.check_model(written)
     onnx.save(written, path)
+
+
+def for_onnx(model: keras.Model) -> keras.Model:
+    """Returns a model with the same outputs that the exporter can convert.
+
+    ONNX has neither erfc, with which TensorFlow computes GELU, nor the XLA computation of a
+    convolution with one group per channel; both are in ConvNeXt of Keras. The constants of a
+    `Normalization` layer would become inputs.
+    """
+    kinds = (_is_grouped, _is_gelu, _is_normalization)
+    if not any(kind(layer) for layer in model._flatten_layers() for kind in kinds):
+        return model
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if not _is_grouped(layer):
+            return layer
+        depthwise = keras.layers.DepthwiseConv2D(
+            layer.kernel_size,
+            layer.strides,
+            layer.padding,
+            dilation_rate=layer.dilation_rate,
+            use_bias=layer.use_bias,
+            name=layer.name,
+        )
+        depthwise.build((None, None, None, layer.filters))
+        kernel, *bias = layer.get_weights()
+        depthwise.set_weights([kernel.transpose(0, 1, 3, 2), *bias])
+        return depthwise
+
+    def call(layer: keras.Layer, *arguments: Any, **options: Any) -> Any:
+        if _is_gelu(layer):
+            return gelu(arguments[0])
+        if _is_normalization(layer):
+            deviation = np.maximum(np.sqrt(layer.variance), keras.config.epsilon())
+            return (arguments[0] - np.asarray(layer.mean)) / deviation
+        return layer(*arguments, **options)
+
+    return keras.models.clone_model(
+        model, clone_function=replace, call_function=call, recursive=True
+    )
+
+
+def _is_grouped(layer: keras.Layer) -> bool:
+    is_convolution = type(layer) is keras.layers.Conv2D
+    return is_convolution and 1 < layer.groups == layer.filters and layer.kernel.shape[2] == 1
+
+
+def _is_normalization(layer: keras.Layer) -> bool:
+    return type(layer) is keras.layers.Normalization and not layer.invert
+
+
+def _is_gelu(layer: keras.Layer) -> bool:
+    is_activation = isinstance(layer, keras.layers.Activation)
+    return is_activation and layer.activation is keras.activations.gelu
 
 
 # The default name of the exported file or folder, and the function that writes it.

@@ -19,6 +19,7 @@ from benchmarks.harness import RESULTS
 from benchmarks.timm_forward import photos, random_state
 from research.models.backbone import build_backbone
 from research.models.backbone_table import BACKBONES
+from research.models.convnext_v2 import build_convnext_v2
 from research.models.vision_transformer import build_vision_transformer
 from research.models.weights import LoadReport, load_weights
 from research.system.errors import UserError
@@ -32,6 +33,12 @@ def state_of(name: str) -> State:
     tensors = json.loads((RESULTS / "timm_reference.json").read_text())["small_networks"][name]
     shapes = {key: tuple(map(int, text.split())) for key, text in tensors["tensors"].items()}
     return random_state(shapes)
+
+
+def features_of(name: str, size: int) -> np.ndarray:
+    """The features that timm computed for this network, in one row."""
+    networks = json.loads((RESULTS / "timm_reference.json").read_text())["small_networks"]
+    return np.array(networks[name]["features"][str(size)].split(), np.float32)
 
 
 def small_vit(**changes: Any) -> keras.Model:
@@ -98,10 +105,22 @@ TO_HUGGING_FACE = {
         r"head\.norm\.(.*)": r"convnext.layernorm.\1",
     },
 }
+TO_HUGGING_FACE["small_convnext_v2"] = {
+    name: new.replace("convnext.", "convnextv2.")
+    for name, new in TO_HUGGING_FACE["small_convnext"].items()
+    if "gamma" not in name
+} | {
+    r"stages\.(\d)\.blocks\.(\d)\.mlp\.grn\.(.*)": (
+        r"convnextv2.encoder.stages.\1.layers.\2.grn.\3"
+    )
+}
 MODELS: dict[str, Callable[[], keras.Model]] = {
     "small_vit": small_vit,
     "small_dinov2": small_dinov2,
     "small_convnext": small_convnext,
+    "small_convnext_v2": lambda: build_convnext_v2(
+        (32, 32, 3), None, "small", (1, 1, 2, 1), (8, 16, 24, 32)
+    ),
 }
 
 
@@ -114,6 +133,10 @@ def to_hugging_face(state: State, names: Mapping[str, str]) -> State:
             kinds = ("query", "key", "value")
             pieces = {name.replace("qkv", k): v for k, v in zip(kinds, thirds, strict=True)}
         for old, piece in pieces.items():
+            if ".grn." in old:
+                piece = piece.reshape(1, 1, 1, -1)
+            if ".mlp.fc" in old and piece.ndim == 4:  # timm has convolutions of 1 x 1 pixels
+                piece = piece[:, :, 0, 0]
             (pattern,) = [pattern for pattern in names if re.fullmatch(pattern, old)]
             renamed[re.sub(pattern, names[pattern], old)] = piece
     return renamed
@@ -136,8 +159,7 @@ def test_names_of_hugging_face_give_the_same_weights_as_those_of_timm(name, tmp_
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_convnext_has_the_features_of_timm(size, tmp_path):
-    network = json.loads((RESULTS / "timm_reference.json").read_text())["small_networks"]
-    wanted = np.array(network["small_convnext"]["features"][str(size)].split(), np.float32)
+    wanted = features_of("small_convnext", size)
     path, model = tmp_path / "timm.safetensors", small_convnext(size)
     write_safetensors(path, state_of("small_convnext"))
     load_weights(model, str(path))
@@ -234,8 +256,8 @@ def test_a_backbone_that_has_no_names_in_pytorch(tmp_path):
     write_safetensors(path, {"layer1.0.conv1.weight": np.ones(3, np.float32)})
     message = refused(path, build_backbone(BACKBONES["SmallResNet"], 32, None))
     assert (
-        "does not fit: safetensors files are only read for vision transformers and ConvNeXt; it "
-        "looks like a ResNet of PyTorch, whose strides differ from Keras's"
+        "does not fit: safetensors files are only read for vision transformers, ConvNeXt and "
+        "MobileNetV4; it looks like a ResNet of PyTorch, whose strides differ from Keras's"
     ) in message
 
 

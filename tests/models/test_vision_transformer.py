@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.harness import RESULTS
 from benchmarks.timm_forward import photos, random_state
-from benchmarks.timm_reference import SMALL_NETWORKS
+from benchmarks.timm_reference import KINDS, SMALL_NETWORKS, timm_name
 from research.models.backbone import build_backbone
 from research.models.backbone_table import BACKBONES, keras_preprocessing
 from research.models.split import crossing_tensors, split_backbone
@@ -92,6 +92,16 @@ def test_features_are_those_of_timm_also_at_another_size(name, size, weights):
     wanted = features_of_timm(name, size)[:, : found.shape[1]]
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
     assert np.abs(wanted[0] - wanted[1]).max() > 0.1  # the photos differ
+
+
+def test_every_network_with_names_of_timm_was_compared_with_timm_at_two_sizes():
+    rows = reference()["rows"]
+    assert all(row["deviation"] < 1e-4 for row in rows)
+    for name in BACKBONES:
+        if name.startswith(KINDS) and name != "ConvNeXtV2Huge":  # which needs gigabytes
+            found = [row for row in rows if row["backbone"] == name]
+            assert len({row["size"] for row in found}) == 2, name
+            assert {row["timm"] for row in found} == {timm_name(name)}
 
 
 @pytest.mark.parametrize(("size", "trained"), [(16, 37), (24, 14), (5, 37), (37, 37)])

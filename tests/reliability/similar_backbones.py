@@ -87,7 +87,10 @@ def family_of(name: str) -> str:
     """Returns the start of a backbone's name that its family shares, such as `ResNet`."""
     return next(
         family
-        for family in ("ResNet", "EfficientNet", "DenseNet", "ConvNeXt", "VGG", "MobileNet", name)
+        for family in (
+            *("ResNet", "EfficientNet", "DenseNet", "ConvNeXtV2", "ConvNeXt", "VGG", "MobileNet"),
+            *("NASNet", name),
+        )
         if name.startswith(family)
     )
 
