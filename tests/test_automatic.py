@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from research.evaluation import evaluation_size
+from research.evaluation.evaluation_size import choose_evaluation_scale
+from research.loop.builder import build_network
 from research.loop.pilot import left_out_predictions
 from research.models.backbone import FirstLayers
+from research.runs.find_run import find_run
 from research.settings.automatic import (
     Choice,
     Evidence,
@@ -19,6 +25,9 @@ from research.settings.automatic import (
     without_auto,
 )
 from research.settings.train_config import TrainConfig
+from research.system.errors import UserError
+from research.train import train
+from tests.helpers import SMALL_CONFIG
 
 LAYERS = FirstLayers("100", "stage4")
 
@@ -115,3 +124,67 @@ def test_a_given_value_is_kept():
 @pytest.mark.parametrize("name", ["epochs", "trunk_cache", "folder_layout"])
 def test_auto_is_only_replaced_where_a_rule_chooses(name):
     assert name not in automatic_settings(TrainConfig())
+
+
+def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys):
+    weights = tmp_path / "net.weights.h5"
+    build_network(SMALL_CONFIG, ("a", "b")).network.model.backbone.save_weights(weights)
+    config = dataclasses.replace(
+        SMALL_CONFIG,
+        image_folder=str(photo_folder),
+        image_size=96,
+        weights=str(weights),
+        ckpt_dir=str(tmp_path / "run"),
+        epochs=1,
+        steps_per_epoch=2,
+        head_epochs=1,
+        **dict.fromkeys(("unfreeze_from", "backbone_learning_rate"), "auto"),
+        **dict.fromkeys(("horizontal_flip", "evaluation_scale"), "auto"),
+    )
+    directory = train(config)
+    assert directory is not None
+    printed = " ".join(capsys.readouterr().out.split())
+    written = json.loads(directory.config_file.read_text())
+    reasons = written["chosen_automatically"]
+    assert set(reasons) == set(automatic_settings(config))
+    assert "frozen features classify" in reasons["backbone_learning_rate"]
+    assert "the validation loss is" in reasons["evaluation_scale"]
+    for name, reason in reasons.items():
+        value = written[name]
+        assert value != "auto"
+        flag = f"--{name}={value}" if not isinstance(value, bool) else f"{name}:"
+        assert flag in printed
+        assert reason in printed
+    # The same command resumes the run, also with a chosen value in place of `auto`.
+    rate = written["backbone_learning_rate"]
+    for same in (config, dataclasses.replace(config, backbone_learning_rate=rate)):
+        _, resumes = find_run(same)
+        assert resumes
+    with pytest.raises(UserError, match=f"backbone_learning_rate was {rate} and is now 0.5"):
+        find_run(dataclasses.replace(config, backbone_learning_rate=0.5))
+    assert json.loads(directory.config_file.read_text()) == written
+
+
+@pytest.mark.parametrize(
+    ("larger", "scale"), [([0.5, 0.3, 0.4], 1.2), ([0.6, 0.2, 0.5], 1.2), ([0.7, 0.4, 0.6], 1.0)]
+)
+def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger, scale):
+    losses = {160: np.array([0.5, 0.3, 0.4]), 192: np.array(larger)}
+    monkeypatch.setattr(
+        evaluation_size, "validation_losses", lambda run, config, model: losses[config.image_size]
+    )
+    model = SimpleNamespace(get_weights=list, set_weights=lambda weights: None)
+    monkeypatch.setattr(evaluation_size, "build_model", lambda *_, **__: (model, ""))
+    run = SimpleNamespace(
+        config=TrainConfig(),
+        plan=SimpleNamespace(validates=True),
+        built=SimpleNamespace(network=SimpleNamespace(model=model)),
+        averages=None,
+        loader=SimpleNamespace(class_names=("a", "b")),
+        task=None,
+    )
+    choice = choose_evaluation_scale(run)
+    assert choice.value == scale
+    assert "at 192 pixels, and 0.4000 at 160 pixels" in choice.reason
+    run.plan.validates = False
+    assert choose_evaluation_scale(run).value == 1.0
