@@ -31,7 +31,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation_report import plot, report, summarize
+from benchmarks.ablation_report import report
 from benchmarks.ablation_rows import (
     EVALUATIONS,
     FIT_ROWS,
@@ -292,7 +292,7 @@ def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Makes the missing runs or, with `--report`, writes and draws the result."""
+    """Makes the missing runs or, with `--report`, writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", help="names, or NAME=FOLDER; with --report, all")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
@@ -311,9 +311,8 @@ def main() -> None:
         help="folder of the trunk caches, of one program at a time (%(default)s)",
     )
     parser.add_argument("--plan", action="store_true", help="only print how long it will take")
-    parser.add_argument("--report", action="store_true", help="write the tables, draw the plot")
+    parser.add_argument("--report", action="store_true", help="write the tables")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "recipes.md")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "ablation.png")
     parser.add_argument("--run", help="make one run: row, fold and cores as JSON")
     parser.add_argument("flags", nargs="*", help="with --run: flags of run_train.py")
     arguments = parser.parse_args()
@@ -335,8 +334,6 @@ def main() -> None:
         text = report(runs, names, arguments.folds)
         write_report("ablation", text, arguments.document)
         print(text)
-        first = [run for run in runs if run["task"] == names[0]]
-        plot(summarize(first, arguments.folds), names[0], arguments.picture)
     else:
         try:
             run_rows(arguments, tasks)

@@ -1,14 +1,12 @@
-"""Compares the rows of the ablation with the default: on a task and over tasks, and a plot."""
+"""Compares the rows of the ablation with the default: on a task and over tasks."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.ablation_rows import EVALUATIONS, FIT_ROWS, ROWS, key_of, title_of
@@ -250,24 +248,3 @@ def table(summaries: Sequence[Summary]) -> str:
         cells.append(f"{one.core_seconds:.0f}" if np.isfinite(one.core_seconds) else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def plot(summaries: Sequence[Summary], task: str, file: Path) -> None:
-    """Draws the difference of each row from the default on the same folds, with error bars."""
-    others = [one for one in summaries if one.row != "default"]
-    figure = Figure(figsize=(9, 1.2 + 0.28 * len(others)), layout="constrained")
-    figure.suptitle(f"{task}: difference from the default on the same folds")
-    axes = figure.subplots(1, 2, sharey=True)
-    places = range(len(others), 0, -1)
-    titles = ("accuracy, points", "log loss, nats")
-    for axis, title, (key, (scale, _)) in zip(axes, titles, FORMATS.items(), strict=True):
-        means = [scale * one.differences[key].mean for one in others]
-        errors = [scale * one.differences[key].error for one in others]
-        axis.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
-        axis.axvline(0, color="grey", linewidth=0.8)
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-        axis.margins(y=0.02)
-    names = [f"{one.row}, {one.runs} run{'s'[: one.runs > 1]}" for one in others]
-    axes[0].set_yticks(list(places), names)
-    figure.savefig(file, dpi=100)

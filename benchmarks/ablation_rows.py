@@ -71,9 +71,7 @@ SETTINGS = RESULTS / "ablation_settings.json"
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "": {},
     "checkpoint of lowest validation loss": {"checkpoint": ("best",)},
-    "no mirror averaging": {"mirror_averaging": "off"},
     "evaluated at 160": {"image_size": 160},
-    "evaluated at 224": {"image_size": 224},
 }
 
 
