@@ -59,11 +59,6 @@ class Choice(NamedTuple):
     reason: str
 
 
-def without_auto(config: TrainConfig) -> TrainConfig:
-    """Returns a config with the value that is used without evidence in place of each `AUTO`."""
-    return with_choices(config, fallbacks(config))
-
-
 Rule = Callable[[Evidence | str], Choice]
 
 
@@ -82,10 +77,11 @@ def with_choices(config: TrainConfig, choices: Mapping[str, Choice]) -> TrainCon
     return dataclasses.replace(config, **{name: choices[name].value for name in names})
 
 
-def fallbacks(config: TrainConfig, reason: str = "") -> dict[str, Choice]:
-    """Returns the values that are used without evidence."""
+def without_auto(config: TrainConfig) -> TrainConfig:
+    """Returns a config with the value that is used without evidence in place of each `AUTO`."""
     settings = {field.name: setting_of(field) for field in dataclasses.fields(config)}
-    return {name: Choice(settings[name].fallback, reason) for name in automatic_settings(config)}
+    values = {name: settings[name].fallback for name in automatic_settings(config)}
+    return dataclasses.replace(config, **values)
 
 
 def choose(
