@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from filelock import FileLock
@@ -24,6 +25,7 @@ from research.data.built_in.sketches import sketch_jpeg
 from research.data.folder.folder_source import FolderSource
 from research.loop.agreement import list_photos
 from research.loop.builder import build_network, make_loader
+from research.models.wrapper import Wrapper
 from research.runs.checkpoints import Checkpoints
 from research.runs.run_directory import RunDirectory
 from research.settings.train_config import TrainConfig
@@ -72,6 +74,15 @@ FINISHED_RUN = (
     "--trunk_cache=memory",
     "--ckpt_dir=run",
 )
+
+
+def randomize_head(model: Wrapper, seed: int = 0) -> Wrapper:
+    """Gives the head random weights, with which logits differ and the backbone has gradients."""
+    initial = keras.initializers.GlorotUniform(seed=seed)
+    for variable in model.head.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.assign(initial(variable.shape))
+    return model
 
 
 def make_run(folder: Path, photos: Path, steps: Sequence[int] = (4,), **settings: Any) -> Path:

@@ -21,7 +21,7 @@ from research.settings.train_config import TrainConfig
 from research.tasks.checks import sum_shapes
 from research.tasks.metrics import Metrics
 from research.tasks.task import Task
-from tests.helpers import SMALL_CONFIG
+from tests.helpers import SMALL_CONFIG, randomize_head
 
 CONFIG = dataclasses.replace(
     SMALL_CONFIG,
@@ -106,11 +106,7 @@ def make_learner(
     strategy = mirrored(replicas) if replicas > 1 else tf.distribute.get_strategy()
     with strategy.scope():
         network = build_network(config, classes, task).network
-        # With a head of zeros, the backbone would have no gradients in the first step.
-        initial = keras.initializers.GlorotUniform(seed=config.seed)
-        for variable in network.model.head.trainable_variables:
-            if len(variable.shape) > 1:
-                variable.assign(initial(variable.shape))
+        randomize_head(network.model, config.seed)
         state = RunState(sum_shapes(task or TASK, network.model.logits, batch))
         groups = make_groups(config, network.model, state.step, make_plan(config, photos))
     options = StepOptions(config.accumulate_steps, config.clip_norm, xla)

@@ -75,8 +75,8 @@ def test_a_run_trains_a_backbone_in_a_file_and_says_so(own, backbone):
 
 
 @pytest.mark.parametrize("script", ["run_eval.py", "run_predict.py", "run_export.py"])
-def test_code_is_not_imported_because_a_run_names_it(own, script, backbone):
-    photo = [str(ROOT / "docs" / "ablation.png")] if script == "run_predict.py" else []
+def test_code_is_not_imported_because_a_run_names_it(own, script, backbone, photo_folder):
+    photo = [str(next(photo_folder.rglob("*.jpg")))] if script == "run_predict.py" else []
     process = run_script(own, script, "--ckpt_dir=run", *photo)
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()

@@ -34,7 +34,7 @@ from research.serving.export import export, preprocessing_layer, serving_model
 from research.serving.predict import find_files, predict_files
 from research.settings.program_configs import ExportConfig
 from research.system.errors import UserError
-from tests.helpers import SMALL_CONFIG, make_run, run_script
+from tests.helpers import SMALL_CONFIG, make_run, randomize_head, run_script
 
 # Calls exported models with photos, and prints their probabilities. Three arguments for each: its
 # form, its path and the file of photos.
@@ -137,6 +137,7 @@ def kinds(tmp_path_factory):
             mock.patch.dict(BACKBONES, ViTTiny=one_block()),
         ):
             built = build_network(config, ("a", "b", "c"))
+        randomize_head(built.network.model)
         preprocessing = find_backbone(name).preprocessing
         built = dataclasses.replace(
             built, backbone=dataclasses.replace(built.backbone, preprocessing=preprocessing)

@@ -15,7 +15,7 @@ from research.loop.steps import Network
 from research.models.split import split_backbone
 from research.models.vision_transformer import build_vision_transformer
 from research.models.wrapper import Wrapper
-from tests.helpers import SMALL_CONFIG
+from tests.helpers import SMALL_CONFIG, randomize_head
 
 
 def bright_spots(classes: int) -> Network:
@@ -28,7 +28,7 @@ def bright_spots(classes: int) -> Network:
     features = keras.layers.Conv2D(2, 1, use_bias=False, name="last")(features)
     backbone = keras.Model(image, features)
     backbone.get_layer("last").set_weights([np.eye(3)[None, None, :, :2]])
-    model = Wrapper(backbone, classes)
+    model = randomize_head(Wrapper(backbone, classes))
     weights = np.array([[-1.0], [1.0]]) if classes == 2 else np.array([[1.0, 0, 0], [0, 1.0, 0]])
     model.head.set_weights([weights, np.zeros(weights.shape[1])])
     return Network(model, split_backbone(backbone, 0))
@@ -68,7 +68,7 @@ def bright_patches(frozen: int) -> Network:
     value = np.concatenate([np.zeros((64, 128)), np.eye(64)], axis=1)  # equal shares of attention
     backbone.get_layer("block0_qkv").kernel.assign(value)
     backbone.get_layer("block0_proj").kernel.assign(np.eye(64))
-    model = Wrapper(backbone, 3)
+    model = randomize_head(Wrapper(backbone, 3))
     model.head.set_weights([np.eye(64)[:, [0, 2, 4]], np.zeros(3)])
     return Network(model, split_backbone(backbone, frozen))
 
@@ -99,6 +99,7 @@ def test_a_split_backbone_gives_the_map_of_the_whole_backbone(backbone, unfreeze
         SMALL_CONFIG, backbone=backbone, unfreeze_from=unfreeze_from, image_size=64
     )
     built = build_network(config, ("a", "b", "c"))
+    randomize_head(built.network.model)
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
     images = tf.convert_to_tensor(built.backbone.preprocessing(tf.constant(pixels)))
     found = grad_cam(built.network, images, tf.constant([0, 2])).numpy()

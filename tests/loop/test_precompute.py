@@ -34,6 +34,7 @@ from research.models.split import split_backbone
 from research.models.wrapper import Wrapper, freeze_below
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
+from tests.helpers import randomize_head
 from tests.learners import CONFIG as SETTINGS
 from tests.learners import SHAPES, TASK, mirrored
 
@@ -101,7 +102,7 @@ def make_network(build=small_resnet, cut: int | None = None, bn_mode: str = "fro
     keras.utils.set_random_seed(0)
     base = build()
     cut = len(base.layers) if cut is None else cut
-    model = Wrapper(base, 2, seed=0)
+    model = randomize_head(Wrapper(base, 2))
     freeze_below(base, cut, bn_mode)
     return Network(model, split_backbone(base, cut))
 

@@ -23,6 +23,7 @@ from research.models.weights import load_weights
 from research.models.wrapper import Wrapper, freeze_below
 from research.serving.export import write_onnx
 from research.system.errors import UserError
+from tests.helpers import randomize_head
 from tests.models.safetensors_files import write_safetensors
 from tests.models.test_torch_weights import features_of, state_of
 
@@ -128,7 +129,7 @@ def test_a_grey_photo_has_gradients():
 
 def test_grad_cam_has_the_last_map_before_the_pooling(trained):
     backbone, images = trained("small_mobilenet_v4"), scaled(75)
-    model = Wrapper(backbone, 3)
+    model = randomize_head(Wrapper(backbone, 3))
     found = grad_cam(Network(model, split_backbone(backbone, 9)), images, tf.constant([0, 2]))
     pooling = backbone.get_layer(POOLING)
     features = keras.Model(backbone.input, pooling.input)(images)
