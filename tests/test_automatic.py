@@ -132,10 +132,10 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys)
     config = dataclasses.replace(
         SMALL_CONFIG,
         image_folder=str(photo_folder),
-        image_size=96,
+        image_size=48,
         weights=str(weights),
         ckpt_dir=str(tmp_path / "run"),
-        epochs=1,
+        epochs=0,
         steps_per_epoch=2,
         head_epochs=1,
         **dict.fromkeys(("unfreeze_from", "backbone_learning_rate"), "auto"),
