@@ -250,9 +250,12 @@ def test_sizes_are_multiples_of_the_patch():
         "image_size is 160; DINOv2Small has patches of 14 pixels: expected a multiple, such as 154 "
         "or 168"
     )
-    config = TrainConfig(backbone="DINOv2Small", weights="none", image_size=224)
+    config = TrainConfig(
+        backbone="DINOv2Small", weights="none", image_size=224, evaluation_scale=1.2
+    )
     assert config.evaluation_size == 266  # 1.2 times 224 is 268.8
-    assert TrainConfig(backbone="ViTTiny", weights="none").evaluation_size == 192
+    config = TrainConfig(backbone="ViTTiny", weights="none", evaluation_scale=1.2)
+    assert config.evaluation_size == 192
 
 
 def test_there_are_no_imagenet_weights():
