@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from research.data.split_arrays import SplitArrays
 from research.evaluation import evaluation_size
 from research.evaluation.evaluation_size import choose_evaluation_scale
 from research.loop.builder import build_network
-from research.loop.pilot import left_out_predictions
+from research.loop.pilot import left_out_predictions, run_pilot
 from research.models.backbone import FirstLayers
 from research.runs.find_run import find_run
 from research.settings.automatic import (
@@ -55,6 +56,21 @@ def test_photos_left_out_are_predicted_as_by_a_regression_on_all_others():
         expected[error] = right
     np.testing.assert_array_equal(found, expected[min(expected)])
     assert 0.4 < found[0].mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (np.zeros(31, np.int32), "31 photos are too few to tell"),
+        (np.full(40, 7, np.int32), "the labels are not one class per photo"),
+        (np.zeros(40, np.float32), "the labels are not one class per photo"),
+        (np.zeros((40, 3), np.int32), "the labels are not one class per photo"),
+    ],
+)
+def test_some_photos_tell_nothing(labels, reason):
+    photos = SplitArrays((np.zeros((len(labels), 8, 8, 3), np.uint8),), labels, ())
+    loader = SimpleNamespace(class_names=("a", "b", "c"), examples=lambda split: photos)
+    assert run_pilot(None, loader, 0) == reason
 
 
 def test_what_photos_tell_decides():
@@ -173,6 +189,10 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     monkeypatch.setattr(
         evaluation_size, "validation_losses", lambda run, config, model: losses[config.image_size]
     )
+
+    def refuse(weights: list) -> None:
+        raise ValueError("another shape")
+
     model = SimpleNamespace(get_weights=list, set_weights=lambda weights: None)
     monkeypatch.setattr(evaluation_size, "build_model", lambda *_, **__: (model, ""))
     run = SimpleNamespace(
@@ -186,5 +206,8 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     choice = choose_evaluation_scale(run)
     assert choice.value == scale
     assert "at 192 pixels, and 0.4000 at 160 pixels" in choice.reason
+    model.set_weights = refuse
+    choice = choose_evaluation_scale(run)
+    assert choice == Choice(1.0, "the network does not take 192 pixels: another shape")
     run.plan.validates = False
     assert choose_evaluation_scale(run).value == 1.0

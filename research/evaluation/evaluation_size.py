@@ -16,7 +16,8 @@ from research.runs import console
 from research.runs.run_directory import RunDirectory
 from research.settings.automatic import Choice
 from research.settings.fields import AUTO
-from research.settings.train_config import TrainConfig
+from research.settings.train_config import LARGEST_SIZE, TrainConfig
+from research.system.errors import UserError, first_line
 
 LARGER = 1.2  # FixRes (Touvron et al. 2019, arXiv 1906.06423)
 
@@ -54,19 +55,22 @@ def choose_evaluation_scale(run: Run) -> Choice:
     size, larger = config.image_size, backbone.nearest_size(LARGER * config.image_size)
     if not run.plan.validates:
         return Choice(1.0, "there are no validation photos to try a larger size on")
-    if larger <= size:
-        return Choice(1.0, f"{size} pixels is the nearest size to {LARGER} times {size} pixels")
+    if not size < larger <= LARGEST_SIZE:
+        return Choice(1.0, f"{larger} pixels, about {LARGER} times {size}, is not tried")
     model = run.built.network.model
     with run.averages.swapped() if run.averages else contextlib.nullcontext():
         enlarged = dataclasses.replace(config, image_size=larger, augmentation=())
-        other, _ = build_model(enlarged, run.loader.class_names, run.task, with_weights=False)
-        other.set_weights(model.get_weights())
+        try:
+            other, _ = build_model(enlarged, run.loader.class_names, run.task, with_weights=False)
+            other.set_weights(model.get_weights())
+        except (UserError, ValueError) as error:
+            return Choice(1.0, f"the network does not take {larger} pixels: {first_line(error)}")
         before = validation_losses(run, config, model)
         after = validation_losses(run, enlarged, other)
     worse = after - before
-    error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
+    deviation = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
     return Choice(
-        1.0 if worse.mean() > error else LARGER,
+        1.0 if worse.mean() > deviation else LARGER,
         f"the validation loss is {after.mean():.4f} at {larger} pixels, and {before.mean():.4f} at "
         f"{size} pixels",
     )

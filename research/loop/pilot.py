@@ -10,6 +10,8 @@ import tensorflow as tf
 from research.data.loader import DataLoader
 from research.models.wrapper import Wrapper
 from research.settings.automatic import Evidence
+from research.system.errors import UserError
+from research.tasks.labels import check_class_indices
 
 MOST_PHOTOS, FEWEST_PHOTOS = 256, 32
 BATCH_SIZE = 32
@@ -25,7 +27,9 @@ def run_pilot(model: Wrapper, loader: DataLoader, seed: int) -> Evidence | str:
       seed: of the sample of photos.
     """
     examples, classes = loader.examples("train"), len(loader.class_names)
-    if examples.labels.ndim != 1 or examples.labels.dtype.kind != "i":
+    try:
+        check_class_indices(examples.labels, classes)
+    except UserError:
         return "the labels are not one class per photo"
     if len(examples) < FEWEST_PHOTOS:
         return f"{len(examples):,} photos are too few to tell"

@@ -166,6 +166,5 @@ def _backbone_learning_rate(photos: int) -> Rule:
 def _flips(found: Evidence | str) -> Choice:
     if isinstance(found, str):
         return Choice(True, found)
-    lost, won = found.lost, found.won
-    reason = f"in mirror images, {lost:,} right answers become wrong, and {won:,} wrong ones right"
+    reason = f"mirroring makes {found.lost:,} answers wrong and {found.won:,} right"
     return Choice(not found.mirrored_is_worse, reason)

@@ -28,6 +28,7 @@ from research.system.python_file import digest_of_file, is_python_reference
 TASKS = ("classification", "multi_label")
 FILE_DIGESTS = "sha256_of_python_files"
 AUTOMATIC = "chosen_automatically"
+LARGEST_SIZE = 4096  # height and width of photos in pixels
 WEIGHTS_BY_NAME = ("imagenet", "none")
 CHOSEN_BY_HYPERRULE = (
     "epochs",
@@ -70,7 +71,10 @@ class TrainConfig(PhotoConfig):
         or_python_file=True,
     )
     image_size: int = settings.count(
-        160, "photos are resized to this height and width in pixels", minimum=8, maximum=4096
+        160,
+        "photos are resized to this height and width in pixels",
+        minimum=8,
+        maximum=LARGEST_SIZE,
     )
     resize: str = settings.choice(
         "squash",
@@ -440,10 +444,10 @@ class TrainConfig(PhotoConfig):
         """
         backbone.check_size(self.image_size)
         size, smallest = self._evaluation_size(backbone), backbone.minimum_size
-        if not smallest <= size <= 4096:
+        if not smallest <= size <= LARGEST_SIZE:
             raise UserError(
                 f"evaluation_scale is {self.evaluation_scale}, which gives an evaluation size of "
-                f"{size} pixels; expected {smallest} to 4096 pixels"
+                f"{size} pixels; expected {smallest} to {LARGEST_SIZE} pixels"
             )
 
     def to_json(self) -> str:
