@@ -149,6 +149,7 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys)
         SMALL_CONFIG,
         image_folder=str(photo_folder),
         image_size=48,
+        distribution="none",  # and not on all logical devices of the tests
         weights=str(weights),
         ckpt_dir=str(tmp_path / "run"),
         epochs=0,

@@ -33,7 +33,7 @@ def test_a_config_without_hyperrule_is_unchanged():
 
 
 def test_settings_that_the_rule_chooses_cannot_be_given():
-    assert TrainConfig(hyperrule=True, head_epochs=0)  # as in its recipe
+    assert TrainConfig(hyperrule=True, head_epochs=0, steps_per_epoch=0)  # as in its recipe
     with pytest.raises(UserError, match="hyperrule chooses --warmup by"):
         TrainConfig(hyperrule=True, warmup="3steps")
 

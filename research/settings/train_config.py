@@ -41,6 +41,10 @@ CHOSEN_BY_HYPERRULE = (
 )
 
 
+# It chooses these values itself.
+ALSO_CHOSEN_BY_HYPERRULE = (("head_epochs", 0), ("steps_per_epoch", 0))
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(PhotoConfig):
     """All settings of a training run. Raises `UserError` if a value is not allowed."""
@@ -406,7 +410,7 @@ class TrainConfig(PhotoConfig):
             for field in dataclasses.fields(self)
             if field.name in CHOSEN_BY_HYPERRULE
             and getattr(self, field.name) != field.default
-            and not (field.name == "head_epochs" and self.head_epochs == 0)
+            and (field.name, getattr(self, field.name)) not in ALSO_CHOSEN_BY_HYPERRULE
         ]
         if self.hyperrule and given:
             raise UserError(
