@@ -349,7 +349,6 @@ _ENTRIES = (
     _convnext_v2("Tiny", (3, 3, 9, 3), 96),
     _convnext_v2("Base", (3, 3, 27, 3), 128),
     _convnext_v2("Large", (3, 3, 27, 3), 192),
-    _convnext_v2("Huge", (3, 3, 27, 3), 352),
     *_MOBILENETS_V4,
     *_TRANSFORMERS,
     Backbone(
