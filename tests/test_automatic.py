@@ -186,22 +186,26 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys)
     ("larger", "scale"), [([0.5, 0.3, 0.4], 1.2), ([0.6, 0.2, 0.5], 1.2), ([0.7, 0.4, 0.6], 1.0)]
 )
 def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger, scale):
-    losses = {160: np.array([0.5, 0.3, 0.4]), 192: np.array(larger)}
+    losses = {"training size": np.array([0.5, 0.3, 0.4]), 192: np.array(larger)}
     monkeypatch.setattr(
-        evaluation_size, "validation_losses", lambda run, config, model: losses[config.image_size]
+        evaluation_size,
+        "validation_losses",
+        lambda task, network, loader: losses[192 if loader == 192 else "training size"],
     )
+    monkeypatch.setattr(evaluation_size, "make_loader", lambda config, source: config.image_size)
 
     def refuse(weights: list) -> None:
         raise ValueError("another shape")
 
     model = SimpleNamespace(get_weights=list, set_weights=lambda weights: None)
-    monkeypatch.setattr(evaluation_size, "build_model", lambda *_, **__: (model, ""))
+    built = SimpleNamespace(network=SimpleNamespace(model=model))
+    monkeypatch.setattr(evaluation_size, "build_network", lambda *_, **__: built)
     run = SimpleNamespace(
         config=TrainConfig(),
         plan=SimpleNamespace(validates=True),
-        built=SimpleNamespace(network=SimpleNamespace(model=model)),
+        built=built,
         averages=None,
-        loader=SimpleNamespace(class_names=("a", "b")),
+        loader=SimpleNamespace(class_names=("a", "b"), source=None),
         task=None,
     )
     choice = choose_evaluation_scale(run)

@@ -8,16 +8,19 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from research.loop.builder import build_model, make_loader
+from research.data.batches import Batch
+from research.data.loader import DataLoader
+from research.loop.builder import build_network, make_loader
 from research.loop.preparation import Run
+from research.loop.steps import Network, predict_step
 from research.models.backbone_table import find_backbone
-from research.models.wrapper import Wrapper
 from research.runs import console
 from research.runs.run_directory import RunDirectory
 from research.settings.automatic import Choice
 from research.settings.fields import AUTO
-from research.settings.train_config import LARGEST_SIZE, TrainConfig
+from research.settings.train_config import LARGEST_SIZE
 from research.system.errors import UserError, first_line
+from research.tasks.task import Task
 
 LARGER = 1.2  # FixRes (Touvron et al. 2019, arXiv 1906.06423)
 
@@ -57,16 +60,17 @@ def choose_evaluation_scale(run: Run) -> Choice:
         return Choice(1.0, "there are no validation photos to try a larger size on")
     if not size < larger <= LARGEST_SIZE:
         return Choice(1.0, f"{larger} pixels, about {LARGER} times {size}, is not tried")
-    model = run.built.network.model
+    network = run.built.network
     with run.averages.swapped() if run.averages else contextlib.nullcontext():
         enlarged = dataclasses.replace(config, image_size=larger, augmentation=())
         try:
-            other, _ = build_model(enlarged, run.loader.class_names, run.task, with_weights=False)
-            other.set_weights(model.get_weights())
+            names = run.loader.class_names
+            other = build_network(enlarged, names, run.task, with_weights=False).network
+            other.model.set_weights(network.model.get_weights())
         except (UserError, ValueError) as error:
             return Choice(1.0, f"the network does not take {larger} pixels: {first_line(error)}")
-        before = validation_losses(run, config, model)
-        after = validation_losses(run, enlarged, other)
+        before = validation_losses(run.task, network, run.loader)
+        after = validation_losses(run.task, other, make_loader(enlarged, run.loader.source))
     worse = after - before
     deviation = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
     return Choice(
@@ -76,24 +80,18 @@ def choose_evaluation_scale(run: Run) -> Choice:
     )
 
 
-def validation_losses(run: Run, config: TrainConfig, model: Wrapper) -> np.ndarray:
-    """Returns the loss of each validation photo, float64 (photos,), in inference mode.
+def validation_losses(task: Task, network: Network, loader: DataLoader) -> np.ndarray:
+    """Returns the loss of each validation photo, float32 (photos,), in inference mode.
 
     Args:
-      run: whose task defines the losses.
-      config: with the image size.
-      model: for this image size.
+      task: defines the losses.
+      network: for the image size of the loader.
+      loader: the photos.
     """
-    loader = make_loader(config, run.loader.source)
-    if config.image_size == run.config.image_size:
-        loader.loaded.update(run.loader.loaded)
-    task = run.task.for_validation()
+    task = task.for_validation()
 
     @tf.function(autograph=False)
-    def losses(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        logits = model(batch["image"], training=False)
-        if "mirrored" in batch:
-            logits = (logits + model(batch["mirrored"], training=False)) / 2
-        return task.losses(logits, batch)
+    def losses(batch: Batch) -> tf.Tensor:
+        return task.losses(predict_step(network, batch), batch)
 
     return np.concatenate([losses(batch) for batch in loader.split_batches("validation")])

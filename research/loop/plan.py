@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 from research.settings.durations import count_steps
@@ -86,7 +85,7 @@ def make_plan(config: TrainConfig, photos: int, validates: bool = True) -> Plan:
       photos: the number of training photos.
       validates: whether there are validation photos.
     """
-    all_steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
+    all_steps = config.steps_per_pass(photos)
     steps = config.steps_per_epoch or all_steps
     epochs = config.head_epochs + config.epochs
     return Plan(

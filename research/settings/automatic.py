@@ -117,7 +117,7 @@ def choose(
 
 
 def _steps_per_epoch(config: TrainConfig, photos: int) -> Rule:
-    steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
+    steps = config.steps_per_pass(photos)
 
     def rule(found: Evidence | str) -> Choice:
         if steps >= FEWEST_STEPS:
@@ -134,7 +134,7 @@ def _head_epochs(config: TrainConfig, photos: int) -> Rule:
         steps = config.steps_per_epoch
         if steps == AUTO:
             steps = _steps_per_epoch(config, photos)(found).value
-        steps = steps or math.ceil(photos / (config.batch_size * config.accumulate_steps))
+        steps = steps or config.steps_per_pass(photos)
         epochs = max(HEAD_EPOCHS, math.ceil(FEWEST_HEAD_STEPS / steps))
         return Choice(epochs, f"{epochs * steps:,} steps")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from research.settings.train_config import TrainConfig
 
@@ -23,7 +22,7 @@ def follow_hyperrule(config: TrainConfig, photos: int) -> TrainConfig:
     if not config.hyperrule:
         return config
     updates = 500 if photos < 20_000 else 10_000 if photos < 500_000 else 20_000
-    steps = math.ceil(photos / (config.batch_size * config.accumulate_steps))
+    steps = config.steps_per_pass(photos)
     return dataclasses.replace(
         config,
         hyperrule=False,

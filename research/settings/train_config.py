@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any
 
@@ -277,7 +278,7 @@ class TrainConfig(PhotoConfig):
         "features recognises enlarged photos worse, as for images whose content always has the "
         "same scale",
         maximum=8.0,
-        fallback=1.2,
+        fallback=1.0,
     )
     bn_mode: str = settings.choice(
         "frozen",
@@ -427,6 +428,10 @@ class TrainConfig(PhotoConfig):
     def data_name(self) -> str:
         """The source, folder, label file or TFDS data set of the photos."""
         return self.source or self.image_folder or self.labels or self.dataset
+
+    def steps_per_pass(self, photos: int) -> int:
+        """Returns the number of steps in which all training photos are shown once."""
+        return math.ceil(photos / (self.batch_size * self.accumulate_steps))
 
     @property
     def evaluation_size(self) -> int:
