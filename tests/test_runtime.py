@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import pytest
 
+from research.loop.builder import build_model
 from research.loop.preparation import exchange_within_step
 from research.settings.train_config import TrainConfig
-from research.system.devices import fast_precision, resolve_precision, resolve_xla
+from research.system.devices import (
+    fast_precision,
+    resolve_precision,
+    resolve_xla,
+    set_precision,
+)
 from research.system.errors import UserError
 from research.tasks.task import Task
 
@@ -31,6 +37,27 @@ def test_auto_precision_is_fast_on_the_slowest_device(capabilities, cpu_flags, e
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_requested_precision_is_used(precision):
     assert resolve_precision(precision) == precision
+
+
+@pytest.mark.parametrize(
+    ("backbone", "precision", "expected"),
+    [
+        ("MobileNetV4ConvSmall", "auto", "float32"),  # bfloat16 is slow in depthwise layers
+        ("MobileNetV4ConvSmall", "bfloat16", "bfloat16"),
+        ("SmallResNet", "auto", "bfloat16"),
+    ],
+)
+def test_auto_precision_on_a_cpu_depends_on_the_backbone(backbone, precision, expected):
+    config = TrainConfig(
+        dataset="digits", backbone=backbone, weights="none", image_size=32, precision=precision
+    )
+    set_precision("bfloat16")  # as `start` does on a CPU with matrix units
+    try:
+        model, _ = build_model(config, ("a", "b"))
+        layers = model.backbone.layers
+        assert {layer.compute_dtype for layer in layers if layer.weights} == {expected}
+    finally:
+        set_precision("float32")
 
 
 def test_auto_xla_is_for_gpus():

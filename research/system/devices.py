@@ -83,7 +83,8 @@ def resolve_precision(precision: str) -> str:
     """Returns `float32`, `bfloat16` or `float16`; `auto` chooses what the slowest device does fast.
 
     On NVIDIA GPUs `auto` gives bfloat16 from compute capability 8.0, float16 from 7.0, and float32
-    below. On CPUs it gives bfloat16 if they have AMX matrix units, else float32. With AVX-512
+    below. On CPUs it gives bfloat16 if they have AMX matrix units, else float32; `build_model`
+    replaces bfloat16 by float32 for a backbone with depthwise convolutions. With AVX-512
     instructions alone, bfloat16 made a step of ResNet101V2 1.4 to 1.8 times faster and a step of
     MobileNetV2 no faster, so that it must be requested.
     """
