@@ -145,7 +145,7 @@ def train_together(
             started = sum(group.schedule.first_step <= first_step for group in run.groups)
             with collected():
                 loop.train_epoch(get_learner(epoch_input, started), epoch_input.loader)
-        settle_evaluation_size(run, directory)
+        settle_evaluation_size(run, inputs.for_epoch(run.plan.epochs - 1), directory)
         stalled = int(run.state.epochs_without_gain.numpy())
         skipped = run.state.loss_scale.read().skipped_steps
         records.end(run.state.current_step, skipped, stalled)

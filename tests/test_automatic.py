@@ -15,6 +15,7 @@ from research.evaluation import evaluation_size
 from research.evaluation.evaluation_size import choose_evaluation_scale
 from research.loop.builder import build_network
 from research.loop.pilot import left_out_predictions, run_pilot
+from research.loop.trunk.frozen_layers import EpochInput
 from research.models.backbone import FirstLayers
 from research.runs.find_run import find_run
 from research.settings.automatic import (
@@ -186,11 +187,11 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys)
     ("larger", "scale"), [([0.5, 0.3, 0.4], 1.2), ([0.6, 0.2, 0.5], 1.2), ([0.7, 0.4, 0.6], 1.0)]
 )
 def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger, scale):
-    losses = {"training size": np.array([0.5, 0.3, 0.4]), 192: np.array(larger)}
+    losses = {160: np.array([0.5, 0.3, 0.4]), 192: np.array(larger)}
     monkeypatch.setattr(
         evaluation_size,
         "validation_losses",
-        lambda task, network, loader: losses[192 if loader == 192 else "training size"],
+        lambda task, network, loader: losses[loader],
     )
     monkeypatch.setattr(evaluation_size, "make_loader", lambda config, source: config.image_size)
 
@@ -208,11 +209,12 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
         loader=SimpleNamespace(class_names=("a", "b"), source=None),
         task=None,
     )
-    choice = choose_evaluation_scale(run)
+    last_epoch = EpochInput(built.network, loader=160)
+    choice = choose_evaluation_scale(run, last_epoch)
     assert choice.value == scale
     assert "at 192 pixels, and 0.4000 at 160 pixels" in choice.reason
     model.set_weights = refuse
-    choice = choose_evaluation_scale(run)
+    choice = choose_evaluation_scale(run, last_epoch)
     assert choice == Choice(1.0, "the network does not take 192 pixels: another shape")
     run.plan.validates = False
-    assert choose_evaluation_scale(run).value == 1.0
+    assert choose_evaluation_scale(run, last_epoch).value == 1.0

@@ -13,6 +13,7 @@ from research.data.loader import DataLoader
 from research.loop.builder import build_network, make_loader
 from research.loop.preparation import Run
 from research.loop.steps import Network, predict_step
+from research.loop.trunk.frozen_layers import EpochInput
 from research.models.backbone_table import find_backbone
 from research.runs import console
 from research.runs.run_directory import RunDirectory
@@ -25,24 +26,27 @@ from research.tasks.task import Task
 LARGER = 1.2  # FixRes (Touvron et al. 2019, arXiv 1906.06423)
 
 
-def settle_evaluation_size(run: Run, directory: RunDirectory | None) -> None:
+def settle_evaluation_size(
+    run: Run, last_epoch: EpochInput, directory: RunDirectory | None
+) -> None:
     """Chooses the setting `evaluation_scale` of a run, and records it, if it is `auto`.
 
     Args:
       run: after its last epoch.
+      last_epoch: the network and the photos, or their cached activations, of the last epoch.
       directory: the run's folder; None in a worker that is not the chief.
     """
     if run.settled.evaluation_scale != AUTO:
         return
     if directory:
-        choice = choose_evaluation_scale(run)
+        choice = choose_evaluation_scale(run, last_epoch)
         directory.settle("evaluation_scale", choice)
         lines = console.choices_lines({"evaluation_scale": choice})
         print("", *lines, sep="\n", flush=True)
     run.team.from_chief(None)  # the other workers wait, because the chief would miss them
 
 
-def choose_evaluation_scale(run: Run) -> Choice:
+def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:
     """Compares the validation losses at the training size and at a larger size.
 
     The larger size is chosen unless its loss is higher by more than one standard error of the
@@ -50,6 +54,7 @@ def choose_evaluation_scale(run: Run) -> Choice:
 
     Args:
       run: after its last epoch, in the process of the chief.
+      last_epoch: see `settle_evaluation_size`.
 
     Returns:
       The value of the setting `evaluation_scale`.
@@ -60,16 +65,15 @@ def choose_evaluation_scale(run: Run) -> Choice:
         return Choice(1.0, "there are no validation photos to try a larger size on")
     if not size < larger <= LARGEST_SIZE:
         return Choice(1.0, f"{larger} pixels, about {LARGER} times {size}, is not tried")
-    network = run.built.network
     with run.averages.swapped() if run.averages else contextlib.nullcontext():
         enlarged = dataclasses.replace(config, image_size=larger, augmentation=())
         try:
             names = run.loader.class_names
             other = build_network(enlarged, names, run.task, with_weights=False).network
-            other.model.set_weights(network.model.get_weights())
+            other.model.set_weights(run.built.network.model.get_weights())
         except (UserError, ValueError) as error:
             return Choice(1.0, f"the network does not take {larger} pixels: {first_line(error)}")
-        before = validation_losses(run.task, network, run.loader)
+        before = validation_losses(run.task, last_epoch.network, last_epoch.loader)
         after = validation_losses(run.task, other, make_loader(enlarged, run.loader.source))
     worse = after - before
     deviation = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0

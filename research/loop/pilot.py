@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from research.data.loader import DataLoader
+from research.models.split import split_backbone
 from research.models.wrapper import Wrapper
 from research.settings.automatic import Evidence
 from research.system.errors import UserError
@@ -35,11 +36,14 @@ def run_pilot(model: Wrapper, loader: DataLoader, seed: int) -> Evidence | str:
         return f"{len(examples):,} photos are too few to tell"
     sample = np.sort(np.random.default_rng(seed).permutation(len(examples))[:MOST_PHOTOS])
     photos, labels = examples.inputs[0][sample], examples.labels[sample]
+    model.backbone.trainable = False  # so that its BatchNorm layers are folded
+    backbone = split_backbone(model.backbone, len(model.backbone.layers))
+    model.backbone.trainable = True
 
     @tf.function(input_signature=[tf.TensorSpec((None, *photos.shape[1:]))], autograph=False)
     def features(images: tf.Tensor) -> tf.Tensor:
         images = loader.preprocessing(images) if loader.preprocessing else images
-        pooled = model.pooling(model.backbone(images, training=False))
+        pooled = model.pooling(*backbone.activations(images))
         return tf.reshape(tf.cast(pooled, tf.float32), (tf.shape(images)[0], -1))
 
     seen: list[list[np.ndarray]] = []

@@ -33,8 +33,7 @@ class Network:
       parts: its backbone, split below the first trainable layer.
       input_kind: what `batch["image"]` holds: `photos`; the `activations` that the frozen trunk
         computes from them; or the `features` that go into the head, if only the head is trained.
-      trains_backbone: False while only the head is trained. The backbone then runs in inference
-        mode, even in training steps.
+      trains_backbone: False while only the head is trained: the backbone is in inference mode.
     """
 
     model: Wrapper
@@ -141,11 +140,12 @@ def predict_step(network: Network, batch: Batch) -> tf.Tensor:
 
     If the batch also has mirror images, the logits are averaged over both images.
     """
-    logits = network.logits(batch, training=False)
-    if "mirrored" in batch:
-        mirrored = network.logits({**batch, "image": batch["mirrored"]}, training=False)
-        logits = (logits + mirrored) / 2
-    return logits
+    if "mirrored" not in batch:
+        return network.logits(batch, training=False)
+    # One pass over both images is traced and compiled in half the time of two.
+    mirrored = {**batch, "image": batch["mirrored"]}
+    both = tf.nest.map_structure(lambda *pair: tf.concat(pair, axis=0), batch, mirrored)
+    return tf.reduce_mean(tf.split(network.logits(both, training=False), 2), axis=0)
 
 
 def _sum_over_devices(values: Any) -> Any:
