@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
+from research.data.cache_store import CacheStore
 from research.data.open_source import open_source
-from research.loop.trunk.store import CacheStore
 from research.models.weights import load_weights
 from research.runs.restore import find_checkpoint
 from research.runs.run_directory import RunDirectory, write_atomically

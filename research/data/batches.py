@@ -52,7 +52,7 @@ def make_batches(
         The arrays of the source, (batch, ...), by their names.
     """
     augmentation = augmentation or AugmentationPipeline()
-    inputs = [np.asarray(array) for array in examples.inputs]  # as plain arrays, not memmaps
+    inputs = examples.inputs
     rows: int | None = None
     if share is None:
         chosen = tf.data.Dataset.from_tensor_slices((order, np.ones(len(order), np.float32)))
@@ -77,8 +77,8 @@ def make_batches(
     }
 
     def take(taken: np.ndarray, drawn: np.ndarray) -> list[np.ndarray]:
-        # `np.take` releases Python's lock, so that the next step can be started meanwhile.
-        gathered = [np.take(array, taken, axis=0) for array in inputs]
+        # `take` releases Python's lock, so that the next step can be started meanwhile.
+        gathered = [np.asarray(array.take(taken, axis=0)) for array in inputs]
         return [augmentation.change_pixels(gathered[0], drawn), *gathered[1:]]
 
     def read(indices: tf.Tensor, first_row: int = 0) -> list[tf.Tensor]:
@@ -93,6 +93,14 @@ def make_batches(
             images = [augmentation.apply(tf.cast(image, tf.float32), drawn) for image in images]
         return images
 
+    def usable(indices: tf.Tensor, images: list[tf.Tensor]) -> tf.Tensor | float:
+        """Returns 0 for photos that reading `images` found to be damaged, and 1 for all others."""
+        if examples.weights is None:
+            return 1.0
+        with tf.control_dependencies(images):
+            found = tf.numpy_function(examples.weights.take, [indices % len(examples)], tf.float32)
+        return tf.ensure_shape(found, indices.shape)
+
     def preprocess(images: list[tf.Tensor]) -> tf.Tensor | tuple[tf.Tensor, ...]:
         if preprocessing is not None:
             images = [preprocessing(image) for image in images]
@@ -103,7 +111,7 @@ def make_batches(
     def batch_of(indices: tf.Tensor, weights: tf.Tensor) -> Batch:
         images = read(indices)
         batch = {name: tf.gather(array, indices % len(examples)) for name, array in targets.items()}
-        batch["weight"] = weights
+        batch["weight"] = weights * usable(indices, images)
         if mirrored and examples.views > 1:
             batch["mirrored"] = preprocess(read(indices, first_row=len(examples)))
         elif mirrored:
@@ -113,7 +121,9 @@ def make_batches(
             drawn = tf.gather(all_numbers, indices)[:, -mixing.numbers :]
             partners = tf.cast(drawn[:, mixing.PARTNER], tf.int64)
             batch["partner_label"] = tf.gather(targets["label"], partners % len(examples))
-            images[0], batch["partner_share"] = mixing.mix(images[0], read(partners)[0], drawn)
+            partner_images = read(partners)
+            batch["weight"] *= usable(partners, partner_images)
+            images[0], batch["partner_share"] = mixing.mix(images[0], partner_images[0], drawn)
         return {"image": preprocess(images), **batch}
 
     # All parallelism is fixed, so autotuning is disabled. Its thread would delay the end of each

@@ -13,9 +13,10 @@ from research.data.augmentation import AugmentationPipeline, HorizontalFlip
 from research.data.batches import Preprocessing, make_batches
 from research.data.open_source import open_source
 from research.data.order import Share, continued_order
+from research.data.photo_cache import PhotoCache
 from research.data.raw_photos import random_raw_images
 from research.data.source import Source
-from research.data.split_arrays import SplitArrays, load_split
+from research.data.split_arrays import SplitArrays
 from research.system.errors import UserError
 from research.system.progress import photo_bar
 
@@ -29,7 +30,7 @@ def scale_to_unit(image: tf.Tensor) -> tf.Tensor:
 class DataLoader:
     """Decodes, resizes, shuffles, augments and batches photos.
 
-    The photos of a split are decoded when the split is first used, and then kept as uint8.
+    The photos of a split are decoded when the split is first used; see `PhotoCache`.
 
     Args:
       image_size: height and width in pixels that photos are resized to.
@@ -44,6 +45,7 @@ class DataLoader:
       augmentation: random changes of the training photos, new in each epoch.
       mirror_averaging: whether evaluation batches also hold the mirror images.
       resize: how photos become squares: `squash`, `crop` or `pad`, see `decode_image`.
+      photo_cache: where decoded photos are kept.
 
     Attributes:
       loaded: the splits that were decoded so far.
@@ -65,6 +67,7 @@ class DataLoader:
     augmentation: AugmentationPipeline = dataclasses.field(default_factory=AugmentationPipeline)
     mirror_averaging: bool = False
     resize: str = "squash"
+    photo_cache: PhotoCache = dataclasses.field(default_factory=PhotoCache)
     loaded: dict[str, SplitArrays] = dataclasses.field(default_factory=dict, init=False)
 
     @property
@@ -162,7 +165,8 @@ class DataLoader:
         """Returns the decoded photos of a split, kept from the first call on; may be empty."""
         if split not in self.loaded:
             with photo_bar(f"decoding {split}", self.source.count(split)) as bar:
-                decoded = load_split(self.source, split, self.image_size, self.resize, bar.update)
+                place = (self.source, split, self.image_size, self.resize)
+                decoded = self.photo_cache.load(*place, bar.update)
             if not len(decoded) and (decoded.damaged or split == "train"):
                 raise UserError(
                     f"the {split} split has no usable photo ({len(decoded.damaged)} damaged); "

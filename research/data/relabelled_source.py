@@ -24,6 +24,7 @@ class RelabelledSource(Source):
     def __init__(self, source: Source, class_names: tuple[str, ...]) -> None:
         self.class_names = class_names
         self._source = source
+        self.random_access = source.random_access
         self._labels = [class_names.index(name) for name in source.class_names]
 
     def count(self, split: str) -> int:
@@ -32,6 +33,20 @@ class RelabelledSource(Source):
     def examples(self, split: str) -> Iterator[Example]:
         for example in self._source.examples(split):
             yield example._replace(label=self._relabelled(example.label))
+
+    def origin(self, split: str) -> str | None:
+        origin = self._source.origin(split)
+        return origin and f"{origin} {self._labels}"
+
+    def listed(self, split: str) -> list[Example]:
+        return [
+            example._replace(label=self._relabelled(example.label))
+            for example in self._source.listed(split)
+        ]
+
+    def read(self, split: str, index: int) -> Example:
+        example = self._source.read(split, index)
+        return example._replace(label=self._relabelled(example.label))
 
     def _relabelled(self, label: Any) -> Any:
         given = np.asarray(label)

@@ -1,9 +1,10 @@
-"""Arrays that are written row by row, in memory or in a file."""
+"""Arrays that are written row by row, in memory or in a file, or are joined."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from typing import IO
 
 import numpy as np
@@ -65,3 +66,34 @@ def rows_in_a_file(shape: tuple[int, ...], dtype: np.dtype | type) -> Rows:
     file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the rows are finished)
     way_out = "make room, or set the environment variable TMPDIR to a folder on a larger disk"
     return Rows(shape, dtype, file, way_out, closes_file=True)
+
+
+class JoinedRows:
+    """Several arrays as one array: the rows of the first, then those of the second, and so on.
+
+    Args:
+      arrays: of the same dtype, and the same shape except for the number of rows.
+
+    Attributes:
+      shape, dtype, nbytes: of the whole.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = [np.asarray(array) for array in arrays]  # as plain arrays, not memmaps
+        self._ends = np.cumsum([len(array) for array in arrays])
+        self.shape = (int(self._ends[-1]), *arrays[0].shape[1:])
+        self.dtype = arrays[0].dtype
+        self.nbytes = sum(array.nbytes for array in arrays)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Returns the rows with these indices, (rows, ...)."""
+        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        places = np.searchsorted(self._ends, rows, side="right")
+        for place in np.unique(places):
+            array, chosen = self._arrays[place], places == place
+            first = self._ends[place] - len(array)
+            taken[chosen] = array.take(rows[chosen] - first, axis=axis)
+        return taken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,11 +80,13 @@ class Source:
       summary: where the splits come from and what is left out, in one line; printed before the
         training. It may be empty.
       notes: what the user should know about the photos, one sentence each; printed after it.
+      random_access: whether `listed` and `read` are defined, so that single photos can be read.
     """
 
     class_names: tuple[str, ...]
     summary: str = ""
     notes: tuple[str, ...] = ()
+    random_access: bool = False
 
     def count(self, split: str) -> int:
         """Returns the number of photos of a split, including damaged photos.
@@ -96,4 +98,28 @@ class Source:
 
     def examples(self, split: str) -> Iterator[Example]:
         """Yields the photos of a split, in the same order at every call."""
+        raise NotImplementedError
+
+    def origin(self, split: str) -> str | None:
+        """Returns a text that changes when the photos of a split or their labels change.
+
+        It allows a photo cache on disk to recognise the photos without reading them. The default is
+        None: the photos are not recognised, and not kept on disk.
+        """
+        return None
+
+    def listed(self, split: str) -> Sequence[Example]:
+        """Returns the photos of a split without their content, in the order of `examples`.
+
+        The image is empty, or None if the photo is known to be unreadable.
+        """
+        raise NotImplementedError
+
+    def read(self, split: str, index: int) -> Example:
+        """Returns one photo of a split, in several threads at once.
+
+        Args:
+          split: name of the split.
+          index: position in `examples`, from 0.
+        """
         raise NotImplementedError

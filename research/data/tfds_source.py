@@ -23,6 +23,7 @@ from research.data.built_in.digits import Digits
 from research.data.built_in.sketches import Sketches
 from research.data.folder.findings import note_empty_splits
 from research.data.folder.folder_options import Shares
+from research.data.folder.photo_tree import state_of_file
 from research.data.source import Example, Source
 from research.system.errors import UserError, first_line
 from research.system.printable import printable
@@ -128,6 +129,12 @@ class TfdsSource(Source):
                     yield Example(None, 0, name, "has no label")
                 else:
                     yield Example(image, int(label), name)
+
+    def origin(self, split: str) -> str | None:
+        expression = self._expression(split)
+        info, folder = self._builder.info, Path(self._builder.data_path)
+        files = [f"{one.name} {state_of_file(str(one))}" for one in sorted(folder.iterdir())]
+        return " ".join([info.full_name, expression, *files]) if expression else None
 
     def _stored(self, expression: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         options = tf.data.Options()

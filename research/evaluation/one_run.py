@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from research.data.photo_cache import without_damaged
 from research.data.relabelled_source import RelabelledSource
 from research.data.source import SPLITS, Source
 from research.data.split_arrays import SplitArrays
@@ -116,6 +117,8 @@ class Evaluator:
         except UserError as error:
             raise UserError(f"in the {split} split, {error}") from error
         logits = self.classifier.logits(examples)
+        # Photos that are read on demand are only now known to be damaged; they have no logits.
+        examples = self._loader.loaded[split] = without_damaged(examples)
         return self.variant.predictions(examples.names, examples.labels, logits)
 
     @functools.cached_property
@@ -149,7 +152,7 @@ class Evaluator:
             if not (self._is_own and name == split)
         }
         counts = {
-            name: sum(digest in digests for digest in examples.digests)
+            name: sum(digest in digests for digest in examples.digests if digest)
             for name, digests in seen.items()
         }
         return {name: count for name, count in counts.items() if count}
@@ -218,7 +221,7 @@ class Evaluator:
         figures = variant.plots(predictions, evaluation.scores)
         shown = variant.shown(predictions, evaluation.scores.decisions)
         if len(shown.rows):
-            photos = self._loader.examples(evaluation.split).inputs[0][shown.rows]
+            photos = self._loader.examples(evaluation.split).inputs[0].take(shown.rows, axis=0)
             images = self.classifier.built.backbone.preprocessing(tf.cast(photos, tf.float32))
             heat_maps = grad_cam(self.classifier.built.network, images, tf.constant(shown.classes))
             overlays = overlaid(photos, heat_maps.numpy())

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from research.data.decode import decode_image
-from research.data.split_arrays import digest_of
+from research.data.digest import digest_of
 
 HASH_SIDE = 16  # the perceptual hash has 16 x 16 bits; 64 bits confuse different photos too often
 THUMBNAIL_SIDE = 16

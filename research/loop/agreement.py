@@ -45,7 +45,9 @@ def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
 def check_data(data: Mapping[str, Any], chief: Mapping[str, Any]) -> None:
     """Raises `UserError` unless this worker has the same photos as the chief."""
     differences = {
-        name: (chief[name], value) for name, value in data.items() if chief[name] != value
+        name: (chief[name], value)
+        for name, value in data.items()
+        if chief[name] != value and None not in (chief[name], value)
     }
     _raise_if_different("photos", differences, "give all workers the same photos")
 
@@ -66,7 +68,8 @@ def describe_data(photos: DataLoader) -> dict[str, Any]:
         examples = photos.examples(split)
         described[f"{split}_photos"] = len(examples)
         described[f"{split}_names_sha256"] = _hash_of_lines(examples.names)
-        described[f"{split}_contents_sha256"] = _hash_of_lines(examples.digests)
+        known = all(examples.digests)  # not with photo_cache 'none'
+        described[f"{split}_contents_sha256"] = _hash_of_lines(examples.digests) if known else None
         targets = {"label": examples.labels, **examples.arrays}
         described[f"{split}_labels_sha256"] = _hash_of_lines(
             [

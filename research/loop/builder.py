@@ -21,6 +21,7 @@ from research.data.augmentation import (
     RandomCrop,
 )
 from research.data.loader import DataLoader
+from research.data.photo_cache import PhotoCache
 from research.data.source import Source
 from research.data.split_arrays import SplitArrays
 from research.loop.plan import Plan
@@ -317,6 +318,7 @@ def make_loader(
         augmentation=make_augmentation(config),
         mirror_averaging=config.mirror_averaging,
         resize=config.resize,
+        photo_cache=PhotoCache(config.photo_cache, config.cache_dir),
     )
     loader.loaded.update(loaded or {})
     return loader

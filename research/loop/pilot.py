@@ -35,7 +35,7 @@ def run_pilot(model: Wrapper, loader: DataLoader, seed: int) -> Evidence | str:
     if len(examples) < FEWEST_PHOTOS:
         return f"{len(examples):,} photos are too few to tell"
     sample = np.sort(np.random.default_rng(seed).permutation(len(examples))[:MOST_PHOTOS])
-    photos, labels = examples.inputs[0][sample], examples.labels[sample]
+    photos, labels = examples.inputs[0].take(sample, axis=0), examples.labels[sample]
     model.backbone.trainable = False  # so that its BatchNorm layers are folded
     backbone = split_backbone(model.backbone, len(model.backbone.layers))
     model.backbone.trainable = True

@@ -242,7 +242,7 @@ class RunDirectory:
         changed = {
             name: f"{name} was {before[name]!r} and is now {value!r}"
             for name, value in found.items()
-            if name in before and before[name] != value
+            if name in before and before[name] != value and None not in (before[name], value)
         }
         if not changed:
             return
@@ -264,7 +264,7 @@ class RunDirectory:
         if not before:
             return []
         for (split, name), digest in now.items():
-            if before.get((split, name), digest) != digest:
+            if before.get((split, name), digest) not in (digest, "") and digest:
                 return [f"for example, the {split} photo {name!r} has different content"]
         for known, others, how in ((now, before, "new"), (before, now, "missing")):
             for split, name in known:

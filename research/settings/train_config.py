@@ -326,8 +326,17 @@ class TrainConfig(PhotoConfig):
         "epoch. 'auto' uses a cache if that saves time, in memory or in a temporary file, with at "
         "most half of the free space; 'disk' keeps the cache for later runs",
     )
+    photo_cache: str = settings.choice(
+        "auto",
+        ("auto", "memory", "disk", "none"),
+        "where decoded photos are kept. 'disk' keeps them for later runs; 'none' decodes each "
+        "photo when a batch needs it; 'auto' uses memory for few photos and 'disk' for many, "
+        "with at most half of the free space, and else 'none'",
+        changes_result=False,
+    )
     cache_dir: str | None = settings.path(
-        "folder of the files of --trunk_cache=disk; default: ~/.cache/finetune-loop",
+        "folder of the files of --trunk_cache=disk and --photo_cache; default: "
+        "~/.cache/finetune-loop",
         changes_result=False,
     )
     checkpoint_every: int | None = settings.count(

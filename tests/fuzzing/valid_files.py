@@ -60,7 +60,7 @@ class Reader:
             return [variable.numpy() for variable in model.weights]
         if reader == "run":
             return self._read_run(folder / "run")
-        from research.loop.trunk.store import CacheStore
+        from research.data.cache_store import CacheStore
 
         found = CacheStore(folder / "cache").find(CACHED)
         return None if found is None else [np.array(array) for array in found]
@@ -164,8 +164,8 @@ def write_run(state: Any, folder: Path) -> None:
 
 def write_cache(folder: Path) -> None:
     """Writes a trunk cache with one entry."""
+    from research.data.cache_store import CacheStore, MakeRows
     from research.data.rows import Rows
-    from research.loop.trunk.store import CacheStore, MakeRows
 
     def make(make_rows: MakeRows) -> list[Rows]:
         values = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from research.loop.trunk import store as cache_store
-from research.loop.trunk.store import CacheStore
+from research.data import cache_store
+from research.data.cache_store import CacheStore
 from research.system.errors import UserError
 from tests.helpers import ROOT
 
@@ -138,7 +138,7 @@ WAITING_WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
-from research.loop.trunk.store import CacheStore
+from research.data.cache_store import CacheStore
 
 def make(make_rows):
     rows = make_rows((5, 4), np.float32)

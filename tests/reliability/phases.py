@@ -21,7 +21,7 @@ from tests.signalled import replace_function
 MARKS = (
     ("research.train", "set_up", "set-up"),
     ("research.train", "begin_or_resume", "set-up"),
-    ("research.loop.trunk.store", "CacheStore.find_or_make", "trunk cache"),
+    ("research.data.cache_store", "CacheStore.find_or_make", "trunk cache"),
     ("research.train", "Loop.train_epoch", "training"),
     ("research.loop.learner", "Learner.evaluate", "validation"),
     ("research.runs.checkpoints", "Checkpoints.save", "checkpoint"),

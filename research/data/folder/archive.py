@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable
 from typing import IO, Any, NamedTuple
 
 from research.data.files import has_image_content, is_hidden, is_image
-from research.data.folder.photo_tree import ListedFolders, PhotoTree, parents
+from research.data.folder.photo_tree import ListedFolders, PhotoTree, parents, state_of_file
 from research.data.source import MAX_FILE_BYTES, Example
 from research.system.errors import UserError, one_line
 from research.system.printable import printable
@@ -76,6 +76,7 @@ class ArchiveTree(ListedFolders, PhotoTree):
         # As on disk, a folder with the name of an image is reported as unreadable.
         images = [name for name in {*self._members, *folders} if self._is_image(name)]
         super().__init__(path, images, folders)
+        self._state = state_of_file(path)
 
     def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
         if path not in self._members:
@@ -97,6 +98,9 @@ class ArchiveTree(ListedFolders, PhotoTree):
         if len(content) > MAX_FILE_BYTES:
             return Example(None, label, name, f"a file of more than {MAX_FILE_BYTES:,} bytes")
         return Example(content, label, name)
+
+    def state(self, path: str) -> str:
+        return self._state
 
     def _content(self, path: str) -> bytes:
         with self._lock:

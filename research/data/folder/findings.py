@@ -5,12 +5,12 @@ from __future__ import annotations
 import collections
 from collections.abc import Collection, Hashable, Sequence
 
+from research.data.digest import digest_of
 from research.data.folder.folder_options import Shares
 from research.data.folder.label_file import LabelTable
 from research.data.folder.listed_photo import ListedPhoto
 from research.data.folder.photo_tree import PhotoTree
 from research.data.source import SPLITS
-from research.data.split_arrays import digest_of
 from research.system.printable import printable
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ class FolderSource(Source):
         two ways, there are fewer than two classes, or a split has a class that the training photos
         do not have.
     """
+
+    random_access = True
 
     def __init__(self, folder: str | None, options: FolderOptions | None = None) -> None:
         self._options = options = options or FolderOptions()
@@ -129,16 +132,38 @@ class FolderSource(Source):
 
     def count(self, split: str) -> int:
         if split in SPLITS:
-            return len(self._files[split]) + (len(self._unusable) if split == "train" else 0)
+            return len(self._files[split]) + len(self._known_unusable(split))
         return len(self._listed(split))
 
     def examples(self, split: str) -> Iterator[Example]:
         for _, path, name, label in self._listed(split):
             yield self._tree.read(path, label)._replace(name=name)
-        if split == "train":  # where the report of every training includes them
-            for photo in self._unusable:
-                name = printable(photo.name)
-                yield Example(None, self._no_label, name, str(photo.problem))
+        yield from self._known_unusable(split)
+
+    def origin(self, split: str) -> str:
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for _, path, _, label in self._listed(split):
+            line = f"{path}\0{np.asarray(label).tolist()}\0{self._tree.state(path)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def listed(self, split: str) -> list[Example]:
+        listed = [Example(b"", label, name) for _, _, name, label in self._listed(split)]
+        return [*listed, *self._known_unusable(split)]
+
+    def read(self, split: str, index: int) -> Example:
+        listed = self._listed(split)
+        if index >= len(listed):
+            return self._known_unusable(split)[index - len(listed)]
+        _, path, name, label = listed[index]
+        return self._tree.read(path, label)._replace(name=name)
+
+    def _known_unusable(self, split: str) -> list[Example]:
+        """Returns the photos without a content; the report of every training includes them."""
+        return [
+            Example(None, self._no_label, printable(photo.name), str(photo.problem))
+            for photo in (self._unusable if split == "train" else ())
+        ]
 
     def _listed(self, split: str) -> list[_File]:
         if split in SPLITS:

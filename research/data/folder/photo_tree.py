@@ -63,6 +63,10 @@ class PhotoTree(Folders):
     def read(self, path: str, label: Any) -> Example:
         """Returns the content of a file, or the problem if it cannot be read."""
 
+    @abc.abstractmethod
+    def state(self, path: str) -> str:
+        """Returns a text that changes when a file is written; it is not read."""
+
 
 class FolderTree(PhotoTree):
     """The folders and images of a folder on disk.
@@ -104,6 +108,9 @@ class FolderTree(PhotoTree):
     def read(self, path: str, label: Any) -> Example:
         return read_example(self._folder / path_of(path), label, printable(path))
 
+    def state(self, path: str) -> str:
+        return state_of_file(os.path.join(self._root, path.encode("utf-8", "surrogateescape")))
+
 
 class ListedFolders(Folders):
     """Folders and images that are known by their paths.
@@ -144,6 +151,15 @@ class ListedFolders(Folders):
         for folder in self._folders.get(path, ()):
             if not is_hidden(folder):
                 yield from self._walk(joined(path, folder))
+
+
+def state_of_file(file: str | bytes) -> str:
+    """Returns a text that changes when a file is written, even if its time is then set back."""
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        return str(error.strerror)
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def joined(path: str, name: str) -> str:

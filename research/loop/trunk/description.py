@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from research.data.loader import DataLoader
+from research.data.photo_cache import decoder_versions
 from research.loop.steps import Network
 
 
@@ -46,7 +47,7 @@ def describe_outputs(
         weights.update(f"{variable.shape}".encode())
         weights.update(np.ascontiguousarray(variable.numpy()).data)
     common = {
-        "format": 1,
+        "format": 2,
         "kept": input_kind,
         "layers_sha256": _hash_of_json([layers, trained]),
         "weights_sha256": weights.hexdigest(),
@@ -57,13 +58,14 @@ def describe_outputs(
     }
     described = {}
     for split, count in views.items():
-        (pixels,) = loader.examples(split).inputs
+        examples = loader.examples(split)
         described[split] = {
             **common,
-            "photos": len(pixels),
-            "photos_sha256": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
+            "photos": len(examples),
+            "photos_sha256": hashlib.sha256("".join(examples.digests).encode()).hexdigest(),
+            "decoded": [loader.image_size, loader.resize, decoder_versions()],
             "views": count,
-            "prepared_sha256": _hash_of_preprocessing(loader, split, pixels.shape[1], count),
+            "prepared_sha256": _hash_of_preprocessing(loader, split, loader.image_size, count),
         }
     return described
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,14 @@ import tensorflow as tf
 import tqdm
 
 from research.data.batches import Batch, make_batches
+from research.data.cache_store import CacheStore, MakeRows
 from research.data.loader import DataLoader
+from research.data.photo_cache import default_cache_folder
 from research.data.rows import Rows, rows_in_a_file
 from research.loop.plan import Plan
 from research.loop.steps import Network
 from research.loop.trunk.decision import Decision, FreeSpace, Phase, PhotoCounts, decide
 from research.loop.trunk.description import describe_outputs
-from research.loop.trunk.store import CacheStore, MakeRows
 from research.models.split import SplitBackbone
 from research.system.errors import UserError
 from research.system.machine import free_disk, free_memory
@@ -114,7 +114,7 @@ class FrozenLayers:
         self._plan = plan
         self._features_until = features_until
         self._devices = devices
-        self._folder = Path(folder or _default_folder())
+        self._folder = Path(folder) if folder else default_cache_folder()
         self._store = CacheStore(self._folder)
 
     def phases(self, step: int) -> list[Phase]:
@@ -168,7 +168,16 @@ class FrozenLayers:
             if cached is not None and setting == "auto":
                 setting = "again" if cached.get(phase.input_kind) else "off"
             described = None
-            if setting == "disk" or (setting in ("auto", "again") and self._store.has_entries):
+            are_known = self._photos.examples("train").weights is None
+            if setting == "disk" and not are_known:
+                raise UserError(
+                    "trunk_cache is 'disk', but photo_cache is 'none', so that the photos are not "
+                    "known in advance; give --trunk_cache=auto, or --photo_cache=auto"
+                )
+            is_asked = setting == "disk" or (
+                setting in ("auto", "again") and self._store.has_entries
+            )
+            if are_known and is_asked:
                 loader = self._loader_of(phase.input_kind)
                 described = describe_outputs(
                     self._network, loader, phase.input_kind, phase.photos.views_by_split
@@ -235,13 +244,6 @@ class FrozenLayers:
         return EpochInput(
             dataclasses.replace(network, input_kind=phase.input_kind), loader.with_examples(cached)
         )
-
-
-def _default_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    if root.startswith("~"):
-        raise UserError("the home folder is not known; set HOME, or give --cache_dir=DIR")
-    return Path(root) / "finetune-loop"
 
 
 def view_batches(loader: DataLoader, split: str, view: int, batch_size: int) -> tf.data.Dataset:

@@ -41,14 +41,16 @@ class CacheStore:
 
     An entry is written to a folder `*.partial` and renamed when it is complete and on disk. A lock
     protects the folder; it is released when the process ends. The next run that writes an entry
-    removes the partial folders of killed runs.
+    removes the partial folders of killed runs. The time of `contents.json` is that of the last use.
 
     Args:
       folder: contains the entries; need not exist.
+      name: of the cache, for messages: 'trunk cache' or 'photo cache'.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "trunk cache") -> None:
         self.folder = folder
+        self._name = name
 
     @property
     def has_entries(self) -> bool:
@@ -62,12 +64,15 @@ class CacheStore:
             contents = json.loads((entry / "contents.json").read_text(encoding="utf-8"))
             if contents["made_from"] != dict(description):
                 return None
-            return tuple(
+            arrays = tuple(
                 _open(entry / f"{index}.bin", array)
                 for index, array in enumerate(contents["arrays"])
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            os.utime(entry / "contents.json")
+        return arrays
 
     def find_or_make(
         self,
@@ -91,7 +96,7 @@ class CacheStore:
         if found is not None and is_valid(found):
             return found
         entry = self._entry(description)
-        with self._writing(), self._lock(entry):
+        with self._writing(), self.lock(description):
             found = self.find(description)
             if found is not None and is_valid(found):
                 return found
@@ -112,17 +117,26 @@ class CacheStore:
         return found
 
     @contextlib.contextmanager
-    def _lock(self, entry: Path) -> Iterator[None]:
-        lock = filelock.FileLock(f"{entry}.lock")
+    def lock(self, description: Mapping[str, Any]) -> Iterator[None]:
+        """Waits until no other process writes the arrays with this description."""
+        lock = filelock.FileLock(f"{self._entry(description)}.lock")
         try:
             lock.acquire(timeout=0.1)
         except filelock.Timeout:
-            print("trunk cache  waiting for another run that fills the same cache", flush=True)
+            print(f"{self._name}  waiting for another run that fills the same cache", flush=True)
             lock.acquire()
         try:
             yield
         finally:
             lock.release()
+
+    def is_being_made(self, description: Mapping[str, Any]) -> bool:
+        """Returns whether another process writes the arrays with this description now."""
+        try:
+            with filelock.FileLock(f"{self._entry(description)}.lock", timeout=0):
+                return False
+        except (filelock.Timeout, OSError):
+            return True
 
     def _remove_leftovers(self) -> None:
         """Removes the folders of killed runs: partial folders whose lock is free."""
@@ -169,9 +183,10 @@ class CacheStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
+            off = "--photo_cache=memory" if self._name == "photo cache" else "--trunk_cache=off"
             raise UserError(
                 f"cache_dir {str(self.folder)!r} cannot be written ({error.strerror or error}); "
-                "give another --cache_dir, or --trunk_cache=off"
+                f"give another --cache_dir, or {off}"
             ) from error
 
 
@@ -184,4 +199,6 @@ def _open(file: Path, array: Mapping[str, Any]) -> np.ndarray:
     expected = math.prod(shape) * dtype.itemsize
     if file.stat().st_size != expected:
         raise ValueError(f"{str(file)!r} does not have {expected} bytes")
+    if not expected:  # an empty file cannot be mapped
+        return np.zeros(shape, dtype)
     return np.memmap(file, dtype, "r", shape=shape)
