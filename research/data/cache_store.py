@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import filelock
 import ml_dtypes
@@ -32,6 +35,8 @@ NUMBER_FORMATS = {
         np.float64,
     )
 }
+
+UNUSED_DAYS = 60  # entries that are not used for so long are removed when another one is written
 
 MakeRows = Callable[[tuple[int, ...], np.dtype], Rows]
 
@@ -101,6 +106,13 @@ class CacheStore:
             if found is not None and is_valid(found):
                 return found
             self._remove_leftovers()
+            removed = remove_entries(unused_entries(entries_of(self.folder), UNUSED_DAYS))
+            if removed:
+                print(
+                    f"{self._name}  removed {removed / 1e6:,.0f} MB that no run used for "
+                    f"{UNUSED_DAYS} days",
+                    flush=True,
+                )
             partial = entry.with_name(entry.name + ".partial")
             for leftover in (entry, partial):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -188,6 +200,70 @@ class CacheStore:
                 f"cache_dir {str(self.folder)!r} cannot be written ({error.strerror or error}); "
                 f"give another --cache_dir, or {off}"
             ) from error
+
+
+class Entry(NamedTuple):
+    """An entry of a store.
+
+    Attributes:
+      folder: contains its files.
+      made_from: its description, see `CacheStore`; empty if it cannot be read.
+      size: of its files, in bytes.
+      used: when a run used it last, in seconds since 1970.
+    """
+
+    folder: Path
+    made_from: Mapping[str, Any]
+    size: int
+    used: float
+
+
+def entries_of(folder: Path) -> list[Entry]:
+    """Returns the entries of the store in a folder, from the least to the most recently used."""
+    entries = []
+    for contents in folder.glob("*/contents.json"):
+        if not re.fullmatch("[0-9a-f]{32}", contents.parent.name):
+            continue  # not of a store
+        with contextlib.suppress(OSError):  # another process removed it
+            size = sum(file.stat().st_size for file in contents.parent.iterdir())
+            try:
+                made_from = dict(json.loads(contents.read_text(encoding="utf-8"))["made_from"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                made_from = {}
+            entries.append(Entry(contents.parent, made_from, size, contents.stat().st_mtime))
+    return sorted(entries, key=lambda entry: entry.used)
+
+
+def unused_entries(entries: Iterable[Entry], days: float) -> list[Entry]:
+    """Returns the entries that no run used in the last days."""
+    return [entry for entry in entries if entry.used < time.time() - days * 86400]
+
+
+def surplus_entries(entries: Sequence[Entry], size: float) -> list[Entry]:
+    """Returns the least recently used entries, without which the others take at most `size` bytes.
+
+    Args:
+      entries: as `entries_of` returns them.
+      size: in bytes.
+    """
+    kept = list(itertools.accumulate(entry.size for entry in reversed(entries)))
+    return list(entries[: sum(one > size for one in kept)])
+
+
+def remove_entries(entries: Iterable[Entry]) -> int:
+    """Removes entries, except those that are being written; returns the number of bytes.
+
+    A run that uses an entry keeps its arrays, because their files stay until it ends.
+    """
+    removed = 0
+    for entry in entries:
+        with (
+            contextlib.suppress(filelock.Timeout, OSError),
+            filelock.FileLock(f"{entry.folder}.lock", timeout=0),
+        ):
+            shutil.rmtree(entry.folder)
+            removed += entry.size
+    return removed
 
 
 def _open(file: Path, array: Mapping[str, Any]) -> np.ndarray:

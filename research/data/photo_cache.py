@@ -33,6 +33,7 @@ from research.system.machine import fits_in_memory, free_disk
 
 CHUNK_BYTES = 2**26  # pixels of the photos in one entry of the cache
 MANY_PHOTOS = 20_000  # from this number on, `auto` keeps decoded photos for later runs
+PHOTOS_FOLDER = "photos"  # below the folder of the trunk cache
 TEXTS = ("names", "digests", "damaged")  # the fields that an entry keeps as JSON
 DECODERS = ("pillow", "pillow-heif", "numpy")
 
@@ -122,7 +123,7 @@ class PhotoCache:
     def store(self) -> CacheStore:
         """The files of the cache."""
         folder = Path(self.folder) if self.folder else default_cache_folder()
-        return CacheStore(folder / "photos", "photo cache")
+        return CacheStore(folder / PHOTOS_FOLDER, "photo cache")
 
     def _from_disk(self, chunks: _Chunks, on_photo: Callable[[], object]) -> SplitArrays:
         found = ", found there" if chunks.are_found else ""

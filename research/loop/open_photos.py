@@ -21,6 +21,7 @@ def open_photos(
     source: str | None = None,
     split: str = TrainConfig.split,
     several_labels: bool = False,
+    cache_dir: str | None = None,
 ) -> Source:
     """Opens the photos that a config names.
 
@@ -31,6 +32,7 @@ def open_photos(
       source: a user-defined source as FILE.py:CLASS, instead of all others.
       split: the shares of the splits, as `parse_shares` takes them.
       several_labels: whether a photo can have several labels, or none.
+      cache_dir: folder of the caches. None for the user's cache folder.
     """
     options = FolderOptions(
         config.labels,
@@ -39,6 +41,7 @@ def open_photos(
         config.folder_layout,
         parse_shares(split),
         several_labels,
+        cache_dir,
     )
     return open_source(dataset, config.image_folder, data_dir, source, options)
 
@@ -55,7 +58,13 @@ def photos_of_run(config: TrainConfig, task: type[Task] | None = None) -> Source
     """
     several = has_several_labels(task or find_task(config.task))
     source = open_photos(
-        config, config.dataset, config.data_dir, config.source, config.split, several
+        config,
+        config.dataset,
+        config.data_dir,
+        config.source,
+        config.split,
+        several,
+        config.cache_dir,
     )
     if (config.image_folder or config.labels) and not source.count("train"):
         raise UserError(

@@ -186,3 +186,21 @@ class InspectConfig(PhotoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_shares(self.split)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig(settings.Validated):
+    """The settings of `run_cache.py`."""
+
+    cache_dir: str | None = settings.path(
+        "folder of the caches, as for run_train.py; default: ~/.cache/finetune-loop"
+    )
+    unused_days: float | None = settings.declare(
+        None, "remove what no run used for this number of days", minimum=0.0
+    )
+    keep_gigabytes: float | None = settings.declare(
+        None,
+        "remove the least recently used entries, so that the others take at most so much; 0 "
+        "removes everything",
+        minimum=0.0,
+    )

@@ -13,12 +13,14 @@ import pytest
 from research.data import photo_cache
 from research.data.augmentation import AugmentationPipeline, HorizontalFlip, Mixing
 from research.data.cache_store import CacheStore
+from research.data.folder import findings, folder_source
+from research.data.folder.folder_options import FolderOptions
 from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
 from research.data.order import Share
 from research.data.photo_cache import PhotoCache, without_damaged
 from research.data.relabelled_source import RelabelledSource
-from research.data.source import Example, Source
+from research.data.source import SPLITS, Example, Source
 from research.system.errors import UserError
 
 SIZE = 16
@@ -272,3 +274,18 @@ def test_relabelled_photos_can_be_read_on_demand_and_kept(photos, tmp_path):
     loaders = [loader_of(tmp_path, setting, other) for setting in SETTINGS]
     assert_same_batches(loaders, lambda loader: loader.epoch_batches(0))
     assert other.origin("train") != source.origin("train")
+
+
+def test_copies_among_many_photos_are_kept(photos, tmp_path, monkeypatch):
+    first = FolderSource(str(photos)).listed("train")[0].name
+    shutil.copy(photos / first, photos / first.replace("/", "/a copy of "))
+    monkeypatch.setattr(folder_source, "MANY_PHOTOS", 1)
+    options = FolderOptions(cache_dir=str(tmp_path / "cache"))
+    expected = FolderSource(str(photos), options)
+    monkeypatch.setattr(findings, "_compare", None)
+    found = FolderSource(str(photos), options)
+    for split in SPLITS:
+        assert found.listed(split) == expected.listed(split)
+    (photos / first).write_bytes(b"other content")
+    with pytest.raises(TypeError):  # compared again
+        FolderSource(str(photos), options)

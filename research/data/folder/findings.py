@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 from collections.abc import Collection, Hashable, Sequence
 
+import numpy as np
+
+from research.data.cache_store import CacheStore, MakeRows
 from research.data.digest import digest_of
 from research.data.folder.folder_options import Shares
 from research.data.folder.label_file import LabelTable
 from research.data.folder.listed_photo import ListedPhoto
 from research.data.folder.photo_tree import PhotoTree
+from research.data.rows import Rows
 from research.data.source import SPLITS
+from research.system.errors import UserError
 from research.system.printable import printable
 
 
-def find_copies(tree: PhotoTree, paths: Sequence[str]) -> list[list[int]]:
+def find_copies(
+    tree: PhotoTree, paths: Sequence[str], store: CacheStore | None = None
+) -> list[list[int]]:
     """Returns the indices of files with the same content, as a list for each content.
 
     Only files of the same size are read.
+
+    Args:
+      tree: contains the files.
+      paths: of the files.
+      store: keeps the result, so that the files need not be read again until one is written. None
+        keeps nothing. A store that cannot be written is not used.
     """
+    if store is None:
+        return _compare(tree, paths)
+
+    def compare(make_rows: MakeRows) -> list[Rows]:
+        found = _compare(tree, paths)
+        pairs = [(group, index) for group, indices in enumerate(found) for index in indices]
+        rows = make_rows((len(pairs), 2), np.dtype(np.int64))
+        rows.append(np.asarray(pairs, np.int64).reshape(-1, 2))
+        return [rows]
+
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path}\0{tree.state(path)}\n".encode("utf-8", "surrogateescape"))
+    described = {"kept": "copies", "photos": len(paths), "files": digest.hexdigest()}
+    try:
+        (pairs,) = store.find_or_make(described, compare)
+    except UserError:
+        return _compare(tree, paths)
+    copies: dict[int, list[int]] = collections.defaultdict(list)
+    for group, index in pairs.tolist():
+        copies[group].append(index)
+    return list(copies.values())
+
+
+def _compare(tree: PhotoTree, paths: Sequence[str]) -> list[list[int]]:
     by_size: dict[int, dict[Hashable, list[int]]] = collections.defaultdict(dict)
     for index, path in enumerate(paths):
         found = tree.size_and_place(path)

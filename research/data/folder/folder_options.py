@@ -20,6 +20,7 @@ class FolderOptions:
       shares: percentages of train, validation and test.
       several_labels: whether a photo can have several labels, or none. If a label file has photos
         with several labels, this is always so.
+      cache_dir: keeps the copies among many photos. None for the user's cache folder.
     """
 
     labels: str | None = None
@@ -28,3 +29,4 @@ class FolderOptions:
     folder_layout: str = "auto"
     shares: Shares = (80, 10, 10)
     several_labels: bool = False
+    cache_dir: str | None = None

@@ -35,6 +35,7 @@ from research.data.folder.listed_photo import (
 )
 from research.data.folder.photo_tree import Folders, FolderTree, ListedFolders, PhotoTree
 from research.data.folder.split_assignment import assign_splits, split_fraction
+from research.data.photo_cache import MANY_PHOTOS, PhotoCache
 from research.data.source import SPLITS, Example, Source
 from research.system.errors import UserError
 from research.system.printable import printable
@@ -77,7 +78,10 @@ class FolderSource(Source):
         usable = [photo for photo in listing.photos if photo.problem is None]
         self._unusable = [photo for photo in listing.photos if photo.problem is not None]
         names = sorted({label for photo in usable for label in photo.labels})
-        copies = find_copies(self._tree, [photo.path for photo in usable])
+        paths = [photo.path for photo in usable]
+        is_kept = len(paths) >= MANY_PHOTOS
+        store = PhotoCache(folder=options.cache_dir).store if is_kept else None
+        copies = find_copies(self._tree, paths, store)
         splits = assign_splits(usable, options.shares, copies)
         self._check_classes(usable, splits, names)
         self.class_names = tuple(map(printable, names))

@@ -63,7 +63,9 @@ def describe_outputs(
             **common,
             "photos": len(examples),
             "photos_sha256": hashlib.sha256("".join(examples.digests).encode()).hexdigest(),
-            "decoded": [loader.image_size, loader.resize, decoder_versions()],
+            "size": loader.image_size,
+            "resize": loader.resize,
+            "decoders": decoder_versions(),
             "views": count,
             "prepared_sha256": _hash_of_preprocessing(loader, split, loader.image_size, count),
         }
