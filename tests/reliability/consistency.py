@@ -50,11 +50,11 @@ def digests_of_files(folder: Path) -> dict[str, str]:
 
 
 def entries(cache: Path) -> dict[str, dict[str, str]]:
-    """Returns the file hashes of each entry of a trunk cache that a run would use."""
+    """Returns the file hashes of each entry of the caches that a run would use."""
     return {
-        folder.name: digests_of_files(folder)
-        for folder in cache.glob("*")
-        if folder.is_dir() and folder.suffix != ".partial"
+        str(folder.relative_to(cache)): digests_of_files(folder)
+        for folder in (*cache.glob("*"), *cache.glob("photos/*"))
+        if folder.is_dir() and folder.suffix != ".partial" and folder.name != "photos"
     }
 
 

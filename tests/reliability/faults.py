@@ -40,10 +40,16 @@ COMMON = (
     "--horizontal_flip",
 )
 SETTINGS = {
-    "short": ("--head_epochs=0", "--trunk_cache=disk", "--cache_dir=kept"),
+    "short": ("--head_epochs=0", "--trunk_cache=disk", "--photo_cache=disk", "--cache_dir=kept"),
     "cached": ("--trunk_cache=disk", "--cache_dir=kept"),
     "photos": (
-        *("--trunk_cache=off", "--bn_mode=train", "--random_crop_area=0.5", "--mixup=0.4"),
+        *(
+            "--trunk_cache=off",
+            "--photo_cache=none",
+            "--bn_mode=train",
+            "--random_crop_area=0.5",
+            "--mixup=0.4",
+        ),
         *("--rand_augment=5", "--colour_jitter=0.2"),
     ),
 }
