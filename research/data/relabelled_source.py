@@ -24,7 +24,8 @@ class RelabelledSource(Source):
     def __init__(self, source: Source, class_names: tuple[str, ...]) -> None:
         self.class_names = class_names
         self._source = source
-        self._labels = [class_names.index(name) for name in source.class_names]
+        labels = {name: label for label, name in enumerate(class_names)}
+        self._labels = [labels[name] for name in source.class_names]
 
     def count(self, split: str) -> int:
         return self._source.count(split)
