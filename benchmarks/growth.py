@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness import ARTICLE, ROOT, read_rows, write_report, write_result
+from benchmarks.harness import ARTICLE, ROOT, anonymous_bytes, read_rows, write_report, write_result
 from research.runs.tracker import Tracker
 from research.settings.program_configs import EvalConfig
 from research.system.program import ended_by_a_line
@@ -57,6 +57,8 @@ TRAINING = (
     f"--steps_per_epoch={STEPS}",
 )
 CLOCK = "clock.jsonl"
+KINDS = ("seconds", "processor_seconds")  # of the wall clock, and over all cores
+ANONYMOUS = "peak_anonymous_bytes"
 LONGEST_SECONDS = 3600.0
 
 
@@ -74,7 +76,7 @@ class Clock(Tracker):
         self._file = Path(folder) / CLOCK
 
     def interval(self, step: int, figures: Mapping[str, float]) -> None:
-        row = {"step": step, "time": time.time(), "speed": figures["photos_per_second"]}
+        row = {"step": step, "seconds": time.time(), "processor_seconds": time.process_time()}
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -109,17 +111,19 @@ def run_alone(script: str, flags: Sequence[str]) -> dict[str, float]:
 
     Returns:
       seconds: of the wall clock.
-      processor_seconds: over all cores; other load on the machine hardly changes them.
-      peak_bytes: of the resident memory.
+      processor_seconds: over all cores. Other load on the machine changes them little.
+      peak_bytes: of the resident memory, with pages of files.
+      peak_anonymous_bytes: without pages of files, which the system can reclaim at any time.
 
     Raises:
       RuntimeError: the script failed, or takes more than an hour.
     """
     command = [sys.executable, script, *flags]
     with tempfile.TemporaryFile("w+") as errors:
-        begin = time.perf_counter()
+        begin, anonymous = time.perf_counter(), 0
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
         while True:
+            anonymous = max(anonymous, anonymous_bytes(process.pid))
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             seconds = time.perf_counter() - begin
             if pid:
@@ -137,6 +141,7 @@ def run_alone(script: str, flags: Sequence[str]) -> dict[str, float]:
         "seconds": seconds,
         "processor_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": 1024 * usage.ru_maxrss,
+        ANONYMOUS: anonymous,
     }
 
 
@@ -145,8 +150,8 @@ def measure(cell: Cell, flags: Sequence[str]) -> dict[str, Any]:
 
     Returns:
       photos, classes, flags: as given.
-      seconds_to_first_step: from the start of the process to the end of the first training step.
-      seconds_per_step: median over intervals of ten steps, without the first.
+      first_step: seconds from the start of the process to the end of the first training step.
+      step: seconds per step, the medians over intervals of ten steps, without the first.
       train: seconds and memory of the training, with the validation after its last step.
       evaluate: seconds and memory of the evaluation of the test photos.
     """
@@ -167,13 +172,21 @@ def measure(cell: Cell, flags: Sequence[str]) -> dict[str, Any]:
         known = {field.name for field in dataclasses.fields(EvalConfig)}
         shared = [flag for flag in flags if flag.lstrip("-").partition("=")[0] in known]
         evaluate = run_alone("run_eval.py", [f"--ckpt_dir={run}", *shared])
-        first, *others = map(json.loads, (run / CLOCK).read_text().splitlines())
-    seconds = statistics.median(BATCH_SIZE / row["speed"] for row in others)
+        rows = list(map(json.loads, (run / CLOCK).read_text(encoding="utf-8").splitlines()))
+    step = {
+        kind: statistics.median(
+            (row[kind] - before[kind]) / (row["step"] - before["step"])
+            for before, row in itertools.pairwise(rows)
+        )
+        for kind in KINDS
+    }
+    starts = {"seconds": begin, "processor_seconds": 0.0}
+    passed = {kind: rows[0][kind] - starts[kind] for kind in KINDS}
     return {
         **cell._asdict(),
         "flags": list(flags),
-        "seconds_to_first_step": first["time"] - begin - (first["step"] - 1) * seconds,
-        "seconds_per_step": seconds,
+        "first_step": {kind: passed[kind] - (rows[0]["step"] - 1) * step[kind] for kind in KINDS},
+        "step": step,
         "train": train,
         "evaluate": evaluate,
     }
@@ -211,18 +224,23 @@ def row_text(row: Mapping[str, Any]) -> str:
     """Returns a result as a row of the Markdown table."""
     cells = [f"{row['photos']:,}", f"{row['classes']:,}"]
     cells += [" ".join(f"`{flag}`" for flag in row["flags"]) or "-"]
-    cells += [f"{row['seconds_to_first_step']:.1f} s", f"{1e3 * row['seconds_per_step']:.0f} ms"]
-    train, evaluate = row["train"], row["evaluate"]
-    cells += [f"{train['peak_bytes'] / 1e9:.2f} GB", f"{evaluate['seconds']:.1f} s"]
-    cells.append(f"{evaluate['peak_bytes'] / 1e9:.2f} GB")
+    for part, factor, unit in (("first_step", 1, "s"), ("step", 1e3, "ms"), ("evaluate", 1, "s")):
+        seconds, processor = (factor * row[part][kind] for kind in KINDS)
+        cells.append(f"{seconds:.3g} {unit} ({processor:.3g})")
+    for part in ("train", "evaluate"):
+        memory, anonymous = (row[part][kind] / 1e9 for kind in ("peak_bytes", ANONYMOUS))
+        cells.append(f"{memory:.2f} GB ({anonymous:.2f})")
     return f"| {' | '.join(cells)} |"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the results as a Markdown table."""
+    """Returns the results as a Markdown table.
+
+    In brackets are processor seconds, and the memory without pages of files.
+    """
     columns = (
-        *("photos", "classes", "flags", "first step after", "step", "memory of the training"),
-        *("evaluation", "memory of the evaluation"),
+        *("photos", "classes", "flags", "first step after", "step", "evaluation"),
+        *("memory of training", "memory of evaluation"),
     )
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     return "\n".join([*lines, *map(row_text, rows)])
