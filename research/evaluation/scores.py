@@ -73,7 +73,7 @@ class Predictions:
     @property
     def probabilities(self) -> np.ndarray:
         """Float64 (photos, classes), each row sums to 1."""
-        return np.exp(self.log_probabilities())
+        return self.reduced(lambda given, _: np.exp(given))
 
     @functools.cached_property
     def predicted(self) -> np.ndarray:
