@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import json
 import math
 import os
 import statistics
@@ -32,9 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import (
     ARTICLE,
-    RESULTS,
     ROOT,
-    describe_machine,
+    read_rows,
     seconds_of,
     write_report,
     write_result,
@@ -44,7 +42,7 @@ from research.models.backbone import Backbone, build_backbone
 from research.models.backbone_table import BACKBONES, find_backbone
 from research.settings.train_config import TrainConfig
 from research.system.environment import import_tensorflow
-from research.system.errors import UserError, one_line
+from research.system.errors import one_line
 from research.system.program import ended_by_a_line
 
 if TYPE_CHECKING:
@@ -235,33 +233,13 @@ def measure(name: str, reference: Steps) -> dict[str, Any]:
     return {**row, "seconds": time.perf_counter() - begin}
 
 
-def read_rows() -> list[dict[str, Any]]:
-    """Returns the results on file.
-
-    Raises:
-      UserError: they are of another processor, or of other versions.
-    """
-    file = RESULTS / f"{NAME}.json"
-    if not file.exists():
-        return []
-    found = json.loads(file.read_text(encoding="utf-8"))
-    now = describe_machine()
-    for key in ("processor", "versions"):
-        if found[key] != now[key]:
-            raise UserError(
-                f"the {key} of {str(file)!r}: {found[key]}; here: {now[key]}; remove the file to "
-                "measure all backbones here"
-            )
-    return found["rows"]
-
-
 def measure_all(names: Sequence[str]) -> list[str]:
     """Measures the backbones that have no result on file; returns the names of those that failed.
 
     Raises:
       UserError: a name is not in the table, or the results on file are of another machine.
     """
-    rows, order = read_rows(), [*BACKBONES, *names]
+    rows, order = read_rows(NAME), [*BACKBONES, *names]
     done = {row["backbone"] for row in rows}
     missing = [find_backbone(name).name for name in names if name not in done]
     expected = statistics.mean([row["seconds"] for row in rows] or [EXPECTED_SECONDS])
@@ -336,7 +314,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with ended_by_a_line():
         failed = [] if arguments.report else measure_all(arguments.only or list(BACKBONES))
-        text = table(read_rows())
+        text = table(read_rows(NAME))
         write_report(NAME, text, arguments.document)
         print(text)
     if failed:

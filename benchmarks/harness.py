@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.system.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REPORT_END = "<!-- end -->"
@@ -83,6 +85,26 @@ def write_result(name: str, figures: dict[str, Any]) -> None:
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"written to {file}")
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """Returns the `rows` of results/NAME.json; none if there is no such file.
+
+    Raises:
+      UserError: they are of another processor, or of other versions.
+    """
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    now = describe_machine()
+    for key in ("processor", "versions"):
+        if found[key] != now[key]:
+            raise UserError(
+                f"the {key} of {str(file)!r}: {found[key]}; here: {now[key]}; remove the file to "
+                "measure everything here"
+            )
+    return found["rows"]
 
 
 def describe_machine() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import keras
 import pytest
 
-from benchmarks import backbone_cost
+from benchmarks import harness
 from benchmarks.backbone_cost import (
     batch_for,
     first_of_share,
@@ -97,7 +97,7 @@ def test_speeds_in_the_table_do_not_depend_on_other_load_on_the_machine():
 def test_only_what_is_not_on_file_is_measured_and_other_machines_are_not_mixed(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(backbone_cost, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
     file = tmp_path / "backbone_cost.json"
     result = {**describe_machine(), "rows": [{**row_of("VGG16", 1.0, 1.0), "seconds": 9.0}]}
     file.write_text(json.dumps(result))

@@ -286,3 +286,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing_on_disk(tmp_path, flags, expec
     assert expected in line
     assert process.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+def test_of_many_classes_those_with_the_fewest_photos_are_printed():
+    photos = [
+        Photo("train", place, f"{label}-{place}", (label,), 9, 9)
+        for label in range(300)
+        for place in range(1 if label == 200 else 2)
+    ]
+    text = report(Inspection(tuple(f"class{k}" for k in range(300)), tuple(photos), ()))
+    lines = text.partition("\n\n")[0].splitlines()
+    assert lines[2].split() == ["class200", "1", "0", "0", "1"]
+    assert lines[3].split() == ["class0", "2", "0", "0", "2"]
+    assert lines[42].split() == ["all", "599", "0", "0", "599"]
+    assert lines[44:] == ["  ... and 260 more classes, which do not have fewer photos"]

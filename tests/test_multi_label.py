@@ -19,7 +19,7 @@ from research.data.source import Example, Source
 from research.evaluation.find_variant import variant_of
 from research.evaluation.multi_label import MultiLabel as Evaluated
 from research.evaluation.multi_label_scores import LabelPredictions, score
-from research.evaluation.scores import percentiles, resampled_rows
+from research.evaluation.scores import Resamples, percentiles
 from research.evaluation.thresholds import (
     Thresholds,
     fit_threshold,
@@ -293,7 +293,7 @@ def test_scores_match_scikit_learn(said):
 
 def test_intervals_are_percentiles_over_resamples_of_photos(said):
     figures, classes = score(said, NAMES, None, resamples=30)
-    rows = resampled_rows(80, 30)
+    rows = Resamples(80, 30)
     expected = percentiles(
         [
             np.mean(
@@ -390,7 +390,7 @@ def test_predictions_are_written_with_joined_labels(said):
 
 def test_differences_are_paired(said):
     better = LabelPredictions(said.names, said.labels, said.logits + said.labels)
-    found = Evaluated(NAMES).differences(better, said, resampled_rows(80, 10))
+    found = Evaluated(NAMES).differences(better, said, Resamples(80, 10))
     value, drawn = found["mAP"]
     first, second = (score(one, NAMES, None, 0)[0] for one in (better, said))
     both = [one["average_precision"].value for one in (first, second)]

@@ -25,7 +25,8 @@ class RelabelledSource(Source):
         self.class_names = class_names
         self._source = source
         self.random_access = source.random_access
-        self._labels = [class_names.index(name) for name in source.class_names]
+        labels = {name: label for label, name in enumerate(class_names)}
+        self._labels = [labels[name] for name in source.class_names]
 
     def count(self, split: str) -> int:
         return self._source.count(split)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import optimize
 
-from research.evaluation.scores import Decisions, Predictions
+from research.evaluation.scores import Decisions, Predictions, of_label
 
 
 def decide(validation: Predictions) -> Decisions:
@@ -23,17 +23,19 @@ def fit_temperature(predictions: Predictions) -> float:
     `smoothed_targets`. With hard labels, the best temperature would be 0 if no photo is
     misclassified, and the loss of a mistake on other photos would then be unbounded.
     """
-    targets = smoothed_targets(predictions.labels, predictions.probabilities.shape[1])
+    own, other = smoothed_targets(len(predictions), predictions.classes)
+
+    def likelihood(given: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return (own - other) * of_label(given, labels) + other * given.sum(axis=1)
 
     def loss(log_temperature: float) -> float:
-        log_probabilities = predictions.log_probabilities(math.exp(log_temperature))
-        return -float((targets * log_probabilities).sum(axis=1).mean())
+        return -float(predictions.reduced(likelihood, math.exp(log_temperature)).mean())
 
     bounds = math.log(1e-3), math.log(1e3)  # reached if the logits carry no information
     return math.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
 
-def smoothed_targets(labels: np.ndarray, classes: int) -> np.ndarray:
+def smoothed_targets(photos: int, classes: int) -> tuple[float, float]:
     """Returns target probabilities that n photos support (after Platt 1999, section 2.2).
 
     The target of a photo's own class is (n + 1) / (n + 2): the posterior mean after n successes and
@@ -43,16 +45,14 @@ def smoothed_targets(labels: np.ndarray, classes: int) -> np.ndarray:
     photos.
 
     Args:
-      labels: int (photos,), class indices.
+      photos: number of photos.
       classes: number of classes, at least 2.
 
     Returns:
-      float64 (photos, classes), each row sums to 1.
+      The targets of the own class and of each other class, which sum to 1.
     """
-    rest = 1 / (len(labels) + 2)
-    targets = np.full((len(labels), classes), rest / (classes - 1))
-    targets[np.arange(len(labels)), labels] = 1 - rest
-    return targets
+    rest = 1 / (photos + 2)
+    return 1 - rest, rest / (classes - 1)
 
 
 def fit_threshold(predictions: Predictions) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from research.evaluation.results import Evaluation, interval_text
-from research.evaluation.scores import Figure, percentiles, resampled_rows
+from research.evaluation.scores import Figure, Resamples, percentiles
 from research.evaluation.variant import P, Variant
 from research.runs.console import SHORT_NAMES, short_path
 
@@ -30,7 +30,7 @@ def difference(
     one, other = _sorted_by_name(variant, one), _sorted_by_name(variant, other)
     if one.names != other.names or (one.labels != other.labels).any():
         return None
-    found = variant.differences(one, other, resampled_rows(len(one), resamples))
+    found = variant.differences(one, other, Resamples(len(one), resamples))
     return {name: Figure(value, percentiles(drawn)) for name, (value, drawn) in found.items()}
 
 

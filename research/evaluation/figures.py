@@ -23,6 +23,7 @@ MAX_INSIDE = 6  # curves whose legend is inside the axes
 MAX_MISTAKES = 20
 MAX_CLASSES_WITH_INTERVALS = 4
 MAX_CLASSES_WITH_COUNTS = 50
+MAX_CLASSES = 100  # of a confusion matrix with all classes
 MAX_NAME_LENGTH = 26  # characters above a photo
 
 
@@ -44,21 +45,35 @@ class Curve(NamedTuple):
 def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Figure:
     """Draws numbers of photos by true class (rows) and predicted class (columns).
 
-    Colours show shares of the row. Up to 4 classes, each cell also shows its share with a 95 %
-    Wilson interval; above 50 classes, cells show only colours.
+    Colours show shares of the class's photos. Up to 4 classes, each cell also shows its share with
+    a 95 % Wilson interval; above 50 classes, cells show only colours. Of more than 100 classes, the
+    50 that are confused most often are drawn.
     """
-    classes = len(class_names)
-    counts = confusion(predictions.labels, predictions.predicted, classes)
-    totals = counts.sum(axis=1, keepdims=True)
+    pairs, numbers = confusion(predictions.labels, predictions.predicted)
+    photos = np.bincount(predictions.labels, minlength=len(class_names))
+    chosen = np.arange(len(class_names))
+    if len(chosen) > MAX_CLASSES:
+        chosen = np.sort(most_confused(pairs, numbers, len(chosen))[:MAX_CLASSES_WITH_COUNTS])
+    classes = len(chosen)
+    places = np.full(len(class_names), -1)
+    places[chosen] = np.arange(classes)
+    drawn = (places[pairs] >= 0).all(axis=1)
+    counts = np.zeros((classes, classes), int)
+    counts[tuple(places[pairs[drawn]].T)] = numbers[drawn]
+    totals = photos[chosen][:, np.newaxis]
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     side = min(max(4.5, 1.5 + 0.45 * classes), 24.0)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
-    names = [escape_formulas(plain(name, MAX_NAME_LENGTH)) for name in class_names]
+    names = [escape_formulas(plain(class_names[k], MAX_NAME_LENGTH)) for k in chosen.tolist()]
     shown = ConfusionMatrixDisplay(shares, display_labels=names)
     shown.plot(ax=axis, cmap="Blues", include_values=False, im_kw={"vmin": 0, "vmax": 1})
     shown.im_.colorbar.set_label("share of the class's photos")
     axis.set(xlabel="predicted class", ylabel="true class")
+    if classes < len(class_names):
+        axis.set_title(
+            f"the {classes} of {len(class_names):,} classes that are confused most often"
+        )
     axis.tick_params(axis="x", rotation=90 if classes > MAX_CLASSES_WITH_INTERVALS else 0)
     if classes > MAX_CLASSES_WITH_COUNTS:
         axis.tick_params(labelsize=max(2.0, 700 / classes))
@@ -71,6 +86,20 @@ def confusion_matrix(predictions: Predictions, class_names: Sequence[str]) -> Fi
         colour = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return figure
+
+
+def most_confused(pairs: np.ndarray, numbers: np.ndarray, classes: int) -> np.ndarray:
+    """Returns all classes, int (classes,), those of the most frequent mistakes first.
+
+    Args:
+      pairs: int (pairs, 2), true and predicted classes.
+      numbers: int (pairs,), the number of photos of each pair.
+      classes: number of classes.
+    """
+    is_mistake = pairs[:, 0] != pairs[:, 1]
+    order = np.argsort(-numbers[is_mistake], kind="stable")
+    found = [*pairs[is_mistake][order].ravel().tolist(), *range(classes)]
+    return np.array(list(dict.fromkeys(found)))
 
 
 class Calibrated(NamedTuple):
@@ -193,16 +222,16 @@ def one_against_rest(predictions: Predictions, class_names: Sequence[str]) -> li
     With more than 10 classes, the 10 worst are returned: those with the lowest mean probability of
     the class over its own photos. A class with no photos or with all photos has no curve.
     """
-    probabilities, labels = predictions.probabilities, predictions.labels
-    of_class = labels[:, np.newaxis] == np.arange(len(class_names))
-    photos = of_class.sum(axis=0)
-    given = (probabilities * of_class).sum(axis=0) / np.maximum(photos, 1)
-    classes = [1] if len(class_names) == 2 else np.argsort(given, kind="stable")
+    labels, classes = predictions.labels, len(class_names)
+    photos = np.bincount(labels, minlength=classes)
+    given = np.bincount(labels, np.exp(-predictions.losses()), classes) / np.maximum(photos, 1)
+    ordered = np.array([1]) if classes == 2 else np.argsort(given, kind="stable")
+    chosen = ordered[(photos[ordered] > 0) & (photos[ordered] < len(labels))][:MAX_CURVES]
+    probabilities = predictions.reduced(lambda logs, _: np.exp(logs[:, chosen]))
     return [
-        Curve(class_names[k], of_class[:, k], probabilities[:, k])
-        for k in classes
-        if 0 < photos[k] < len(labels)
-    ][:MAX_CURVES]
+        Curve(class_names[k], labels == k, column)
+        for k, column in zip(chosen, probabilities.T, strict=True)
+    ]
 
 
 def most_confident_mistakes(predictions: Predictions, limit: int = MAX_MISTAKES) -> np.ndarray:

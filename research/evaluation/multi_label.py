@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from research.evaluation.multi_label_figures import class_bars
 from research.evaluation.multi_label_scores import LabelFigures, LabelPredictions, score
 from research.evaluation.ranking import areas_of_classes, mean_of_known
 from research.evaluation.results import Scores, limited, short_text
+from research.evaluation.scores import Resamples
 from research.evaluation.single_label import csv_of
 from research.evaluation.thresholds import (
     Thresholds,
@@ -75,7 +77,9 @@ class MultiLabelScores(Scores):
                 f"{one.name[:14]:<15}{one.photos:>6}  {short_text(one.average_precision):<19}"
                 f"{area:<6}{one.threshold:<8.2f}{precision:<11}{recall:<8}{f1}"
             )
-        return [*limited(lines), *self._note()]
+        areas = [one.average_precision for one in self.classes]
+        worst = [area.value if area else math.inf for area in areas]
+        return [*limited(lines, worst, "average precision"), *self._note()]
 
     def _note(self) -> list[str]:
         missing = [one.name for one in self.classes if not one.photos]
@@ -122,7 +126,7 @@ class MultiLabel(Variant[LabelPredictions, MultiLabelScores]):
         return MultiLabelScores(figures, classes, decisions)
 
     def differences(
-        self, one: LabelPredictions, other: LabelPredictions, rows: Sequence[np.ndarray]
+        self, one: LabelPredictions, other: LabelPredictions, rows: Resamples
     ) -> dict[str, tuple[float, Sequence[float]]]:
         drawn_rows = [np.arange(len(one)), *rows]
         means = [

@@ -17,8 +17,8 @@ from research.evaluation.ranking import areas_of_classes, mean_of_known, pooled_
 from research.evaluation.scores import (
     BINS,
     Figure,
+    Resamples,
     percentiles,
-    resampled_rows,
     wilson_interval,
 )
 from research.evaluation.thresholds import DEFAULT, Thresholds
@@ -146,7 +146,7 @@ def score(
       left out.
     """
     labels, logits = predictions.labels, predictions.logits
-    rows = [np.arange(len(labels)), *resampled_rows(len(labels), resamples)]
+    rows = [np.arange(len(labels)), *Resamples(len(labels), resamples)]
     roc, average = areas_of_classes(labels, logits, rows)
     micro_roc, micro_average = pooled_areas(labels, logits, rows[1:])
     losses = totals(predictions.class_losses(), rows) / len(labels)

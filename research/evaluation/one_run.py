@@ -288,12 +288,9 @@ def open_evaluated(
         has_several_labels(task),
     )
     opened, classes = source, directory.read_class_names()
-    if (
-        config.names_photos
-        and set(source.class_names) <= set(classes)
-        and source.class_names != classes
-    ):
-        missing = [name for name in classes if name not in source.class_names]
+    present = set(source.class_names)
+    if config.names_photos and present <= set(classes) and source.class_names != classes:
+        missing = [name for name in classes if name not in present]
         if missing:
             print(
                 f"note: the photos have {len(source.class_names)} of the {len(classes)} classes of "

@@ -156,8 +156,21 @@ def short_text(figure: Figure | None) -> str:
     return f"{figure.value:.2f}" + (f" ({low_high[0]:.2f}-{low_high[1]:.2f})" if low_high else "")
 
 
-def limited(lines: Sequence[str]) -> list[str]:
-    """Returns a table's header and the lines of its first 40 classes, with a note on the others."""
-    left_out = len(lines) - 1 - MAX_PRINTED_CLASSES
-    shown = list(lines[: MAX_PRINTED_CLASSES + 1])
-    return [*shown, f"... and {left_out} more classes"] if left_out > 0 else shown
+def limited(lines: Sequence[str], scores: Sequence[float], score: str) -> list[str]:
+    """Returns the lines of a table, of the worst classes only if there are more than 40.
+
+    Args:
+      lines: the header, and a line for each class.
+      scores: a number for each class, lower for worse classes.
+      score: the name of these numbers.
+    """
+    header, *rows = lines
+    if len(rows) <= MAX_PRINTED_CLASSES:
+        return [*lines]
+    worst = sorted(range(len(rows)), key=scores.__getitem__)[:MAX_PRINTED_CLASSES]
+    left_out = len(rows) - len(worst)
+    return [
+        header,
+        *(rows[index] for index in worst),
+        f"... and {left_out:,} more classes, whose {score} is not lower",
+    ]

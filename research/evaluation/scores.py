@@ -7,18 +7,20 @@ bootstrap resamples of the photos (Efron 1979).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy import special, stats
-from sklearn import metrics
+from scipy import special
 
 from research.evaluation.ranking import areas
 
 ConfidenceInterval = tuple[float, float]
 
 BINS = 15  # of confidence
+NUMBERS_PER_BLOCK = 2**20
+NORMAL_QUANTILE = 1.959963984540054  # of 0.975
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +42,48 @@ class Predictions:
 
     def log_probabilities(self, temperature: float = 1.0) -> np.ndarray:
         """Returns float64 (photos, classes), for the logits divided by a temperature."""
-        scaled = self.logits.astype(np.float64) / temperature
-        if scaled.shape[1] == 1:
-            return special.log_expit(np.concatenate([-scaled, scaled], axis=1))
-        return special.log_softmax(scaled, axis=1)
+        return _log_probabilities(self.logits, temperature)
+
+    def reduced(
+        self, reduce: Callable[[np.ndarray, np.ndarray], np.ndarray], temperature: float = 1.0
+    ) -> np.ndarray:
+        """Returns a function of the log-probabilities, computed for blocks of photos.
+
+        The log-probabilities of all photos take several times the memory of the logits.
+
+        Args:
+          reduce: from the log-probabilities (block, classes) and the labels (block,) to an array
+            (block, ...).
+          temperature: divisor of the logits.
+        """
+        size = max(1, NUMBERS_PER_BLOCK // self.logits.shape[1])
+        blocks = [slice(start, start + size) for start in range(0, max(len(self), 1), size)]
+        return np.concatenate(
+            [
+                reduce(_log_probabilities(self.logits[block], temperature), self.labels[block])
+                for block in blocks
+            ]
+        )
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return max(self.logits.shape[1], 2)
 
     @property
     def probabilities(self) -> np.ndarray:
         """Float64 (photos, classes), each row sums to 1."""
-        return np.exp(self.log_probabilities())
+        return self.reduced(lambda given, _: np.exp(given))
 
-    @property
+    @functools.cached_property
     def predicted(self) -> np.ndarray:
         """Int (photos,), the most probable class; the first one if several are equal."""
-        return self.log_probabilities().argmax(axis=1)
+        return self.reduced(lambda given, _: given.argmax(axis=1))
 
-    @property
+    @functools.cached_property
     def confidence(self) -> np.ndarray:
         """Float64 (photos,), the probability of the predicted class."""
-        return self.probabilities.max(axis=1)
+        return self.reduced(lambda given, _: np.exp(given.max(axis=1)))
 
     @property
     def correct(self) -> np.ndarray:
@@ -67,7 +92,19 @@ class Predictions:
 
     def losses(self, temperature: float = 1.0) -> np.ndarray:
         """Returns float64 (photos,), the cross-entropy of each photo in nats."""
-        return -self.log_probabilities(temperature)[np.arange(len(self)), self.labels]
+        return -self.reduced(of_label, temperature)
+
+
+def _log_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
+    scaled = logits.astype(np.float64) / temperature
+    if scaled.shape[1] == 1:
+        return special.log_expit(np.concatenate([-scaled, scaled], axis=1))
+    return special.log_softmax(scaled, axis=1)
+
+
+def of_label(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the values (photos,) of each photo's own class, from those of all classes."""
+    return values[np.arange(len(labels)), labels]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +164,7 @@ def overall(
         if decisions.threshold is not None:
             above = predictions.probabilities[:, 1] >= decisions.threshold
             shares["accuracy_at_threshold"] = above == predictions.labels
-    resampled = resampled_rows(len(predictions), resamples)
+    resampled = Resamples(len(predictions), resamples)
     found = {}
     for name, values in losses.items():
         drawn = [float(values[rows].mean()) for rows in resampled]
@@ -137,7 +174,7 @@ def overall(
     labels, scores = predictions.labels, predictions.logits
     if scores.shape[1] > 1:  # logits of one class are not comparable between photos
         scores = predictions.probabilities
-    both = areas(labels, scores, [np.arange(len(labels)), *resampled])
+    both = areas(labels, scores, resampled)
     for name, (area, *drawn) in zip(("roc_auc", "average_precision"), both, strict=True):
         if not math.isnan(area):
             found[name] = Figure(float(area), percentiles(drawn))
@@ -156,52 +193,54 @@ def of_classes(
     the photos of the class.
     """
     labels, predicted = predictions.labels, predictions.predicted
-    classes = np.arange(len(class_names))
-    counts = confusion(labels, predicted, len(classes))
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=0.0
-    )
-    drawn = np.array(
-        [
-            _f1(confusion(labels[rows], predicted[rows], len(classes)))
-            for rows in resampled_rows(len(predictions), resamples)
-        ]
-    ).reshape(-1, len(classes))
-    hits = [int(count) for count in np.diag(counts)]
+
+    def count(rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        own, said = labels[rows], predicted[rows]
+        found = (own[own == said], said, own)
+        hits, chosen, photos = (np.bincount(one, minlength=len(class_names)) for one in found)
+        return hits, chosen, photos
+
+    hits, chosen, photos = count(slice(None))
+    resampled = Resamples(len(predictions), resamples)
+    drawn = np.stack([_f1(*count(rows)) for rows in resampled], axis=1) if resamples else None
+    f1 = _f1(hits, chosen, photos)
     return tuple(
         ClassFigures(
             name,
-            int(counts[k].sum()),
-            Figure(float(precision[k]), wilson_interval(hits[k], int(counts[:, k].sum()))),
-            Figure(float(recall[k]), wilson_interval(hits[k], int(counts[k].sum()))),
-            Figure(float(f1[k]), percentiles(list(drawn[:, k]))),
+            int(photos[k]),
+            Figure(_share(hits[k], chosen[k]), wilson_interval(hits[k], chosen[k])),
+            Figure(_share(hits[k], photos[k]), wilson_interval(hits[k], photos[k])),
+            Figure(float(f1[k]), None if drawn is None else percentiles(drawn[k])),
         )
-        if counts[k].sum()
+        if photos[k]
         else ClassFigures(name, 0, None, None, None)
         for k, name in enumerate(class_names)
     )
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Returns numbers of photos by true class (row) and predicted class (column).
+def confusion(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pairs of a true and a predicted class that photos have, and their numbers.
 
-    `sklearn.metrics.confusion_matrix` gives the same, but is too slow for hundreds of resamples.
+    A matrix of all pairs of classes would have far more entries than there are photos.
 
     Args:
       labels: int (photos,).
       predicted: int (photos,).
-      classes: number of classes.
 
     Returns:
-      int (classes, classes).
+      int (pairs, 2), in the order of the true class, then of the predicted class; and int (pairs,).
     """
-    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, -1)
+    pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
+    return pairs, counts
 
 
-def _f1(counts: np.ndarray) -> np.ndarray:
-    hits = np.diag(counts)
-    both = counts.sum(axis=0) + counts.sum(axis=1)
-    return np.divide(2 * hits, both, out=np.zeros(len(counts)), where=both > 0)
+def _share(part: int, whole: int) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+def _f1(hits: np.ndarray, chosen: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    both = chosen + photos
+    return np.divide(2 * hits, both, out=np.zeros(len(hits)), where=both > 0)
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -244,21 +283,33 @@ def calibration_table(confidence: np.ndarray, correct: np.ndarray) -> Calibratio
     )
 
 
-def resampled_rows(count: int, resamples: int) -> list[np.ndarray]:
-    """Returns rows drawn with replacement. They are the same in each call, for paired comparisons.
+class Resamples:
+    """Rows drawn with replacement. They are the same each time, for paired comparisons.
+
+    They are drawn again in each iteration, because all of them would take kilobytes per photo.
 
     Args:
       count: number of rows to draw from, and number of rows in each resample.
-      resamples: number of resamples.
+      number: number of resamples.
     """
-    generator = np.random.default_rng(0)
-    return [generator.integers(count, size=count) for _ in range(resamples)]
+
+    def __init__(self, count: int, number: int) -> None:
+        self._count, self._number = count, number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        generator = np.random.default_rng(0)
+        for _ in range(self._number):
+            yield generator.integers(self._count, size=self._count)
 
 
 def percentiles(drawn: Sequence[float] | np.ndarray) -> ConfidenceInterval | None:
     """Returns the 2.5th and 97.5th percentile without NaN values; None if no value is left."""
-    finite = [value for value in drawn if not math.isnan(value)]
-    if not finite:
+    values = np.asarray(drawn, np.float64)
+    finite = values[~np.isnan(values)]
+    if not len(finite):
         return None
     low, high = np.percentile(finite, [2.5, 97.5])
     return float(low), float(high)
@@ -266,7 +317,11 @@ def percentiles(drawn: Sequence[float] | np.ndarray) -> ConfidenceInterval | Non
 
 def wilson_interval(successes: float, trials: float) -> ConfidenceInterval | None:
     """Returns the 95 % Wilson score interval of a proportion (Wilson 1927); None if no trials."""
+    successes, trials = round(successes), round(trials)
     if not trials:
         return None
-    interval = stats.binomtest(round(successes), round(trials)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    share, squared = successes / trials, NORMAL_QUANTILE**2 / trials
+    middle = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(squared * (share * (1 - share) + squared / 4)) / (1 + squared)
+    low = middle - half if successes else 0.0
+    return low, middle + half if successes < trials else 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from research.evaluation.scores import (
     ClassFigures,
     Decisions,
     Predictions,
+    Resamples,
     confusion,
     of_classes,
     overall,
@@ -28,6 +30,15 @@ TITLES = {"roc_auc": "area under ROC curve", "calibration_error": "expected cali
 
 
 @dataclasses.dataclass(frozen=True)
+class MatrixEntry:
+    """An entry of the confusion matrix: a label, a predicted class, and the number of photos."""
+
+    label: str
+    predicted: str
+    photos: int
+
+
+@dataclasses.dataclass(frozen=True)
 class SingleLabelScores(Scores):
     """The metrics of single-label predictions.
 
@@ -35,14 +46,14 @@ class SingleLabelScores(Scores):
       figures: see `scores.overall`.
       classes: see `scores.of_classes`.
       decisions: temperature and threshold; None if there were no validation photos to fit them on.
-      confusion: numbers of photos by true class (row) and predicted class (column).
+      confusion: the pairs of a label and a predicted class that photos have.
     """
 
     headline = "accuracy"
 
     classes: tuple[ClassFigures, ...]
     decisions: Decisions | None
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[MatrixEntry, ...]
 
     def title(self, name: str) -> str:
         title = TITLES.get(name, name.replace("_", " "))
@@ -59,7 +70,8 @@ class SingleLabelScores(Scores):
             lines.append(f"{one.name[:15]:<16}{one.photos:>6}  {precision:<18}{recall:<18}{f1}")
         missing = [one.name for one in self.classes if not one.photos]
         shown = f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
-        return [*limited(lines), *([f"note: no photos of {shown}"] if missing else [])]
+        worst = [one.f1.value if one.f1 else math.inf for one in self.classes]
+        return [*limited(lines, worst, "F1"), *([f"note: no photos of {shown}"] if missing else [])]
 
 
 class SingleLabel(Variant[Predictions, SingleLabelScores]):
@@ -82,16 +94,19 @@ class SingleLabel(Variant[Predictions, SingleLabelScores]):
         self, predictions: Predictions, decisions: Decisions | None, resamples: int
     ) -> SingleLabelScores:
         names = self.class_names
-        counts = confusion(predictions.labels, predictions.predicted, len(names))
+        pairs, numbers = confusion(predictions.labels, predictions.predicted)
         return SingleLabelScores(
             overall(predictions, decisions, resamples=resamples),
             of_classes(predictions, names, resamples),
             decisions,
-            tuple(map(tuple, counts.tolist())),
+            tuple(
+                MatrixEntry(names[label], names[said], int(number))
+                for (label, said), number in zip(pairs, numbers, strict=True)
+            ),
         )
 
     def differences(
-        self, one: Predictions, other: Predictions, rows: Sequence[np.ndarray]
+        self, one: Predictions, other: Predictions, rows: Resamples
     ) -> dict[str, tuple[float, Sequence[float]]]:
         differences = {
             "accuracy": one.correct.astype(float) - other.correct,
@@ -132,7 +147,7 @@ class SingleLabel(Variant[Predictions, SingleLabelScores]):
             "confusion_matrix": drawn.confusion_matrix(predictions, names),
             "reliability": drawn.reliability(
                 calibrated,
-                1 / predictions.probabilities.shape[1],
+                1 / predictions.classes,
                 "confidence: probability of the predicted class",
                 "accuracy",
                 "photos",

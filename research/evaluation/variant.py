@@ -15,6 +15,7 @@ from matplotlib.figure import Figure as Plot
 from research.evaluation.classifier import Classifier
 from research.evaluation.figures import Curve
 from research.evaluation.results import Scores
+from research.evaluation.scores import Resamples
 
 
 class Predicted(Protocol):
@@ -90,7 +91,7 @@ class Variant(abc.ABC, Generic[P, S]):
 
     @abc.abstractmethod
     def differences(
-        self, one: P, other: P, rows: Sequence[np.ndarray]
+        self, one: P, other: P, rows: Resamples
     ) -> dict[str, tuple[float, Sequence[float]]]:
         """Returns metrics of one minus those of the other, for the same photos in the same order.
 

@@ -22,6 +22,7 @@ from research.tasks.labels import joined
 
 WIDTH = 80
 MAX_SHOWN = 10  # entries per list; the JSON holds all
+MAX_CLASSES = 40  # in the table of the classes
 SAMPLE_PHOTOS = 20
 GRID_DUPLICATES = 12
 MAX_SIDE = 320  # of a duplicate in the figure, in pixels
@@ -70,11 +71,17 @@ def _photos(inspection: Inspection) -> list[str]:
         (name, [counts[label, split] for split in SPLITS])
         for label, name in enumerate(inspection.class_names)
     ]
+    left_out = len(rows) - MAX_CLASSES
+    if left_out > 0:
+        rows = sorted(rows, key=lambda row: sum(row[1]))[:MAX_CLASSES]
     usable = collections.Counter(photo.split for photo in inspection.usable)
     rows.append(("all", [usable[split] for split in SPLITS]))
     rows.append(("damaged", [damaged[split] for split in SPLITS]))
     lines = ["Photos", _columns("class", *SPLITS, "all")]
-    return lines + [_columns(name, *(f"{n:,}" for n in (*row, sum(row)))) for name, row in rows]
+    lines += [_columns(name, *(f"{n:,}" for n in (*row, sum(row)))) for name, row in rows]
+    if left_out > 0:
+        lines.append(f"  ... and {left_out:,} more classes, which do not have fewer photos")
+    return lines
 
 
 def _sizes(photos: Sequence[Photo]) -> list[str]:

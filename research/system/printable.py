@@ -24,7 +24,7 @@ def printable(text: str) -> str:
     that change the writing direction, and bytes of file names that are not valid UTF-8. Existing
     escape sequences are kept.
     """
-    return "".join(map(_escaped, text))
+    return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def _escaped(character: str) -> str:

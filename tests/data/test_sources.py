@@ -14,7 +14,9 @@ from sklearn.datasets import load_digits
 
 from research.data.built_in import sketches
 from research.data.decode import decode_image
+from research.data.folder.findings import find_copies
 from research.data.folder.folder_source import FolderSource
+from research.data.folder.photo_tree import FolderTree
 from research.data.open_source import open_source
 from research.data.source import SPLITS
 from research.data.tfds_source import TfdsSource, standard_splits
@@ -227,7 +229,9 @@ def test_a_data_set_without_class_labels_is_refused(tmp_path):
 
 LISTING = """
 import sys
+from research.data.folder.findings import find_copies
 from research.data.folder.folder_source import FolderSource
+from research.data.folder.photo_tree import FolderTree
 source = FolderSource(sys.argv[1])
 print(sys.getfilesystemencoding())
 print(ascii(source.class_names))
@@ -272,3 +276,24 @@ def test_names_are_utf8_in_every_locale(tmp_path, request):
     assert (encoding, found) == ("ascii", expected)
     encoding, *found = listed(tmp_path, request.getfixturevalue("latin_1"))
     assert (encoding, found) == ("iso8859-1", expected)
+
+
+def test_only_files_that_end_alike_are_read_to_find_copies(tmp_path, monkeypatch):
+    start, end = b"s" * 5000, b"e" * 5000
+    contents = {
+        "a": start + end,
+        "b": start + end,
+        "c": b"S" * 5000 + end,
+        "d": start + b"E" * 5000,
+    }
+    contents |= {"e": b"short", "f": b"SHORT", "g": b"short", "h": b"of another size"}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+    os.link(tmp_path / "d.jpg", tmp_path / "i.jpg")
+    os.mkfifo(tmp_path / "j.jpg")
+    tree = FolderTree(str(tmp_path))
+    read, paths = [], tree.images("")
+    whole = tree.read
+    monkeypatch.setattr(tree, "read", lambda path, label: read.append(path) or whole(path, label))
+    assert find_copies(tree, paths) == [[0, 1], [3, 8], [4, 6]]
+    assert sorted(read) == ["a.jpg", "b.jpg", "c.jpg", "e.jpg", "g.jpg"]

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import collections
 import math
+import tracemalloc
 
 import keras
 import numpy as np
 import pytest
+from scipy import special
 from sklearn import metrics
 
+from research.evaluation import figures as drawn_figures
+from research.evaluation import ranking
 from research.evaluation.calibration import decide, fit_temperature, fit_threshold, smoothed_targets
 from research.evaluation.ranking import areas
 from research.evaluation.scores import (
     Decisions,
     Predictions,
+    Resamples,
     calibration_error,
     confusion,
     of_classes,
     overall,
     percentiles,
-    resampled_rows,
     wilson_interval,
 )
+from research.evaluation.single_label import SingleLabel
 
 
 def drawn(classes: int, photos: int = 120, decimals: int = 1) -> Predictions:
@@ -55,8 +61,10 @@ def test_metrics_match_scikit_learn(classes):
     assert figures["roc_auc"] == pytest.approx(roc)
     average = metrics.average_precision_score(labels, scores)
     assert figures["average_precision"] == pytest.approx(average)
-    counts = confusion(labels, predictions.predicted, classes)
-    assert (counts == metrics.confusion_matrix(labels, shares.argmax(axis=1))).all()
+    pairs, numbers = confusion(labels, predictions.predicted)
+    counts = metrics.confusion_matrix(labels, shares.argmax(axis=1))
+    assert pairs.tolist() == np.argwhere(counts).tolist()
+    assert numbers.tolist() == counts[counts > 0].tolist()
 
 
 def test_metrics_of_two_classes_match_keras():
@@ -111,9 +119,9 @@ def test_areas_of_resamples_match_scikit_learn(classes):
     predictions = drawn(classes, photos=30)
     labels = predictions.labels
     scores = predictions.logits if classes == 2 else predictions.probabilities
-    resamples = resampled_rows(30, 60)  # more than one block
+    resamples = Resamples(30, 60)  # more than one block
     found = areas(labels, scores, resamples)
-    for index, rows in enumerate(resamples):
+    for index, rows in enumerate([np.arange(30), *resamples]):
         own = [labels[rows] == k for k in ([1] if classes == 2 else range(classes))]
         columns = scores[rows].T
         pairs = [(of_k, s) for of_k, s in zip(own, columns, strict=True) if 0 < of_k.sum() < 30]
@@ -124,10 +132,74 @@ def test_areas_of_resamples_match_scikit_learn(classes):
 
 def test_areas_where_a_class_is_missing():
     labels, scores = np.array([0, 1, 1, 0]), np.array([[0.2], [0.8], [0.4], [0.4]])
-    found = areas(labels, scores, [np.array([0, 3, 3, 0]), np.array([0, 1, 2, 3])])
-    assert np.isnan(found[:, 0]).all()
-    assert found[:, 1] == pytest.approx([0.875, 1 / 2 + 1 / 2 * 2 / 3])
+    found = areas(labels, scores, [np.array([0, 3, 3, 0])])
+    assert found[:, 0] == pytest.approx([0.875, 1 / 2 + 1 / 2 * 2 / 3])
+    assert np.isnan(found[:, 1]).all()
     assert np.isnan(areas(np.array([1, 1]), scores[:2], [np.array([0, 1])])).all()
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_areas_of_many_classes_are_not_computed_anew_for_each_resample(decimals, monkeypatch):
+    predictions = drawn(60, 900, decimals)
+    resamples = Resamples(900, 100)
+    exact = areas(predictions.labels, predictions.probabilities, resamples)
+    monkeypatch.setattr(ranking, "MOST_PAIRS", 0)
+    found = areas(predictions.labels, predictions.probabilities, resamples)
+    assert found.shape == exact.shape
+    assert found[:, 0] == pytest.approx(exact[:, 0])
+    for one, other, width, shift in zip(found, exact, (0.02, 0.1), (0.02, 0.7), strict=True):
+        deviation = other[1:].std()
+        assert one[1:].std() == pytest.approx(deviation, rel=width)
+        assert np.corrcoef(one[1:], other[1:])[0, 1] > 0.97
+        assert abs(one[1:].mean() - other[1:].mean()) < shift * deviation
+    # Resamples repeat photos, which raises the average precision; here, a little less.
+    assert exact[1, 0] < found[1, 1:].mean() < exact[1, 1:].mean()
+    # A class without photos is left out, and so are all if there is only one.
+    labels = np.where(predictions.labels == 7, 8, predictions.labels)
+    (roc, average), _ = areas(labels, predictions.probabilities, Resamples(900, 1)).T
+    monkeypatch.undo()
+    everything = areas(labels, predictions.probabilities, [])
+    assert (roc, average) == pytest.approx(tuple(everything[:, 0]))
+    monkeypatch.setattr(ranking, "MOST_PAIRS", 0)
+    assert np.isnan(areas(0 * labels, predictions.probabilities, Resamples(900, 2))).all()
+
+
+def test_nothing_grows_with_the_square_of_the_number_of_classes():
+    classes, photos = 3000, 100
+    generator = np.random.default_rng(0)
+    labels = generator.integers(classes, size=photos)
+    logits = generator.normal(size=(photos, classes))
+    logits[np.arange(photos), labels] += 4
+    said, names = of_logits(labels, logits), tuple(map(str, range(classes)))
+    variant = SingleLabel(names)
+    tracemalloc.start()
+    scores = variant.score(said, decide(said), 3)
+    matrix = drawn_figures.confusion_matrix(said, names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < classes**2 * 4  # bytes
+    predicted = logits.argmax(axis=1)
+    pairs = collections.Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
+    found = {(int(one.label), int(one.predicted)): one.photos for one in scores.confusion}
+    assert found == pairs
+    assert scores.figures["accuracy"].value == (predicted == labels).mean()
+    own = special.log_softmax(logits.astype(np.float32), axis=1)[np.arange(photos), labels]
+    assert scores.figures["loss"].value == pytest.approx(-own.mean(), rel=1e-5)
+    areas_of_present = [
+        metrics.roc_auc_score(labels == k, said.probabilities[:, k]) for k in np.unique(labels)
+    ]
+    assert scores.figures["roc_auc"].value == pytest.approx(np.mean(areas_of_present))
+    f1 = metrics.f1_score(labels, predicted, labels=range(classes), average=None, zero_division=0)
+    for k in np.unique(labels).tolist():
+        assert scores.classes[k].f1.value == pytest.approx(f1[k])
+        assert scores.classes[k].photos == (labels == k).sum()
+    # The worst classes are printed and drawn, and the number of the others.
+    rows = scores.class_table()
+    worst = min(f1[np.unique(labels)])
+    assert rows[1].split()[-2 if "(" in rows[1] else -1] == f"{worst:.2f}"
+    assert rows[41] == "... and 2,960 more classes, whose F1 is not lower"
+    assert matrix.axes[0].get_title() == "the 50 of 3,000 classes that are confused most often"
+    assert len(matrix.axes[0].get_xticklabels()) == 50
 
 
 def test_wilson_interval_matches_published_values():
@@ -227,8 +299,7 @@ def test_temperature_is_bounded_without_mistakes_in_validation(classes):
 
 
 def test_smoothed_targets():
-    targets = smoothed_targets(np.array([0, 2]), 3)
-    assert targets == pytest.approx(np.array([[6, 1, 1], [1, 1, 6]]) / 8)
+    assert smoothed_targets(2, 3) == pytest.approx((6 / 8, 1 / 8))
 
 
 def test_threshold_maximizes_accuracy():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Collection, Hashable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 import numpy as np
 
@@ -25,7 +26,8 @@ def find_copies(
 ) -> list[list[int]]:
     """Returns the indices of files with the same content, as a list for each content.
 
-    Only files of the same size are read.
+    Only files of the same size and with the same last bytes are read. In a large folder, nearly
+    every file has the size of another.
 
     Args:
       tree: contains the files.
@@ -58,21 +60,38 @@ def find_copies(
 
 
 def _compare(tree: PhotoTree, paths: Sequence[str]) -> list[list[int]]:
-    by_size: dict[int, dict[Hashable, list[int]]] = collections.defaultdict(dict)
+    def end_of(index: int) -> int | None:
+        end = tree.end(paths[index])
+        return None if end is None else hash(end)  # all ends may take gigabytes
+
+    def digest(index: int) -> str | None:
+        content = tree.read(paths[index], 0).image
+        return None if content is None else digest_of(content)
+
+    by_size: dict[int, _Places] = collections.defaultdict(dict)
     for index, path in enumerate(paths):
         found = tree.size_and_place(path)
         if found and found[0]:
             size, place = found
             by_size[size].setdefault(place, []).append(index)
-    copies: list[list[int]] = []
-    for places in by_size.values():
-        by_digest: dict[str, list[int]] = collections.defaultdict(list)
-        for place, indices in places.items():
-            content = tree.read(paths[indices[0]], 0).image if len(places) > 1 else None
-            digest = str(place) if content is None else digest_of(content)
-            by_digest[digest] += indices
-        copies += [sorted(found) for found in by_digest.values() if len(found) > 1]
-    return copies
+    alike = [one for places in by_size.values() for one in _divided(places, end_of)]
+    same = [one for places in alike for one in _divided(places, digest)]
+    found_indices = [sorted(itertools.chain(*places.values())) for places in same]
+    return [indices for indices in found_indices if len(indices) > 1]
+
+
+_Places = dict[Hashable, list[int]]  # the indices of the paths of each stored file
+
+
+def _divided(places: _Places, key: Callable[[int], Hashable | None]) -> list[_Places]:
+    """Divides stored files by a key of their first path; a file whose key is None is alone."""
+    if len(places) == 1:
+        return [places]
+    divided: dict[Hashable, _Places] = collections.defaultdict(dict)
+    for place, indices in places.items():
+        found = key(indices[0])
+        divided[(place,) if found is None else found][place] = indices
+    return list(divided.values())
 
 
 def note_copies(

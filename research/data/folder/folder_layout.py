@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -222,12 +223,13 @@ def _check_classes(tree: Folders, folder: _Folder) -> None:
 def _splits_of(names: Sequence[str], root: str) -> dict[str, str]:
     """Returns the folder of each split, `train` first."""
     read = {name: _words(name) for name in names}
+    siblings: dict[tuple[str, ...], set[str]] = collections.defaultdict(set)
+    for split, rest in read.values():
+        if split:
+            siblings[rest].add(split)
     found: dict[str, str] = {}
     for name, (split, rest) in read.items():
-        has_sibling = any(
-            other not in (None, split) and own == rest for other, own in read.values()
-        )
-        if split is None or (rest and not has_sibling):
+        if split is None or (rest and len(siblings[rest]) == 1):
             continue
         if split in found:
             raise UserError(

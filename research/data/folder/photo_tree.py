@@ -13,6 +13,8 @@ from research.data.files import is_hidden, walk_images
 from research.data.source import Example, read_example
 from research.system.printable import name_of, path_of, printable
 
+END_BYTES = 4096
+
 
 class Folders(abc.ABC):
     """The names of folders and images below a root.
@@ -67,6 +69,11 @@ class PhotoTree(Folders):
     def state(self, path: str) -> str:
         """Returns a text that changes when a file is written; it is not read."""
 
+    def end(self, path: str) -> bytes | None:
+        """Returns the last `END_BYTES` bytes of a file, or all; None if it cannot be read."""
+        content = self.read(path, 0).image
+        return None if content is None else bytes(content[-END_BYTES:])
+
 
 class FolderTree(PhotoTree):
     """The folders and images of a folder on disk.
@@ -100,7 +107,7 @@ class FolderTree(PhotoTree):
 
     def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
         try:
-            status = os.stat(os.path.join(self._root, path.encode("utf-8", "surrogateescape")))
+            status = os.stat(self._file(path))
         except OSError:
             return None
         return status.st_size, (status.st_dev, status.st_ino)
@@ -109,7 +116,19 @@ class FolderTree(PhotoTree):
         return read_example(self._folder / path_of(path), label, printable(path))
 
     def state(self, path: str) -> str:
-        return state_of_file(os.path.join(self._root, path.encode("utf-8", "surrogateescape")))
+        return state_of_file(self._file(path))
+
+    def end(self, path: str) -> bytes | None:
+        try:
+            with open(self._file(path), "rb", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - END_BYTES))
+                return file.read(END_BYTES)
+        except OSError:
+            return None
+
+    def _file(self, path: str) -> bytes:
+        return os.path.join(self._root, path.encode("utf-8", "surrogateescape"))
 
 
 class ListedFolders(Folders):

@@ -129,5 +129,5 @@ def _unit(photos: Sequence[ListedPhoto], own: list[int], frequency: Mapping[str,
         min(photos[index].labels, key=lambda one: (frequency[one], one), default="")
         for index in own
     ]
-    label = min(set(labels), key=lambda one: (-labels.count(one), one))
+    label = min(collections.Counter(labels).items(), key=lambda pair: (-pair[1], pair[0]))[0]
     return _Unit(tuple(own), min(map(split_fraction, names)), label)
