@@ -205,6 +205,31 @@ def test_two_processes_decode_different_photos_at_the_same_time(photos, tmp_path
     assert found.names == expected.names
 
 
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_each_host_decodes_only_the_photos_of_its_own_devices(photos, tmp_path, hosts):
+    """A batch of 6 does not divide evenly among 4 hosts; together they decode each photo."""
+    read = []
+
+    class Recorded(FolderSource):
+        def read(self, split, index):
+            read.append(index)
+            return super().read(split, index)
+
+    source = Recorded(str(photos))
+    loader = loader_of(tmp_path, "none", source)
+    loader.batch_size = 6
+    count = len(loader.examples("train"))
+    rows = -(-count // 6) * -(-6 // hosts)  # of one host, with padding
+    found = set()
+    for host in range(hosts):
+        read.clear()
+        for _ in loader.epoch_batches(0, share=Share(hosts, host, 1)):
+            pass
+        assert len(read) == rows
+        found.update(read)
+    assert found == set(range(count))
+
+
 class InOrder(Source):
     """A source without random access, whose photos are recognised."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from research.data.folder.folder_options import Shares
 from research.data.folder.listed_photo import ListedPhoto
@@ -54,7 +54,7 @@ def assign_splits(
             for index in free_photos:
                 splits[index] = of_group.get(photos[index].group or "", fixed[0])
         elif free_photos:
-            by_class[unit.label].append(dataclasses.replace(unit, photos=free_photos))
+            by_class[unit.label].append(unit._replace(photos=free_photos))
     for members in by_class.values():
         members.sort(key=lambda unit: (unit.fraction, unit.photos))
         parts = cut([len(unit.photos) for unit in members], percent)
@@ -89,8 +89,7 @@ def cut(sizes: Sequence[int], percent: Mapping[str, int]) -> list[str]:
     return parts
 
 
-@dataclasses.dataclass(frozen=True)
-class _Unit:
+class _Unit(NamedTuple):
     """Photos that share a split, by index; their hash, and the class that they count for."""
 
     photos: tuple[int, ...]
@@ -126,8 +125,12 @@ def _unit(photos: Sequence[ListedPhoto], own: list[int], frequency: Mapping[str,
     names = [photos[index].group or photos[index].key for index in own]
     # A photo of several classes counts for the rarest of them.
     labels = [
-        min(photos[index].labels, key=lambda one: (frequency[one], one), default="")
+        found[0]
+        if len(found := photos[index].labels) == 1
+        else min(found, key=lambda one: (frequency[one], one), default="")
         for index in own
     ]
+    if len(own) == 1:  # nearly always, and much faster
+        return _Unit((own[0],), split_fraction(names[0]), labels[0])
     label = min(collections.Counter(labels).items(), key=lambda pair: (-pair[1], pair[0]))[0]
     return _Unit(tuple(own), min(map(split_fraction, names)), label)
