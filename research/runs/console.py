@@ -68,6 +68,12 @@ def describe_run(run: Run) -> str:
     has_norms = any(isinstance(one, keras.layers.BatchNormalization) for one in inner_layers)
     if config.weights == "none" and config.bn_mode == "frozen" and has_norms:
         lines.append("note: BatchNorm keeps its initial values; --bn_mode=train trains it")
+    if run.options.exchange != config.exchange:
+        count = team.strategy.num_replicas_in_sync
+        devices = "1 device" if count == 1 else f"{count} devices"
+        lines.append(
+            f"note: --exchange={config.exchange} has no effect with {devices}, only with 2 or 3"
+        )
     return "\n".join(lines)
 
 

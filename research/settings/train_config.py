@@ -305,6 +305,12 @@ class TrainConfig(PhotoConfig):
         "all machines listed in the environment variable TF_CONFIG; 'auto' uses what is available",
         changes_result=False,
     )
+    exchange: str = settings.choice(
+        "float32",
+        ("float32", "bfloat16"),
+        "number format in which two or three devices send their gradients. 'bfloat16' sends half "
+        "(two devices) or three quarters (three) of the bytes; sums are computed in float32",
+    )
     worker_timeout: int = settings.count(
         600,
         "seconds to wait for the other workers before the run fails",
