@@ -13,7 +13,7 @@ from tensorflow.python.eager import context
 
 from research.loop.builder import build_network
 from research.loop.steps import Network
-from research.models import recompute
+from research.models import recompute, split
 from research.models.recompute import cut_into_blocks
 from research.settings.train_config import TrainConfig
 from research.system.devices import set_precision
@@ -93,6 +93,16 @@ def test_a_residual_network_has_the_same_gradients():
     moved = gradients_of(plain, batch, above)
     assert_equal_gradients(moved, gradients_of(network, batch, above))
     assert abs(moved.sums["loss"] - expected.sums["loss"]) > 1e-3
+
+
+def test_blocks_begin_at_a_cut_where_several_tensors_cross(monkeypatch):
+    """Outside `tf.function`, too."""
+    monkeypatch.setattr(split, "MAX_LAYERS_TO_REPEAT", 0)
+    network = make_network(dataclasses.replace(CONFIG, unfreeze_from="stage2_block1_2_relu"))
+    assert len(network.parts.crossing) == 2
+    variables, batch = network.model.trainable_variables, some_batch()
+    plain = Task().gradients(without_blocks(network), batch, variables, 1.0)
+    assert_equal_gradients(plain, Task().gradients(network, batch, variables, 1.0))
 
 
 def test_random_layers_draw_the_same_numbers_again():
