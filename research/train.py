@@ -88,8 +88,8 @@ def train(
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(
             f"the device has not enough memory for batches of {config.batch_size:,} photos of "
-            f"{config.image_size} pixels; give a smaller --batch_size or --image_size, or "
-            "--precision=bfloat16"
+            f"{config.image_size} pixels; give a smaller --batch_size or --image_size, "
+            "--recompute=blocks, or --precision=bfloat16"
         ) from error
     finally:
         if directory:

@@ -109,7 +109,7 @@ def make_learner(
         randomize_head(network.model, config.seed)
         state = RunState(sum_shapes(task or TASK, network.model.logits, batch))
         groups = make_groups(config, network.model, state.step, make_plan(config, photos))
-    options = StepOptions(config.accumulate_steps, config.clip_norm, xla)
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, exchange=config.exchange)
     return Learner(strategy, task or TASK, network, groups, state, options)
 
 

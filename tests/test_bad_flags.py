@@ -84,6 +84,7 @@ def test_command_lines_that_once_failed(flags, expected, tmp_path, monkeypatch):
     ("script", "flags", "expected"),
     [
         ("run_train.py", "--gradual_unfreezing=1 --bn_mode=train", "give --bn_mode=frozen"),
+        ("run_train.py", "--recompute=blocks --bn_mode=sync", "give --bn_mode=frozen"),
         ("run_train.py", "--hyperrule --steps_per_epoch=3", "hyperrule chooses --steps_per_epoch"),
         (
             "run_train.py",

@@ -162,7 +162,8 @@ def divide_model(config: TrainConfig, model: Wrapper, origin: str) -> BuiltNetwo
     first = first_trainable_layer(base_model, backbone, config.unfreeze_from)
     freeze_below(base_model, first, config.bn_mode)
     penalize(model, config.l2_penalty)
-    return BuiltNetwork(Network(model, split_backbone(base_model, first)), backbone, first, origin)
+    parts = split_backbone(base_model, first, config.recompute == "blocks")
+    return BuiltNetwork(Network(model, parts), backbone, first, origin)
 
 
 def _load(model: keras.Model, weights: str) -> str:

@@ -43,12 +43,14 @@ class StepOptions:
       clip_norm: the largest allowed norm of the gradient; None for no limit.
       xla: whether to compile each device's forward and backward pass with XLA.
       deterministic: whether TensorFlow only allows deterministic operations.
+      exchange: the number format in which devices send gradients; see `sum_gradients`.
     """
 
     accumulate_steps: int = 1
     clip_norm: float | None = None
     xla: bool = False
     deterministic: bool = False
+    exchange: str = "float32"
 
 
 class StepsDone(NamedTuple):
@@ -122,6 +124,7 @@ class Learner:
         """Returns the compiled training step over all devices."""
         strategy, network, state, options = self.strategy, self.network, self.state, self.options
         loss_scale, groups = state.loss_scale, self.groups
+        clip_norm, exchange = options.clip_norm, options.exchange
         variables = [variable for group in groups for variable in group.variables]
 
         def compute(batch: Batch, scale: tf.Tensor) -> Gradients:
@@ -138,7 +141,8 @@ class Learner:
             scale = loss_scale.scale / float(self._photos_per_step(batch))
             gradients = self._accumulated(lambda part: compiled(part, scale), batch)
             update: Update = strategy.run(
-                lambda part: reduce_gradients(groups, part, options.clip_norm, scale), (gradients,)
+                lambda part: reduce_gradients(groups, part, clip_norm, scale, exchange),
+                (gradients,),
             )
             sums = self._first_of_each(update.sums)
             if loss_scale.active:

@@ -25,6 +25,7 @@ from research.loop.builder import (
     make_task,
     set_class_weights,
 )
+from research.loop.exchange import resolve_exchange
 from research.loop.learner import Learner, StepOptions
 from research.loop.pilot import run_pilot
 from research.loop.plan import Plan, Position, make_plan
@@ -196,7 +197,10 @@ def set_up(
         replicas,
     )
     xla = resolve_xla(config.xla, exchange_within_step(config, task) if replicas > 1 else None)
-    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, config.deterministic)
+    exchange = resolve_exchange(config.exchange, replicas)
+    options = StepOptions(
+        config.accumulate_steps, config.clip_norm, xla, config.deterministic, exchange
+    )
     return Run(
         *(config, settled, choices, team, task, built, loader),
         *(plan, groups, state, averages, frozen, options),

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
 from research.data.batches import Batch
+from research.loop.exchange import sum_gradients, sum_over_devices
 from research.models.split import SplitBackbone
 from research.models.wrapper import Wrapper
 from research.optimization.groups import Group, penalties
@@ -94,6 +95,7 @@ def reduce_gradients(
     gradients: Gradients,
     clip_norm: float | None = None,
     loss_scale: tf.Tensor | float = 1.0,
+    exchange: str = "float32",
 ) -> Update:
     """Sums gradients over the devices, divides by the total weight, and clips them.
 
@@ -103,9 +105,10 @@ def reduce_gradients(
       clip_norm: the largest norm of the gradient over all groups together. A larger gradient is
         scaled down to it (Pascanu et al. 2013, arXiv 1211.5063). None for no limit.
       loss_scale: the `scale` given to `Task.gradients`. The gradients are divided by it.
+      exchange: the number format in which gradients are sent; see `sum_gradients`.
     """
     variables = [variable for group in groups for variable in group.variables]
-    totals, sums = _sum_over_devices(gradients)
+    totals, sums = sum_gradients(gradients, exchange)
     means = [tf.math.divide_no_nan(total / loss_scale, sums["weight"]) for total in totals]
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(mean)) for mean in means])
     penalty, slopes = penalties(variables)
@@ -132,7 +135,7 @@ def apply_gradients(groups: Sequence[Group], gradients: Sequence[tf.Tensor]) -> 
 
 def eval_step(task: Task, network: Network, batch: Batch) -> Sums:
     """Returns the sums of a batch over all devices, in inference mode."""
-    return _sum_over_devices(task.sums(predict_step(network, batch), batch))
+    return sum_over_devices(task.sums(predict_step(network, batch), batch))
 
 
 def predict_step(network: Network, batch: Batch) -> tf.Tensor:
@@ -146,10 +149,3 @@ def predict_step(network: Network, batch: Batch) -> tf.Tensor:
     mirrored = {**batch, "image": batch["mirrored"]}
     both = tf.nest.map_structure(lambda *pair: tf.concat(pair, axis=0), batch, mirrored)
     return tf.reduce_mean(tf.split(network.logits(both, training=False), 2), axis=0)
-
-
-def _sum_over_devices(values: Any) -> Any:
-    """Sums each tensor of a structure over the devices, in one all-reduce call."""
-    context = tf.distribute.get_replica_context()
-    flat = tf.nest.flatten(values)
-    return tf.nest.pack_sequence_as(values, context.all_reduce(tf.distribute.ReduceOp.SUM, flat))

@@ -12,6 +12,7 @@ import tensorflow as tf
 from research.models.batch_norm import takes_weights, weigh_batch_norm
 from research.models.cost import forward_cost
 from research.models.folding import fold_frozen_batch_norm
+from research.models.recompute import cut_into_blocks, run_blocks
 
 # About one block of a mobile network.
 MAX_LAYERS_TO_REPEAT = 10
@@ -29,6 +30,8 @@ class SplitBackbone:
       trunk_cost: cost of the trunk for one photo, in operations; see `forward_cost`.
       rest_cost: cost of the forward pass of the rest.
       crossing: names of the layers whose outputs are the activations at the cut.
+      blocks: the rest, cut into blocks that training computes again in the backward pass, except
+        the last; none to keep all activations.
     """
 
     trunk: keras.Model | None
@@ -36,6 +39,7 @@ class SplitBackbone:
     trunk_cost: float
     rest_cost: float
     crossing: tuple[str, ...]
+    blocks: tuple[keras.Model, ...] = ()
 
     def activations(self, image: tf.Tensor) -> Activations:
         """Runs the trunk in inference mode and returns the activations at the cut."""
@@ -53,6 +57,8 @@ class SplitBackbone:
         """
         if self.rest is None:
             return activations[0]
+        if training and self.blocks:
+            return run_blocks(self.blocks, activations)
         inputs = [*activations, weight] if takes_weights(self.rest) else list(activations)
         # Keras expects a single input without a list.
         return self.rest(inputs[0] if len(inputs) == 1 else inputs, training=training)
@@ -92,20 +98,28 @@ def cheapest_cut(model: keras.Model, index: int) -> int:
     return min([index, *allowed], key=crossing_size)
 
 
-def split_backbone(model: keras.Model, index: int) -> SplitBackbone:
+def split_backbone(model: keras.Model, index: int, recompute: bool = False) -> SplitBackbone:
     """Splits a functional model at a layer or a little below it, and folds frozen BatchNorm layers.
 
     Args:
       model: a functional Keras model with one input and one output.
       index: the first trainable layer, 0 to len(model.layers).
+      recompute: whether training computes activations again in the backward pass. BatchNorm must
+        be frozen then.
     """
     inputs = sum(isinstance(layer, keras.layers.InputLayer) for layer in model.layers[:index])
     cost = forward_cost(model.layers)
-    if index <= inputs:
-        return SplitBackbone(None, fold_frozen_batch_norm(weigh_batch_norm(model)), 0.0, cost, ())
     if index >= len(model.layers):
         return SplitBackbone(fold_frozen_batch_norm(model), None, cost, 0.0, ("output",))
-    cut = cheapest_cut(model, index)
+    if index <= inputs:
+        parts = SplitBackbone(None, fold_frozen_batch_norm(weigh_batch_norm(model)), 0.0, cost, ())
+    else:
+        parts = _split(model, cheapest_cut(model, index))
+    blocks = cut_into_blocks(parts.rest) if recompute else ()
+    return dataclasses.replace(parts, blocks=blocks if len(blocks) > 1 else ())
+
+
+def _split(model: keras.Model, cut: int) -> SplitBackbone:
     crossing = crossing_tensors(model, cut)
     trunk = keras.Model(model.input, crossing, name=f"{model.name}_trunk")
     rest = keras.Model(crossing, model.output, name=f"{model.name}_rest")

@@ -41,7 +41,7 @@ def describe_run(run: Run) -> str:
     config, loader, built, team = run.config, run.loader, run.built, run.team
     own_data = config.source or config.image_folder or config.labels
     names = ", ".join(loader.class_names[:8]) + (", ..." if len(loader.class_names) > 8 else "")
-    size = config.image_size
+    size, blocks = config.image_size, len(built.network.parts.blocks)
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     lines = [
         f"data         {short_path(own_data) if own_data else config.dataset}",
@@ -55,6 +55,7 @@ def describe_run(run: Run) -> str:
         f"weights      {built.origin}",
         f"devices      {team.strategy.num_replicas_in_sync} {kind}, "
         f"{keras.config.dtype_policy().compute_dtype}{', XLA' if run.options.xla else ''}",
+        *([f"recomputed   {blocks - 1} of {blocks} blocks of unfrozen layers"] if blocks else []),
         *([f"host         {team.cluster}"] if team.cluster else []),
         *choices_lines(run.choices),
         "",
@@ -68,6 +69,14 @@ def describe_run(run: Run) -> str:
     has_norms = any(isinstance(one, keras.layers.BatchNormalization) for one in inner_layers)
     if config.weights == "none" and config.bn_mode == "frozen" and has_norms:
         lines.append("note: BatchNorm keeps its initial values; --bn_mode=train trains it")
+    if config.recompute == "blocks" and not built.network.parts.blocks:
+        lines.append("note: --recompute=blocks has no effect: no cut of these layers saves memory")
+    if run.options.exchange != config.exchange:
+        count = team.strategy.num_replicas_in_sync
+        devices = "1 device" if count == 1 else f"{count} devices"
+        lines.append(
+            f"note: --exchange={config.exchange} has no effect with {devices}, only with 2 or 3"
+        )
     return "\n".join(lines)
 
 

@@ -292,6 +292,13 @@ class TrainConfig(PhotoConfig):
         "number format of the computation in the backbone; 'float16' uses a dynamic loss scale; "
         "'auto' chooses a format that is fast on the device",
     )
+    recompute: str = settings.choice(
+        "none",
+        ("none", "blocks"),
+        "'blocks' computes the activations of the unfrozen layers again in the backward pass, "
+        "block by block, instead of keeping them: less memory, and about a third more time",
+        changes_result=False,
+    )
     xla: str = settings.choice(
         "auto",
         ("auto", "on", "off"),
@@ -304,6 +311,12 @@ class TrainConfig(PhotoConfig):
         "'mirrored' trains on all devices of this machine; 'multi_worker' trains on the devices of "
         "all machines listed in the environment variable TF_CONFIG; 'auto' uses what is available",
         changes_result=False,
+    )
+    exchange: str = settings.choice(
+        "float32",
+        ("float32", "bfloat16"),
+        "number format in which two or three devices send their gradients. 'bfloat16' sends half "
+        "(two devices) or three quarters (three) of the bytes; sums are computed in float32",
     )
     worker_timeout: int = settings.count(
         600,
@@ -414,6 +427,11 @@ class TrainConfig(PhotoConfig):
                 f"gradual_unfreezing is {self.gradual_unfreezing} and bn_mode is {self.bn_mode!r}, "
                 "which would change the statistics of stages that are still frozen; give "
                 "--bn_mode=frozen"
+            )
+        if self.recompute == "blocks" and self.bn_mode != "frozen":
+            raise UserError(
+                f"recompute is 'blocks' and bn_mode is {self.bn_mode!r}, which would compute the "
+                "statistics of BatchNorm twice; give --bn_mode=frozen"
             )
         given = [
             f"--{field.name}"
