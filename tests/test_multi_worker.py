@@ -57,6 +57,7 @@ FLAGS = (
 
 
 TRAIN_STEPS = "research.loop.learner:Learner.train_steps"
+WRITE_RESULT = "research.runs.run_directory:RunDirectory.write_result"
 
 
 class Workers:
@@ -65,8 +66,8 @@ class Workers:
     Args:
       folder: contains the working directory of each worker.
       flags: of each worker.
-      signals: by worker index, the number of a call of `Learner.train_steps`, and the signal that
-        the worker receives at the end of this call.
+      signals: by worker index, a function, the number of one of its calls, and the signal that the
+        worker receives at the end of this call.
       environments: the variables that name the workers to each; None sets `TF_CONFIG`.
     """
 
@@ -74,7 +75,7 @@ class Workers:
         self,
         folder: Path,
         flags: Sequence[Sequence[str]],
-        signals: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+        signals: Mapping[int, tuple[str | int, ...]] = MappingProxyType({}),
         environments: Sequence[Mapping[str, str]] | None = None,
     ) -> None:
         environments = environments or tf_configs()
@@ -84,7 +85,7 @@ class Workers:
             host.mkdir(exist_ok=True, parents=True)
             script = "run_train.py"
             if index in signals:
-                own = [signal_at(script, TRAIN_STEPS, *signals[index]), *own]
+                own = [signal_at(script, *signals[index]), *own]
                 script = "tests/signalled.py"
             self.processes.append(Started(host, script, own, environments[index]))
 
@@ -264,6 +265,17 @@ def test_a_run_of_two_workers_is_evaluated_on_one_machine(together, photos):
     assert json.loads(figures.read_text())["loss"]["value"] == pytest.approx(best, rel=1e-4)
 
 
+def assert_lost(worker: int, end: tuple[int, str, str]) -> None:
+    """Asserts that a worker ended with one line because the other one was lost."""
+    code, _, error = end
+    assert code == 75, error
+    line = error.splitlines()[-1]
+    assert line.startswith(f"run_train.py: this is worker {worker} of 2")
+    assert "another worker ended or does not answer" in line
+    assert "start all workers again with the same flags to resume" in line
+    assert "Traceback" not in error
+
+
 def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
     together, photos, tmp_path
 ):
@@ -272,7 +284,7 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
     It is started by the script for Slurm, which starts both workers again after a kill, and
     requeues the job after SIGTERM, which Slurm sends before the end of the time.
     """
-    number = free_job(steps=3)
+    number = free_job(steps=2)
     flags = [*FLAGS, f"--image_folder={photos}"]
     run = tmp_path / "host0" / "run"
 
@@ -280,47 +292,46 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
         path = tf.train.latest_checkpoint(str(run / "checkpoints" / "latest"))
         return int(path.rpartition("-")[2])
 
+    def ends(step: int, worker: int, *signal_of_worker: str | int) -> list[tuple[int, str, str]]:
+        signals, tasks = {worker: signal_of_worker}, slurm_tasks(number, step)
+        with Workers(tmp_path, [flags, flags], signals, tasks) as workers:
+            results = [workers.wait(index, 90) for index in range(2)]
+        job.answer([code for code, _, _ in results])
+        return results
+
     with SlurmJob(tmp_path / "job", number) as job:
-        for step, victim in enumerate((1, 0)):
-            command = job.command()
-            assert command.startswith(
-                "srun --kill-on-bad-exit=0 --cpus-per-task=3 python run_train.py"
-            )
-            tasks = slurm_tasks(number, step)
-            with Workers(tmp_path, [flags, flags], {victim: (2, signal.SIGKILL)}, tasks) as workers:
-                code, _, error = workers.wait(1 - victim, 60)
-                killed, _, last = workers.wait(victim)
-            assert killed == -signal.SIGKILL, last
-            assert code == 75, error
-            job.answer([code, -signal.SIGKILL])
-            line = error.splitlines()[-1]
-            assert line.startswith(f"run_train.py: this is worker {1 - victim} of 2")
-            assert "another worker ended or does not answer" in line
-            assert "start all workers again with the same flags to resume" in line
-            assert "Traceback" not in error
+        command = job.command()
+        assert command.startswith("srun --kill-on-bad-exit=0 --cpus-per-task=3 python run_train.py")
+        chief, other = ends(0, 1, TRAIN_STEPS, 2, signal.SIGKILL)
+        assert other[0] == -signal.SIGKILL, other
+        assert_lost(0, chief)
         killed_at = saved()
+
         assert job.command() == command
-        tasks = slurm_tasks(number, 2)
-        with Workers(tmp_path, [flags, flags], {1: (1, signal.SIGTERM)}, tasks) as workers:
-            ends = [workers.wait(index, 60) for index in range(2)]
-        job.answer([code for code, _, _ in ends])
+        (code, out, error), (other_code, _, other_error) = ends(
+            1, 1, TRAIN_STEPS, 1, signal.SIGTERM
+        )
+        assert (code, other_code) == (143, 143)
+        assert f"resuming after step {killed_at} of 18" in out
+        assert re.search(r"by SIGTERM; step \d+ of 18 is saved: repeat the command with", error)
+        assert re.search(r"by SIGTERM; the chief saved step \d+: start all workers a", other_error)
+        stopped_at = saved()
+        assert 0 < killed_at < stopped_at < 18
         assert job.command() == f"scontrol requeue {number}"
         assert job.end() == 143
-    assert f"resuming after step {killed_at} of 18" in ends[0][1]
-    chief, other = (error.splitlines()[-1] for _, _, error in ends)
-    assert [code for code, _, _ in ends] == [143, 143]
-    assert re.search(r"by SIGTERM; step \d+ of 18 is saved: repeat the command with", chief)
-    assert re.search(r"by SIGTERM; the chief saved step \d+: start all workers again", other)
-    stopped_at = saved()
-    assert 0 < killed_at < stopped_at < 18
     shutil.copytree(run, tmp_path / "alone" / "run")
 
     with SlurmJob(tmp_path / "job", number) as job:
         assert job.command() == command
-        chief, _ = train_together(tmp_path, flags, slurm_tasks(number, 0))
+        chief, other = ends(0, 0, WRITE_RESULT, 1, signal.SIGKILL)
+        assert f"resuming after step {stopped_at} of 18" in chief[1]
+        assert chief[0] == -signal.SIGKILL, chief
+        assert_lost(1, other)  # although it has nothing to do after the last step
+
+        assert job.command() == command
+        train_together(tmp_path, flags, slurm_tasks(number, 1))
         job.answer([0, 0])
         assert job.end() == 0
-    assert f"resuming after step {stopped_at} of 18" in chief
     assert_same(together[0] / "host0" / "run", run)
 
     alone = run_script(tmp_path / "alone", "run_train.py", *flags)  # one worker can resume

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class Workers:
         files = self._folder.glob("log*.txt")
         return sum(file.read_text(errors="replace").count("restart.sh: exit") for file in files)
 
-    def _wait_until(self, is_reached: Any) -> None:
+    def _wait_until(self, is_reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + MAX_SECONDS
         while not is_reached():
             if time.monotonic() > deadline:
