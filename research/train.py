@@ -71,8 +71,7 @@ def train(
     directory, resuming = find_run(config) if is_chief else (None, False)
     if config.find_learning_rate and cluster is not None:
         raise UserError(
-            "find_learning_rate is given, but the environment variable TF_CONFIG names several "
-            "workers; unset it, or give --distribution=none"
+            "find_learning_rate is given, but there are several workers; give --distribution=none"
         )
     team = devices.start(config, cluster)
     try:
@@ -145,10 +144,11 @@ def train_together(
             started = sum(group.schedule.first_step <= first_step for group in run.groups)
             with collected():
                 loop.train_epoch(get_learner(epoch_input, started), epoch_input.loader)
-        settle_evaluation_size(run, inputs.for_epoch(run.plan.epochs - 1), directory)
-        stalled = int(run.state.epochs_without_gain.numpy())
-        skipped = run.state.loss_scale.read().skipped_steps
-        records.end(run.state.current_step, skipped, stalled)
+        with team.chief_first():  # if the chief ends here, it needs the others to start again
+            settle_evaluation_size(run, inputs.for_epoch(run.plan.epochs - 1), directory)
+            stalled = int(run.state.epochs_without_gain.numpy())
+            skipped = run.state.loss_scale.read().skipped_steps
+            records.end(run.state.current_step, skipped, stalled)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,15 @@ def draw_photos(folder: Path, count: int) -> Path:
         for index in range(count):
             (folder / name / f"{name}{index:03}.jpg").write_bytes(sketch_jpeg(label, index))
     return folder
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns different ports of the loopback interface that no process uses."""
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [server.getsockname()[1] for server in servers]
 
 
 def script_environment(folder: Path) -> dict[str, str]:

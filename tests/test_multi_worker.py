@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,15 +19,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.system.slurm import read_step
 from tests.helpers import (
     SMALL_RUN,
     Started,
     draw_photos,
+    free_ports,
     read_checkpoint,
     read_metrics,
     run_script,
     signal_at,
 )
+from tests.launcher import ROOT
 
 # 66 photos in batches of 8: the last batch has 2 photos, so that a device may have none.
 FLAGS = (
@@ -51,15 +56,8 @@ FLAGS = (
 )
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        servers = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [server.getsockname()[1] for server in servers]
-
-
 TRAIN_STEPS = "research.loop.learner:Learner.train_steps"
+WRITE_RESULT = "research.runs.run_directory:RunDirectory.write_result"
 
 
 class Workers:
@@ -68,28 +66,28 @@ class Workers:
     Args:
       folder: contains the working directory of each worker.
       flags: of each worker.
-      signals: by worker index, the number of a call of `Learner.train_steps`, and the signal that
-        the worker receives at the end of this call.
+      signals: by worker index, a function, the number of one of its calls, and the signal that the
+        worker receives at the end of this call.
+      environments: the variables that name the workers to each; None sets `TF_CONFIG`.
     """
 
     def __init__(
         self,
         folder: Path,
         flags: Sequence[Sequence[str]],
-        signals: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+        signals: Mapping[int, tuple[str | int, ...]] = MappingProxyType({}),
+        environments: Sequence[Mapping[str, str]] | None = None,
     ) -> None:
-        addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+        environments = environments or tf_configs()
         self.processes = []
         for index, own in enumerate(flags):
             host = folder / f"host{index}"
             host.mkdir(exist_ok=True, parents=True)
-            task = {"type": "worker", "index": index}
-            config = json.dumps({"cluster": {"worker": addresses}, "task": task})
             script = "run_train.py"
             if index in signals:
-                own = [signal_at(script, TRAIN_STEPS, *signals[index]), *own]
+                own = [signal_at(script, *signals[index]), *own]
                 script = "tests/signalled.py"
-            self.processes.append(Started(host, script, own, {"TF_CONFIG": config}))
+            self.processes.append(Started(host, script, own, environments[index]))
 
     def __enter__(self) -> Workers:
         return self
@@ -103,9 +101,103 @@ class Workers:
         return self.processes[index].end(seconds)
 
 
-def train_together(folder: Path, flags: Sequence[str]) -> list[str]:
+def tf_configs() -> list[dict[str, str]]:
+    """Returns the environment of each of two workers on free ports."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    return [
+        {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
+        for index in range(2)
+    ]
+
+
+def slurm_tasks(job: int, step: int) -> list[dict[str, str]]:
+    """Returns what `srun` sets for each of two tasks on this host."""
+    return [
+        {
+            "SLURM_JOB_ID": str(job),
+            "SLURM_STEP_ID": str(step),
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+            "SLURM_PROCID": str(rank),
+            "SLURM_NODEID": "0",
+            "SLURM_LOCALID": str(rank),
+        }
+        for rank in range(2)
+    ]
+
+
+def free_job(steps: int) -> int:
+    """Returns the number of a Slurm job whose steps have free ports on this machine."""
+    for job in itertools.count(random.randrange(1000)):
+        steps_of_job = [read_step(slurm_tasks(job, step)[0]) for step in range(steps)]
+        addresses = [address for step in steps_of_job for address in step.addresses]
+        try:
+            for address in addresses:
+                socket.create_server(("", int(address.rpartition(":")[2]))).close()
+        except OSError:
+            continue
+        return job
+    raise AssertionError
+
+
+class SlurmJob:
+    """The script examples/slurm.sh, with a `srun` and a `scontrol` that this test answers for.
+
+    Both print their command line on standard output. `srun` then reads its exit code. The context
+    manager ends the script.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        programs = folder / "programs"
+        programs.mkdir(parents=True, exist_ok=True)
+        answers = {"srun": 'read -r code; exit "$code"', "scontrol": "exit 0"}
+        for name, answer in answers.items():
+            (programs / name).write_text(f'#!/bin/bash\necho "{name} $*"\n{answer}\n')
+            (programs / name).chmod(0o755)
+        (folder / "examples").unlink(missing_ok=True)
+        (folder / "examples").symlink_to(ROOT / "examples")
+        self._process = subprocess.Popen(
+            ["bash", str(ROOT / "examples" / "slurm.sh")],
+            cwd=folder,
+            env={
+                "PATH": f"{programs}:{os.environ['PATH']}",
+                "SLURM_JOB_ID": str(number),
+                "SLURM_CPUS_PER_TASK": "3",
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __enter__(self) -> SlurmJob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=60)  # closes the standard input that `srun` reads
+
+    def command(self) -> str:
+        """Returns the next command line of `srun` or `scontrol`."""
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+    def answer(self, codes: Sequence[int]) -> None:
+        """Ends `srun` as Slurm does: with the highest exit code of its tasks."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{max(128 - code if code < 0 else code for code in codes)}\n")
+        self._process.stdin.flush()
+
+    def end(self) -> int:
+        """Returns the exit code of the script."""
+        return self._process.wait(60)
+
+
+def train_together(
+    folder: Path, flags: Sequence[str], environments: Sequence[Mapping[str, str]] | None = None
+) -> list[str]:
     """Trains to the end and returns the standard output of each worker."""
-    with Workers(folder, [flags, flags]) as workers:
+    with Workers(folder, [flags, flags], environments=environments) as workers:
         results = [workers.wait(index) for index in range(2)]
     for code, _, error in results:
         assert code == 0, error
@@ -173,10 +265,26 @@ def test_a_run_of_two_workers_is_evaluated_on_one_machine(together, photos):
     assert json.loads(figures.read_text())["loss"]["value"] == pytest.approx(best, rel=1e-4)
 
 
+def assert_lost(worker: int, end: tuple[int, str, str]) -> None:
+    """Asserts that a worker ended with one line because the other one was lost."""
+    code, _, error = end
+    assert code == 75, error
+    line = error.splitlines()[-1]
+    assert line.startswith(f"run_train.py: this is worker {worker} of 2")
+    assert "another worker ended or does not answer" in line
+    assert "start all workers again with the same flags to resume" in line
+    assert "Traceback" not in error
+
+
 def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
     together, photos, tmp_path
 ):
-    """The run is bit-identical after each worker was killed once and one was stopped."""
+    """The run is bit-identical after each worker was killed once and one was stopped.
+
+    It is started by the script for Slurm, which starts both workers again after a kill, and
+    requeues the job after SIGTERM, which Slurm sends before the end of the time.
+    """
+    number = free_job(steps=2)
     flags = [*FLAGS, f"--image_folder={photos}"]
     run = tmp_path / "host0" / "run"
 
@@ -184,30 +292,46 @@ def test_workers_that_die_or_are_stopped_resume_from_the_chiefs_checkpoint(
         path = tf.train.latest_checkpoint(str(run / "checkpoints" / "latest"))
         return int(path.rpartition("-")[2])
 
-    for victim in (1, 0):
-        with Workers(tmp_path, [flags, flags], {victim: (2, signal.SIGKILL)}) as workers:
-            code, _, error = workers.wait(1 - victim, 60)
-            assert workers.wait(victim)[0] == -signal.SIGKILL
-        assert code == 2, error
-        line = error.splitlines()[-1]
-        assert line.startswith(f"run_train.py: this is worker {1 - victim} of 2")
-        assert "another worker ended or does not answer" in line
-        assert "start all workers again with the same flags to resume" in line
-        assert "Traceback" not in error
-    killed_at = saved()
-    with Workers(tmp_path, [flags, flags], {1: (1, signal.SIGTERM)}) as workers:
-        ends = [workers.wait(index, 60) for index in range(2)]
-    assert f"resuming after step {killed_at} of 18" in ends[0][1]
-    (chief,), (other,) = (error.splitlines() for _, _, error in ends)
-    assert [code for code, _, _ in ends] == [143, 143]
-    assert re.search(r"by SIGTERM; step \d+ of 18 is saved: repeat the command with", chief)
-    assert re.search(r"by SIGTERM; the chief saved step \d+: start all workers again", other)
-    stopped_at = saved()
-    assert 0 < killed_at < stopped_at < 18
+    def ends(step: int, worker: int, *signal_of_worker: str | int) -> list[tuple[int, str, str]]:
+        signals, tasks = {worker: signal_of_worker}, slurm_tasks(number, step)
+        with Workers(tmp_path, [flags, flags], signals, tasks) as workers:
+            results = [workers.wait(index, 90) for index in range(2)]
+        job.answer([code for code, _, _ in results])
+        return results
+
+    with SlurmJob(tmp_path / "job", number) as job:
+        command = job.command()
+        assert command.startswith("srun --kill-on-bad-exit=0 --cpus-per-task=3 python run_train.py")
+        chief, other = ends(0, 1, TRAIN_STEPS, 2, signal.SIGKILL)
+        assert other[0] == -signal.SIGKILL, other
+        assert_lost(0, chief)
+        killed_at = saved()
+
+        assert job.command() == command
+        (code, out, error), (other_code, _, other_error) = ends(
+            1, 1, TRAIN_STEPS, 1, signal.SIGTERM
+        )
+        assert (code, other_code) == (143, 143)
+        assert f"resuming after step {killed_at} of 18" in out
+        assert re.search(r"by SIGTERM; step \d+ of 18 is saved: repeat the command with", error)
+        assert re.search(r"by SIGTERM; the chief saved step \d+: start all workers a", other_error)
+        stopped_at = saved()
+        assert 0 < killed_at < stopped_at < 18
+        assert job.command() == f"scontrol requeue {number}"
+        assert job.end() == 143
     shutil.copytree(run, tmp_path / "alone" / "run")
 
-    chief, _ = train_together(tmp_path, flags)
-    assert f"resuming after step {stopped_at} of 18" in chief
+    with SlurmJob(tmp_path / "job", number) as job:
+        assert job.command() == command
+        chief, other = ends(0, 0, WRITE_RESULT, 1, signal.SIGKILL)
+        assert f"resuming after step {stopped_at} of 18" in chief[1]
+        assert chief[0] == -signal.SIGKILL, chief
+        assert_lost(1, other)  # although it has nothing to do after the last step
+
+        assert job.command() == command
+        train_together(tmp_path, flags, slurm_tasks(number, 1))
+        job.answer([0, 0])
+        assert job.end() == 0
     assert_same(together[0] / "host0" / "run", run)
 
     alone = run_script(tmp_path / "alone", "run_train.py", *flags)  # one worker can resume
@@ -239,7 +363,7 @@ def test_workers_with_other_settings_are_refused(photos, tmp_path):
         assert code == 2, error
         assert "batch_size is 8 on the chief and 16 on this worker" in error.splitlines()[-1]
         code, _, error = workers.wait(0, 90)
-        assert code == 2, error
+        assert code == 75, error
         assert "another worker ended or does not answer" in error.splitlines()[-1]
     assert not (tmp_path / "host0" / "run").exists()
 
@@ -312,7 +436,7 @@ def test_a_host_that_is_not_known_is_told_at_once_and_ends_the_run(tmp_path):
     code, _, error = run_with_addresses(
         tmp_path, f"127.0.0.1:{free_ports(1)[0]}", "host.invalid:1", flags=flags
     )
-    assert code == 2
+    assert code == 75
     note, line = error.splitlines()
     assert note.startswith("note: this is worker 0 of 2, the chief; the host of host.invalid:1 is")
     assert note.endswith("; waiting for it")

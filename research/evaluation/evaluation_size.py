@@ -36,14 +36,11 @@ def settle_evaluation_size(
       last_epoch: the network and the photos, or their cached activations, of the last epoch.
       directory: the run's folder; None in a worker that is not the chief.
     """
-    if run.settled.evaluation_scale != AUTO:
-        return
-    if directory:
+    if directory and run.settled.evaluation_scale == AUTO:
         choice = choose_evaluation_scale(run, last_epoch)
         directory.settle("evaluation_scale", choice)
         lines = console.choices_lines({"evaluation_scale": choice})
         print("", *lines, sep="\n", flush=True)
-    run.team.from_chief(None)  # the other workers wait, because the chief would miss them
 
 
 def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:

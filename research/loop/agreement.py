@@ -38,7 +38,7 @@ def check_settings(own: Sequence[Any], chief: Sequence[Any]) -> None:
             for name in differences
             if name not in ("image_folder", "labels", "weights")
         },
-        "give all workers the same flags",
+        "give all workers the same flags, or --distribution=none to train each alone",
     )
 
 

@@ -309,7 +309,8 @@ class TrainConfig(PhotoConfig):
         "auto",
         ("auto", "none", "mirrored", "multi_worker"),
         "'mirrored' trains on all devices of this machine; 'multi_worker' trains on the devices of "
-        "all machines listed in the environment variable TF_CONFIG; 'auto' uses what is available",
+        "all machines that the environment variable TF_CONFIG or Slurm names; 'auto' uses what is "
+        "available",
         changes_result=False,
     )
     exchange: str = settings.choice(

@@ -1,4 +1,4 @@
-"""The workers of a multi-worker run, from `TF_CONFIG`. Does not import TensorFlow."""
+"""The workers of a multi-worker run, from `TF_CONFIG` or Slurm. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 import time
 from typing import Any
 
-from research.system.errors import UserError
+from research.system import slurm
+from research.system.errors import UserError, WorkerLostError
 
 EXAMPLE = (
     '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -40,24 +41,59 @@ class Cluster:
 
 
 def find_cluster(distribution: str) -> Cluster | None:
-    """Returns the workers named in `TF_CONFIG`; None to train without other workers.
+    """Returns the workers named in `TF_CONFIG` or by Slurm; None to train without other workers.
 
-    A cluster of one worker is no cluster: a note on standard error says that it is not used.
+    `TF_CONFIG` overrules Slurm. A cluster of one worker is no cluster: a note on standard error
+    says that it is not used.
 
     Args:
-      distribution: the setting; `auto` uses `TF_CONFIG` if it is set.
+      distribution: the setting; `auto` uses what is set.
 
     Raises:
-      UserError: `TF_CONFIG` is required and not set, or is invalid.
+      UserError: workers are required and not named, or `TF_CONFIG` or a variable of Slurm is
+        invalid.
     """
-    text = os.environ.get("TF_CONFIG", "")
-    if distribution not in ("auto", "multi_worker") or (distribution == "auto" and not text):
+    if distribution not in ("auto", "multi_worker"):
         return None
-    if not text:
+    if text := os.environ.get("TF_CONFIG", ""):
+        return _from_tf_config(text)
+    if slurm.number_of_tasks(os.environ) > 1:
+        return _from_slurm()
+    if distribution == "multi_worker":
         raise UserError(
             "distribution is 'multi_worker', and the environment variable TF_CONFIG is not set; "
-            f"expected for example {EXAMPLE}"
+            f"expected for example {EXAMPLE}, or several tasks that are started by Slurm's srun"
         )
+    if os.environ.get("SLURM_NTASKS", "1") != "1":
+        _note(
+            f"the Slurm job has {os.environ['SLURM_NTASKS']} tasks, but srun did not start this "
+            "process in them; training without others"
+        )
+    return None
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _from_slurm() -> Cluster:
+    try:
+        step = slurm.read_step(os.environ)
+    except (ValueError, KeyError) as error:
+        reason = f"{error.args[0]} is not set" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"the variables of Slurm do not name the workers ({reason}); set TF_CONFIG, or give "
+            "--distribution=none"
+        ) from error
+    if step.tasks_here > 1:
+        _note(
+            f"Slurm started {step.tasks_here} tasks on this host; give each its own GPUs with srun "
+            "--gpus-per-task, or start one task per host, which uses all its GPUs"
+        )
+    return Cluster(step.addresses, step.rank)
+
+
+def _from_tf_config(text: str) -> Cluster | None:
     try:
         cluster = _parse(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,7 +104,7 @@ def find_cluster(distribution: str) -> Cluster | None:
         ) from error
     if len(cluster.workers) > 1:
         return cluster
-    print("note: TF_CONFIG names one worker; training without others", file=sys.stderr, flush=True)
+    _note("TF_CONFIG names one worker; training without others")
     return None
 
 
@@ -82,18 +118,33 @@ def wait_for_names(cluster: Cluster, timeout: float) -> None:
       timeout: in seconds.
 
     Raises:
-      UserError: a name still has no address.
+      WorkerLostError: a name still has no address.
     """
     deadline, is_told = time.monotonic() + timeout, False
     for address in cluster.workers:
         while problem := _lookup_problem(address):
             reason = f"this is {cluster}; the host of {address} is not known ({problem})"
             if time.monotonic() >= deadline:
-                raise UserError(f"{reason}; correct TF_CONFIG, or give --distribution=none")
+                raise WorkerLostError(f"{reason}; correct TF_CONFIG, or give --distribution=none")
             if not is_told:
-                print(f"note: {reason}; waiting for it", file=sys.stderr, flush=True)
+                _note(f"{reason}; waiting for it")
                 is_told = True
             time.sleep(min(1.0, timeout))
+
+
+def check_port(cluster: Cluster) -> None:
+    """Raises `WorkerLostError` if another process holds the port of this worker."""
+    port = int(cluster.workers[cluster.index].rpartition(":")[2])
+    try:
+        with socket.socket() as listener:
+            # As gRPC does: connections of an earlier worker that are closing do not matter.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("", port))
+    except OSError as error:
+        raise WorkerLostError(
+            f"this is {cluster}; its port {port} cannot be used ({error.strerror}); end the "
+            "process that uses it, such as an earlier worker, or name another port in TF_CONFIG"
+        ) from error
 
 
 def _lookup_problem(address: str) -> str | None:

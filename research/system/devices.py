@@ -144,12 +144,12 @@ def start(config: TrainConfig, cluster: Cluster | None = None) -> Team:
     """Sets up this process for a run, and connects to the other workers if there are any.
 
     Raises:
-      UserError: the devices are not available, or the workers cannot connect.
+      UserError: the devices are not available, or the workers cannot connect (`WorkerLostError`).
     """
     if cluster is not None and config.virtual_devices > 1:
         raise UserError(
             f"virtual_devices is {config.virtual_devices}, but a worker of several uses its GPUs "
-            "or its whole CPU; leave out --virtual_devices, or unset TF_CONFIG"
+            "or its whole CPU; leave out --virtual_devices, or give --distribution=mirrored"
         )
     set_up_keras()
     prepare(config.seed, config.deterministic, config.virtual_devices)

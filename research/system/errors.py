@@ -10,6 +10,14 @@ from pathlib import Path
 class UserError(Exception):
     """An invalid input. The message names the value, the expected value and the way out."""
 
+    exit_code = 2
+
+
+class WorkerLostError(UserError):
+    """Another worker of the run has ended or does not answer, so that all have to start again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h; a loop that starts programs again can tell it
+
 
 def program_name() -> str:
     """Returns the name of the running program, which starts every message."""

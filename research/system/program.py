@@ -14,29 +14,29 @@ from research.system.printable import printable
 LONGEST_MESSAGE = 2000  # characters
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the process with one line on standard error and exit code 2."""
+def fail(message: str, exit_code: int = UserError.exit_code) -> NoReturn:
+    """Ends the process with one line on standard error."""
     line = printable(" ".join(message.split()))
     if len(line) > LONGEST_MESSAGE:  # keep the value at the start and the way out at the end
         half = LONGEST_MESSAGE // 2
         line = f"{line[:half]} ... {line[-half:]}"
     print(f"{program_name()}: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(exit_code)
 
 
 @contextlib.contextmanager
 def ended_by_a_line() -> Iterator[None]:
     """Runs a program, and ends the process if the program cannot continue.
 
-    A `UserError` prints its line and gives exit code 2. SIGTERM and SIGINT print a line and give
-    143 and 130.
+    A `UserError` prints its line and gives exit code 2, or 75 if all workers have to start again.
+    SIGTERM and SIGINT print a line and give 143 and 130.
     """
     try:
         with interruption.raised():
             yield
             sys.stdout.flush()
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.exit_code)
     except interruption.Interrupted as interrupted:
         print(interrupted.line, file=sys.stderr)
         sys.exit(interrupted.exit_code)

@@ -13,8 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from research.system.cluster import Cluster, wait_for_names
-from research.system.errors import UserError, program_name
+from research.system.cluster import Cluster, check_port, wait_for_names
+from research.system.errors import WorkerLostError, program_name
 from research.system.interruption import by_the_system
 
 # TensorFlow raises these in one worker when another worker has ended.
@@ -44,10 +44,6 @@ if not has_ended(early):
 NOTE_AFTER = 5.0  # seconds
 
 
-class WorkerLostError(UserError):
-    """Another worker of the run has ended or does not answer."""
-
-
 def join_cluster(cluster: Cluster, timeout: int) -> tf.distribute.Strategy:
     """Waits for the other workers, and returns the strategy over the GPUs, or CPUs, of all.
 
@@ -59,12 +55,14 @@ def join_cluster(cluster: Cluster, timeout: int) -> tf.distribute.Strategy:
         connect here in time, the process prints a line on standard error and is killed.
 
     Raises:
-      UserError: the host of a worker is not known, or TensorFlow cannot connect to the others.
+      WorkerLostError: the host of a worker is not known, the port of this worker is in use, or
+        TensorFlow cannot connect to the others.
     """
+    check_port(cluster)
     wait_for_names(cluster, timeout)
     own = cluster.workers[cluster.index]
     others = ", ".join(address for address in cluster.workers if address != own)
-    advice = "start every worker, and check the addresses in TF_CONFIG"
+    advice = "start every worker, and check these addresses"
     line = (
         f"{program_name()}: this is {cluster}, and not all of {others} connected within "
         f"{timeout} s; {advice}, or give a longer --worker_timeout"
@@ -81,11 +79,22 @@ def join_cluster(cluster: Cluster, timeout: int) -> tf.distribute.Strategy:
     with by_the_system(), subprocess.Popen(watcher, stdin=subprocess.PIPE, start_new_session=True):
         try:
             options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout)
-            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+            return tf.distribute.MultiWorkerMirroredStrategy(_resolver(cluster), options)
         except (tf.errors.OpError, RuntimeError) as error:
-            raise UserError(
+            raise WorkerLostError(
                 f"this is {cluster}, which cannot connect to {others}: {_reason(error)}; {advice}"
             ) from error
+
+
+def _resolver(cluster: Cluster) -> tf.distribute.cluster_resolver.ClusterResolver:
+    # By default, TensorFlow would read TF_CONFIG, and each worker would train alone without it.
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": cluster.workers}),
+        task_type="worker",
+        task_id=cluster.index,
+        num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
+        rpc_layer="grpc",
+    )
 
 
 class Team:
