@@ -19,7 +19,7 @@ from research.evaluation.ranking import areas
 ConfidenceInterval = tuple[float, float]
 
 BINS = 15  # of confidence
-NUMBERS_PER_BLOCK = 2**20
+NUMBERS_PER_BLOCK = 2**14  # of log-probabilities, which then fit into the cache of the processor
 NORMAL_QUANTILE = 1.959963984540054  # of 0.975
 
 
