@@ -1,6 +1,6 @@
 """Kills workers of one run, each in a loop that starts it again, and compares the finished run.
 
-python -m tests.reliability.hosts               # one of four workers is killed, two minutes
+python -m tests.reliability.hosts               # one of four workers is killed: two to five minutes
 python -m tests.reliability.hosts --kills=10 --workers=3
 """
 
