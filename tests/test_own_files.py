@@ -200,7 +200,12 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
         ("--task=FILE:Mine", "def broken(:", "cannot be imported (SyntaxError"),
         ("--task=FILE:Mine", "import no_such_thing", "(ModuleNotFoundError"),
         ("--task=unknown", "", "expected one of: classification, multi_label, FILE.py:NAME"),
-        ("--source=FILE:Mine", "class Mine: pass", "which has no class_names"),
+        ("--source=FILE:Mine", "class Mine: pass", "an object of Mine; expected a subclass of"),
+        (
+            "--source=FILE:Mine",
+            "from research.data.source import Source\nclass Mine(Source): pass",
+            "which does not define class_names, count, examples",
+        ),
         ("--augmentation=FILE:Mine", "Mine = 3", "is not a subclass of"),
         ("--backbone_optimizer=FILE:Mine", "Mine = 3", "is not a class or function"),
         (

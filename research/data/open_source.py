@@ -34,12 +34,23 @@ def open_source(
     options = options or FolderOptions()
     if source is not None:
         opened = load_from_file("source", source)()
-        for name in ("class_names", "count", "examples"):
-            if not hasattr(opened, name):
-                raise UserError(
-                    f"source is {source!r}, which has no {name}; expected a subclass of "
-                    "research.data.source.Source"
-                )
+        if not isinstance(opened, Source):
+            raise UserError(
+                f"source is {source!r}, an object of {type(opened).__name__}; expected a subclass "
+                "of research.data.source.Source"
+            )
+        missing = [
+            name
+            for name in ("count", "examples")
+            if getattr(type(opened), name) is getattr(Source, name)
+        ]
+        if not hasattr(opened, "class_names"):
+            missing.insert(0, "class_names")
+        if missing:
+            raise UserError(
+                f"source is {source!r}, which does not define {', '.join(missing)}; expected "
+                "what docs/extending.md lists for a subclass of research.data.source.Source"
+            )
         return opened
     if image_folder is not None or options.labels is not None:
         return FolderSource(image_folder, options)
