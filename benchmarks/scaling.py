@@ -1,7 +1,7 @@
 """What a training step transfers, stores and computes; and a check with two workers on loopback.
 
 python -m benchmarks.scaling              # the calculated table, one minute
-python -m benchmarks.scaling --measure    # and the measurement, about 15 minutes on two cores
+python -m benchmarks.scaling --measure    # and the measurement, about six minutes on two cores
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,8 +30,6 @@ ROWS = {
 }
 MEASURED = (("MobileNetV2", "100"), ("ResNet50V2", "conv5"), ("VGG16", "block4"))
 STEPS = 20
-ROUNDS = 2  # in which the formats take turns
-EXCHANGES = {"float32": 4, "bfloat16": 2}  # bytes per gradient
 
 
 def load_of(backbone: str, unfreeze_from: str) -> dict[str, Any]:
@@ -67,19 +64,17 @@ def load_of(backbone: str, unfreeze_from: str) -> dict[str, Any]:
     }
 
 
-def train(
-    folder: Path, backbone: str, unfreeze_from: str, workers: int, steps: int, exchange: str
-) -> float:
+def train(folder: Path, backbone: str, unfreeze_from: str, workers: int, steps: int) -> float:
     """Trains two epochs of `steps` steps; returns the seconds per step of the second epoch."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
     addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
     for one in sockets:
         one.close()
-    run = Path(tempfile.mkdtemp(dir=folder))
+    run = folder / f"{workers}-{steps}"
     command = [sys.executable, "run_train.py", *ARTICLE, "--dataset=sketches", "--image_size=32"]
     command += [f"--backbone={backbone}", f"--unfreeze_from={unfreeze_from}", "--trunk_cache=off"]
     command += [f"--batch_size={4 * workers}", "--epochs=2", f"--steps_per_epoch={steps}"]
-    command += [f"--ckpt_dir={run}", f"--exchange={exchange}"]
+    command += [f"--ckpt_dir={run}"]
     processes = []
     for index in range(workers):
         environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -97,47 +92,33 @@ def train(
     return 4 * workers / json.loads(rows[-1])["photos_per_second"]
 
 
-def measure(backbone: str, unfreeze_from: str) -> list[dict[str, Any]]:
-    """Times steps of one worker and of two, and counts the bytes per step of two on loopback.
-
-    Returns:
-      A row for each format of the exchange. The seconds of two workers are a list, one per round.
-    """
+def measure(backbone: str, unfreeze_from: str) -> dict[str, Any]:
+    """Counts the bytes per step on loopback, and times steps of one worker and of two workers."""
     import psutil
 
-    def bytes_so_far() -> int:
+    def sent() -> int:
         return psutil.net_io_counters(pernic=True)["lo"].bytes_sent
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-
-        def train_two(steps: int, exchange: str) -> tuple[int, float]:
-            before = bytes_so_far()
-            seconds = train(folder, backbone, unfreeze_from, 2, steps, exchange)
-            return bytes_so_far() - before, seconds
-
-        alone = train(folder, backbone, unfreeze_from, 1, STEPS, "float32")
-        short = {exchange: train_two(STEPS // 4, exchange)[0] for exchange in EXCHANGES}
-        turns = [(one, *train_two(STEPS, one)) for _ in range(ROUNDS) for one in EXCHANGES]
-    rows = []
-    for exchange, size in EXCHANGES.items():
-        sent, seconds = zip(*(rest for one, *rest in turns if one == exchange), strict=True)
-        # A ring of two, and two that gather: both workers send half of the values twice, or all.
-        predicted = 2 * size * load_of(backbone, unfreeze_from)["trained_parameters"]
-        counted = (statistics.mean(sent) - short[exchange]) / (2 * (STEPS - STEPS // 4))
-        rows.append(
-            {
-                "backbone": backbone,
-                "unfreeze_from": unfreeze_from,
-                "exchange": exchange,
-                "predicted_bytes_per_step": predicted,
-                "counted_bytes_per_step": counted,
-                "counted_over_predicted": counted / predicted,
-                "seconds_per_step_alone": alone,
-                "seconds_per_step_together": seconds,
-            }
-        )
-    return rows
+        before = sent()
+        train(folder, backbone, unfreeze_from, 2, STEPS // 4)
+        short = sent() - before
+        alone = train(folder, backbone, unfreeze_from, 1, STEPS)
+        before = sent()
+        together = train(folder, backbone, unfreeze_from, 2, STEPS)
+        long = sent() - before
+    predicted = 2 * (2 - 1) * load_of(backbone, unfreeze_from)["exchanged_bytes"]
+    counted = (long - short) / (2 * (STEPS - STEPS // 4))
+    return {
+        "backbone": backbone,
+        "unfreeze_from": unfreeze_from,
+        "predicted_bytes_per_step": predicted,
+        "counted_bytes_per_step": counted,
+        "counted_over_predicted": counted / predicted,
+        "seconds_per_step_alone": alone,
+        "seconds_per_step_together": together,
+    }
 
 
 def main() -> None:
@@ -150,7 +131,7 @@ def main() -> None:
     figures = {"loads": loads}
     print_table(loads)
     if arguments.measure:
-        figures["two_workers_on_loopback"] = [row for one in MEASURED for row in measure(*one)]
+        figures["two_workers_on_loopback"] = [measure(*row) for row in MEASURED]
         print_table(figures["two_workers_on_loopback"])
     write_result("scaling", figures)
 

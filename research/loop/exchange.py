@@ -51,6 +51,8 @@ def _sum_of_rounded(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     # TensorFlow cannot gather bfloat16; gathering keeps the bits of float16.
     sent = tf.bitcast(tf.concat(rounded, axis=0), tf.float16)[tf.newaxis]
     received = tf.bitcast(context.all_gather(sent, axis=0), tf.bfloat16)
-    total = tf.reduce_sum(tf.cast(received, tf.float32), axis=0)
+    # On a CPU, this takes half the time of `tf.reduce_sum`.
+    rows = tf.unstack(received, context.num_replicas_in_sync)
+    total = tf.add_n([tf.cast(row, tf.float32) for row in rows])
     parts = tf.split(total, [tensor.shape.num_elements() for tensor in tensors])
     return [tf.reshape(part, like.shape) for part, like in zip(parts, tensors, strict=True)]

@@ -42,6 +42,8 @@ if not has_ended(early):
         os.kill(int(process), signal.SIGKILL)
 """
 NOTE_AFTER = 5.0  # seconds
+# Of gradients that are exchanged together, while those of earlier layers are computed.
+BYTES_PER_PACK = 16 * 2**20
 
 
 def join_cluster(cluster: Cluster, timeout: int) -> tf.distribute.Strategy:
@@ -78,7 +80,9 @@ def join_cluster(cluster: Cluster, timeout: int) -> tf.distribute.Strategy:
     watcher += [str(timeout), line]
     with by_the_system(), subprocess.Popen(watcher, stdin=subprocess.PIPE, start_new_session=True):
         try:
-            options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout)
+            options = tf.distribute.experimental.CommunicationOptions(
+                bytes_per_pack=BYTES_PER_PACK, timeout_seconds=timeout
+            )
             return tf.distribute.MultiWorkerMirroredStrategy(_resolver(cluster), options)
         except (tf.errors.OpError, RuntimeError) as error:
             raise WorkerLostError(
