@@ -207,8 +207,8 @@ def test_a_single_layer_is_not_cut():
     assert cut_into_blocks(model) == (model,)
 
 
-def test_a_run_says_that_nothing_is_recomputed_if_only_the_head_is_trained(tmp_path):
-    flags = [*SMALL_RUN, "--dataset=sketches", "--ckpt_dir=run", "--epochs=1"]
+def test_a_run_says_that_nothing_is_recomputed_if_only_the_head_is_trained(photo_folder, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photo_folder}", "--ckpt_dir=run", "--epochs=1"]
     flags += ["--unfreeze_from=none", "--steps_per_epoch=1", "--recompute=blocks"]
     process = run_script(tmp_path, "run_train.py", *flags)
     assert process.returncode == 0, process.stderr
