@@ -151,6 +151,7 @@ def measure(cell: Cell, flags: Sequence[str]) -> dict[str, Any]:
     Returns:
       photos, classes, flags: as given.
       first_step: seconds from the start of the process to the end of the first training step.
+      second_start: the same of another run of the same photos, which finds what the first one kept.
       step: seconds per step, the medians over intervals of ten steps, without the first.
       train: seconds and memory of the training, with the validation after its last step.
       evaluate: seconds and memory of the evaluation of the test photos.
@@ -158,21 +159,19 @@ def measure(cell: Cell, flags: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         photos, run = Path(name) / "photos", Path(name) / "run"
         write_photos(photos, cell)
+        training = [*TRAINING, f"--image_folder={photos}", f"--cache_dir={Path(name) / 'cache'}"]
+        training += [f"--tracker={Path(__file__)}:{Clock.__name__}", *flags]
         begin = time.time()
-        train = run_alone(
-            "run_train.py",
-            [
-                *TRAINING,
-                f"--image_folder={photos}",
-                f"--ckpt_dir={run}",
-                f"--tracker={Path(__file__)}:{Clock.__name__}",
-                *flags,
-            ],
-        )
+        train = run_alone("run_train.py", [*training, f"--ckpt_dir={run}"])
         known = {field.name for field in dataclasses.fields(EvalConfig)}
         shared = [flag for flag in flags if flag.lstrip("-").partition("=")[0] in known]
         evaluate = run_alone("run_eval.py", [f"--ckpt_dir={run}", *shared])
-        rows = list(map(json.loads, (run / CLOCK).read_text(encoding="utf-8").splitlines()))
+        other, begin_again = Path(name) / "other", time.time()
+        run_alone("run_train.py", [*training, "--steps_per_epoch=10", f"--ckpt_dir={other}"])
+        rows, rows_again = (
+            list(map(json.loads, (one / CLOCK).read_text(encoding="utf-8").splitlines()))
+            for one in (run, other)
+        )
     step = {
         kind: statistics.median(
             (row[kind] - before[kind]) / (row["step"] - before["step"])
@@ -180,12 +179,16 @@ def measure(cell: Cell, flags: Sequence[str]) -> dict[str, Any]:
         )
         for kind in KINDS
     }
-    starts = {"seconds": begin, "processor_seconds": 0.0}
-    passed = {kind: rows[0][kind] - starts[kind] for kind in KINDS}
+
+    def first_step(begin: float, row: Mapping[str, float]) -> dict[str, float]:
+        starts = {"seconds": begin, "processor_seconds": 0.0}
+        return {kind: row[kind] - starts[kind] - (row["step"] - 1) * step[kind] for kind in KINDS}
+
     return {
         **cell._asdict(),
         "flags": list(flags),
-        "first_step": {kind: passed[kind] - (rows[0]["step"] - 1) * step[kind] for kind in KINDS},
+        "first_step": first_step(begin, rows[0]),
+        "second_start": first_step(begin_again, rows_again[0]),
         "step": step,
         "train": train,
         "evaluate": evaluate,
@@ -224,8 +227,12 @@ def row_text(row: Mapping[str, Any]) -> str:
     """Returns a result as a row of the Markdown table."""
     cells = [f"{row['photos']:,}", f"{row['classes']:,}"]
     cells += [" ".join(f"`{flag}`" for flag in row["flags"]) or "-"]
-    for part, factor, unit in (("first_step", 1, "s"), ("step", 1e3, "ms"), ("evaluate", 1, "s")):
-        seconds, processor = (factor * row[part][kind] for kind in KINDS)
+    units = {"first_step": "s", "second_start": "s", "step": "ms", "evaluate": "s"}
+    for part, unit in units.items():
+        if part not in row:  # rows of an earlier version of this program
+            cells.append("-")
+            continue
+        seconds, processor = (row[part][kind] * (1e3 if unit == "ms" else 1) for kind in KINDS)
         cells.append(f"{seconds:.3g} {unit} ({processor:.3g})")
     for part in ("train", "evaluate"):
         memory, anonymous = (row[part][kind] / 1e9 for kind in ("peak_bytes", ANONYMOUS))
@@ -239,7 +246,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     In brackets are processor seconds, and the memory without pages of files.
     """
     columns = (
-        *("photos", "classes", "flags", "first step after", "step", "evaluation"),
+        *("photos", "classes", "flags", "first step after", "second run", "step", "evaluation"),
         *("memory of training", "memory of evaluation"),
     )
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]

@@ -28,7 +28,13 @@ def test_each_photo_has_its_own_content_and_each_class_a_training_photo(tmp_path
 def row_of(cell: Cell, flags=()) -> dict:
     seconds = {"seconds": 0.5, "processor_seconds": 0.25}
     process = {**seconds, "peak_bytes": 2e9, "peak_anonymous_bytes": 1e9}
-    parts = {"first_step": seconds, "step": seconds, "train": process, "evaluate": process}
+    parts = {
+        "first_step": seconds,
+        "second_start": seconds,
+        "step": seconds,
+        "train": process,
+        "evaluate": process,
+    }
     return {**cell._asdict(), "flags": list(flags), **parts}
 
 
@@ -56,8 +62,8 @@ def test_cells_on_file_are_not_repeated_and_rows_are_told_apart_by_flags(tmp_pat
     lines = table(rows).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[4] == (
-        "| 2,000 | 10 | `--trunk_cache=disk` | 0.5 s (0.25) | 500 ms (250) | 0.5 s (0.25) "
-        "| 2.00 GB (1.00) | 2.00 GB (1.00) |"
+        "| 2,000 | 10 | `--trunk_cache=disk` | 0.5 s (0.25) | 0.5 s (0.25) | 500 ms (250) "
+        "| 0.5 s (0.25) | 2.00 GB (1.00) | 2.00 GB (1.00) |"
     )
 
 
