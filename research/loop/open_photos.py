@@ -9,6 +9,7 @@ from research.settings.durations import parse_shares
 from research.settings.photo_config import PhotoConfig
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
+from research.system.garbage import not_searched
 from research.tasks.checks import find_task
 from research.tasks.multi_label import has_several_labels
 from research.tasks.task import Task
@@ -43,7 +44,8 @@ def open_photos(
         several_labels,
         cache_dir,
     )
-    return open_source(dataset, config.image_folder, data_dir, source, options)
+    with not_searched():
+        return open_source(dataset, config.image_folder, data_dir, source, options)
 
 
 def photos_of_run(config: TrainConfig, task: type[Task] | None = None) -> Source:

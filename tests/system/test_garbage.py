@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from research.system.garbage import collected
+from research.system.garbage import collected, not_searched
 
 
 class Ring:
@@ -42,3 +42,16 @@ def test_objects_are_freed_after_an_error(no_automatic_collection):
         raise KeyboardInterrupt
     assert new() is None
     assert gc.get_freeze_count() == 0
+
+
+def test_the_collector_is_on_again_and_skips_what_was_created_without_it():
+    before = gc.get_freeze_count()
+    try:
+        with pytest.raises(KeyboardInterrupt), not_searched():
+            assert not gc.isenabled()
+            created = [[] for _ in range(1000)]
+            raise KeyboardInterrupt
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + len(created)
+    finally:
+        gc.unfreeze()
