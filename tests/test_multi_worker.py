@@ -39,6 +39,7 @@ FLAGS = (
     "--epochs=1",
     "--checkpoint_every=3",
     "--trunk_cache=disk",
+    "--photo_cache=disk",
     "--cache_dir=../cache",  # shared by both workers
     "--bn_mode=sync",
     "--clip_norm=1",
@@ -402,7 +403,8 @@ def test_unsupported_settings_of_several_workers_are_one_line(tmp_path):
 def test_two_workers_train_the_head_from_features_like_one(photos, tmp_path):
     flags = [*SMALL_RUN, f"--image_folder={photos}", "--unfreeze_from=none", "--epochs=3"]
     flags += ["--trunk_cache=memory", "--ckpt_dir=run"]
-    outputs = train_together(tmp_path, flags)
+    # Only the workers decode photos when they need them.
+    outputs = train_together(tmp_path, [*flags, "--photo_cache=none"])
     assert all("trunk cache  features in memory" in output for output in outputs)
     assert run_script(tmp_path, "run_train.py", *flags).returncode == 0
     pairs = zip(
