@@ -37,6 +37,7 @@ from benchmarks.ablation_rows import (
     FIT_ROWS,
     ROWS,
     evaluations_of,
+    has_few_views,
     key_of,
     record_new_settings,
     settings_of,
@@ -136,7 +137,8 @@ class Planned:
     def flags(self, backbone: str, weights: str, cache: Path) -> list[str]:
         """Returns the flags of run_train.py."""
         first = [*self.task.photos, f"--backbone={backbone}", f"--weights={weights}"]
-        first += ["--trunk_cache=disk", f"--cache_dir={cache / self.group}"]
+        place = "disk" if has_few_views(self.row) else "auto"
+        first += [f"--trunk_cache={place}", f"--cache_dir={cache / self.group}"]
         # The default and `fast` find out by themselves that digits must not be mirrored.
         return [*first, *ROWS.get(self.row, self.task.others)]
 

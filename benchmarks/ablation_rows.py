@@ -82,6 +82,14 @@ def evaluations_of(row: str) -> list[str]:
     return list(EVALUATIONS) if row == "default" else [""]
 
 
+def has_few_views(row: str) -> bool:
+    """Returns whether the epochs show the same few views of a photo, which can be cached."""
+    config = parse_config(TrainConfig, list(ROWS.get(row, ())))
+    return config.random_crop_area == 1 and not any(
+        (config.colour_jitter, config.rand_augment, config.mixup, config.cutmix)
+    )
+
+
 def key_of(evaluation: str, figure: str) -> str:
     """Returns the key of a figure in a run's JSON line."""
     return f"{evaluation}: {figure}" if evaluation else figure

@@ -13,6 +13,7 @@ from scipy import stats
 from benchmarks import ablation_rows
 from benchmarks.ablation import (
     WEIGHTS,
+    Planned,
     current_runs,
     expected_seconds,
     expected_time,
@@ -30,6 +31,12 @@ from benchmarks.ablation_report import (
 from benchmarks.ablation_rows import FIT_ROWS, ROWS, record_new_settings, settings_of
 from benchmarks.harness import REPORT_END, RESULTS, report_mark, write_report
 from benchmarks.tasks import Fold, Task, hash_of_weights
+from flags.command_line import parse_config
+from research.data.loader import DataLoader
+from research.data.source import Source
+from research.loop.builder import make_augmentation
+from research.loop.preparation import check_views
+from research.settings.train_config import TrainConfig
 
 
 def test_each_photo_is_in_the_test_split_of_one_fold():
@@ -95,6 +102,17 @@ def test_a_new_setting_changes_a_hash_only_if_a_row_changes_it(tmp_path, monkeyp
     after = {row: settings_of(row) for row in ROWS}
     changed = {row for row in ROWS if after[row] != before[row]}
     assert changed == {row for row in ROWS if not row.startswith(("fastai", "timm"))}
+
+
+def test_each_row_can_be_trained_with_its_trunk_cache():
+    """Rows whose views cannot be counted would be refused with a cache on disk."""
+    places = set()
+    for row in ROWS:
+        flags = Planned(Task("a", ()), Fold(1, 0, 3), row).flags("MobileNetV2", "none", RESULTS)
+        config = parse_config(TrainConfig, flags)
+        check_views(config, DataLoader(source=Source(), augmentation=make_augmentation(config)))
+        places.add(config.trunk_cache)
+    assert places == {"disk", "auto"}
 
 
 def test_missing_runs_take_turns_and_are_estimated_from_finished_ones():
