@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -47,8 +48,12 @@ def default_cache_folder() -> Path:
 
 
 def decoder_versions() -> dict[str, str]:
-    """Returns the versions of the packages that decode and resize photos, by name."""
-    return {name: importlib.metadata.version(name) for name in DECODERS}
+    """Returns the versions of the installed packages that decode and resize photos, by name."""
+    versions = {}
+    for name in DECODERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # HEIC is optional
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import threading
@@ -314,3 +315,18 @@ def test_copies_among_many_photos_are_kept(photos, tmp_path, monkeypatch):
     (photos / first).write_bytes(b"other content")
     with pytest.raises(TypeError):  # compared again
         FolderSource(str(photos), options)
+
+
+def test_optional_decoders_need_not_be_installed(monkeypatch):
+    installed = {**photo_cache.decoder_versions(), "pillow-heif": "1.2"}
+
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert photo_cache.decoder_versions() == installed
+    del installed["pillow-heif"]
+    assert photo_cache.decoder_versions() == installed
+    assert set(installed) == {"pillow", "numpy"}
