@@ -56,6 +56,7 @@ class CacheStore:
     def __init__(self, folder: Path, name: str = "trunk cache") -> None:
         self.folder = folder
         self._name = name
+        self._is_tidy = False
 
     @property
     def has_entries(self) -> bool:
@@ -105,14 +106,10 @@ class CacheStore:
             found = self.find(description)
             if found is not None and is_valid(found):
                 return found
-            self._remove_leftovers()
-            removed = remove_entries(unused_entries(entries_of(self.folder), UNUSED_DAYS))
-            if removed:
-                print(
-                    f"{self._name}  removed {removed / 1e6:,.0f} MB that no run used for "
-                    f"{UNUSED_DAYS} days",
-                    flush=True,
-                )
+            if not self._is_tidy:  # reading all entries for each new one would take long
+                self._remove_leftovers()
+                self._remove_unused()
+                self._is_tidy = True
             partial = entry.with_name(entry.name + ".partial")
             for leftover in (entry, partial):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -158,6 +155,15 @@ class CacheStore:
                 filelock.FileLock(partial.with_suffix(".lock"), timeout=0),
             ):
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def _remove_unused(self) -> None:
+        removed = remove_entries(unused_entries(entries_of(self.folder), UNUSED_DAYS))
+        if removed:
+            print(
+                f"{self._name}  removed {removed / 1e6:,.0f} MB that no run used for "
+                f"{UNUSED_DAYS} days",
+                flush=True,
+            )
 
     def _make(
         self,

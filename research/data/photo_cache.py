@@ -83,46 +83,50 @@ class PhotoCache:
         Raises:
           UserError: see `load_split`; or the photos cannot be kept as the setting requests.
         """
-        if self.setting == "memory":
-            return load_split(source, split, size, resize, on_photo)
         if self.setting == "none":
             return _on_demand(source, split, size, resize)
-        count = source.count(split)
-        bytes_needed = math.prod((count, size, size, 3))
-        chunks = _Chunks(self.store, source, split, size, resize) if count else None
+        if self.setting == "memory" or not source.count(split):
+            return load_split(source, split, size, resize, on_photo)
+        chunks = _Chunks(self.store, source, split, size, resize)
+        place = self._place(chunks)
+        if place == "disk":
+            return self._from_disk(chunks, on_photo)
+        if place == "none":
+            return _on_demand(source, split, size, resize)
+        return load_split(source, split, size, resize, on_photo)
+
+    def _place(self, chunks: _Chunks) -> str:
+        """Returns the place for the settings `disk` and `auto`: `memory`, `disk` or `none`."""
+        source, split, size = chunks.source, chunks.split, chunks.nbytes
+        free = free_disk(self.store.folder)
         if self.setting == "disk":
-            if chunks is None:
-                return load_split(source, split, size, resize, on_photo)
             if chunks.origin is None:
                 raise UserError(
                     f"photo_cache is 'disk', but {type(source).__name__} has no origin({split!r}), "
                     "which recognises its photos; give --photo_cache=memory, or define it"
                 )
-            if not chunks.are_found and bytes_needed > free_disk(self.store.folder):
+            if not chunks.are_found and size > free:
                 raise UserError(
-                    f"photo_cache is 'disk', but the {count:,} decoded photos of the {split} split "
-                    f"take {bytes_needed / 1e6:,.0f} MB, and {str(self.store.folder)!r} has less "
-                    "free space; give another --cache_dir, or --photo_cache=none"
+                    f"photo_cache is 'disk', but the {chunks.photos:,} decoded photos of the "
+                    f"{split} split take {size / 1e6:,.0f} MB, and {str(self.store.folder)!r} has "
+                    "less free space; give another --cache_dir, or --photo_cache=none"
                 )
-            return self._from_disk(chunks, on_photo)
-        if chunks is not None and chunks.are_found:
-            return self._from_disk(chunks, on_photo)
-        has_room = bytes_needed <= free_disk(self.store.folder) // 2
-        if chunks is not None and count >= MANY_PHOTOS and chunks.origin and has_room:
-            return self._from_disk(chunks, on_photo)
-        if fits_in_memory(bytes_needed):
-            return load_split(source, split, size, resize, on_photo)
-        if chunks is not None and chunks.origin and has_room:
-            return self._from_disk(chunks, on_photo)
-        in_a_file = bytes_needed <= free_disk(Path(tempfile.gettempdir())) // 2
-        if not in_a_file and source.random_access:
+            return "disk"
+        has_room = chunks.origin is not None and size <= free // 2
+        if chunks.are_found or (has_room and chunks.photos >= MANY_PHOTOS):
+            return "disk"
+        if fits_in_memory(size):
+            return "memory"
+        if has_room:
+            return "disk"
+        if source.random_access and size > free_disk(Path(tempfile.gettempdir())) // 2:
             print(
-                f"photo cache  none: {bytes_needed / 1e6:,.0f} MB of {split} photos need over half "
-                "of the free space",
+                f"photo cache  none: {size / 1e6:,.0f} MB of {split} photos need over half of the "
+                "free space",
                 flush=True,
             )
-            return _on_demand(source, split, size, resize)
-        return load_split(source, split, size, resize, on_photo)
+            return "none"
+        return "memory"
 
     @property
     def store(self) -> CacheStore:
@@ -157,10 +161,10 @@ class _Chunks:
     def __init__(
         self, store: CacheStore, source: Source, split: str, size: int, resize: str
     ) -> None:
-        self._store, self._source, self._size, self._resize = store, source, size, resize
-        self.split = split
-        self.origin = source.origin(split)
-        count = source.count(split)
+        self._store, self._size, self._resize = store, size, resize
+        self.source, self.split, self.origin = source, split, source.origin(split)
+        self.photos = count = source.count(split)
+        self.nbytes = math.prod((count, size, size, 3))
         step = max(1, CHUNK_BYTES // (3 * size * size))
         common = {
             "format": 1,
@@ -177,9 +181,9 @@ class _Chunks:
         ]
         self._reading: tuple[int, Iterator[Example]] = (0, iter(()))
 
-    @property
+    @functools.cached_property
     def are_found(self) -> bool:
-        """Whether all chunks are in the store."""
+        """Whether all chunks were in the store at first."""
         found = (self._store.find(chunk.described) for chunk in self._chunks)
         return self.origin is not None and all(arrays is not None for arrays in found)
 
@@ -193,7 +197,7 @@ class _Chunks:
             for index, chunk in enumerate(self._chunks):
                 if index not in loaded and (waits or self._is_ready(chunk.described)):
                     loaded[index] = self._find_or_decode(chunk, on_photo)
-        return _joined([loaded[index] for index in range(len(self._chunks))], str(self.origin))
+        return _joined([loaded[index] for index in range(len(self._chunks))])
 
     def _is_ready(self, described: Mapping[str, Any]) -> bool:
         return self._store.find(described) is not None or not self._store.is_being_made(described)
@@ -219,12 +223,12 @@ class _Chunks:
 
     def _is_unchanged(self, chunk: _Chunk, arrays: Sequence[np.ndarray]) -> bool:
         """Returns whether the first photo of a chunk still gives the same pixels."""
-        if self._source.random_access:
-            example = self._source.read(self.split, chunk.first)
+        if self.source.random_access:
+            example = self.source.read(self.split, chunk.first)
         elif chunk.first:
             return True
         else:
-            example = next(iter(self._source.examples(self.split)))
+            example = next(iter(self.source.examples(self.split)))
         found = _unpacked(arrays)
         try:
             if example.image is None:
@@ -240,11 +244,11 @@ class _Chunks:
 
     def _examples(self, first: int, end: int) -> Iterator[Example]:
         """Yields some photos. A source without random access continues where it ended before."""
-        if self._source.random_access:
-            return (self._source.read(self.split, index) for index in range(first, end))
+        if self.source.random_access:
+            return (self.source.read(self.split, index) for index in range(first, end))
         position, reading = self._reading
         if position > first or not position:
-            position, reading = 0, self._source.examples(self.split)
+            position, reading = 0, self.source.examples(self.split)
         self._reading = end, reading
         return itertools.islice(reading, first - position, end - position)
 
@@ -263,7 +267,7 @@ def _unpacked(arrays: Sequence[np.ndarray]) -> SplitArrays:
     )
 
 
-def _joined(parts: Sequence[SplitArrays], origin: str) -> SplitArrays:
+def _joined(parts: Sequence[SplitArrays]) -> SplitArrays:
     """Returns the photos of several chunks; raises `UserError` if their labels differ in shape."""
     filled = [part for part in parts if len(part)] or parts[:1]
     names = sorted({name for part in filled for name in part.arrays})
@@ -276,7 +280,6 @@ def _joined(parts: Sequence[SplitArrays], origin: str) -> SplitArrays:
         tuple(itertools.chain.from_iterable(part.damaged for part in parts)),
         digests=tuple(itertools.chain.from_iterable(part.digests for part in filled)),
         arrays={name: join_targets([part.arrays[name] for part in filled], name) for name in names},
-        origin=origin,
     )
 
 
@@ -319,5 +322,4 @@ def _on_demand(source: Source, split: str, size: int, resize: str) -> SplitArray
         digests=("",) * len(usable),  # the contents are not read in advance
         arrays=arrays,
         weights=pixels.weights,
-        origin=source.origin(split) or "",
     )

@@ -36,7 +36,6 @@ class SplitArrays:
       digests: 16 hexadecimal digits of the hash of each photo's content; empty for activations.
       arrays: further arrays of the source by name, (examples, ...), int32 or float32.
       weights: float32 (examples,), 0 for photos found to be damaged; None if there are none.
-      origin: what identifies the photos if their content was not read; see `Source.origin`.
     """
 
     inputs: tuple[Any, ...]
@@ -47,7 +46,6 @@ class SplitArrays:
     digests: tuple[str, ...] = ()
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     weights: np.ndarray | None = None
-    origin: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

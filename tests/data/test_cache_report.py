@@ -86,7 +86,7 @@ def test_using_an_entry_makes_it_recent_and_writing_one_removes_unused_ones(fold
     store = CacheStore(folder)
     assert store.find({"kept": "activations", "photos": 8, "size": 32}) is not None
     write_entry(store, {"kept": "old"}, 1, days=61)
-    write_entry(store, {"kept": "new"}, 1, days=0)
+    write_entry(CacheStore(folder), {"kept": "new"}, 1, days=0)  # a later run
     assert "trunk cache  removed 1 MB that no run used for 60 days" in capsys.readouterr().out
     kept = {one.made_from["kept"] for one in entries_of(folder)}
     assert kept == {"activations", "features", "new"}
