@@ -15,7 +15,7 @@ from research.data.cache_store import (
     surplus_entries,
     unused_entries,
 )
-from research.data.photo_cache import PHOTOS_FOLDER, default_cache_folder
+from research.data.photo_cache import PHOTOS_FOLDER, cache_folder
 
 
 def tidy(
@@ -28,7 +28,7 @@ def tidy(
       unused_days: removes the entries that no run used in the last days.
       keep_gigabytes: removes the least recently used entries until the others take at most so much.
     """
-    root = Path(folder) if folder else default_cache_folder()
+    root = cache_folder(folder)
     entries = _entries(root)
     removed = 0
     if unused_days is not None:

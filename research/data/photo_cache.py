@@ -39,8 +39,17 @@ TEXTS = ("names", "digests", "damaged")  # the fields that an entry keeps as JSO
 DECODERS = ("pillow", "pillow-heif", "numpy")
 
 
-def default_cache_folder() -> Path:
-    """Returns the folder of the caches; raises `UserError` if the home folder is not known."""
+def cache_folder(given: str | None) -> Path:
+    """Returns the folder of the caches.
+
+    Args:
+      given: the setting `cache_dir`. None for a folder of the user.
+
+    Raises:
+      UserError: none is given, and the home folder is not known.
+    """
+    if given:
+        return Path(given)
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if root.startswith("~"):
         raise UserError("the home folder is not known; set HOME, or give --cache_dir=DIR")
@@ -131,8 +140,7 @@ class PhotoCache:
     @property
     def store(self) -> CacheStore:
         """The files of the cache."""
-        folder = Path(self.folder) if self.folder else default_cache_folder()
-        return CacheStore(folder / PHOTOS_FOLDER, "photo cache")
+        return CacheStore(cache_folder(self.folder) / PHOTOS_FOLDER, "photo cache")
 
     def _from_disk(self, chunks: _Chunks, on_photo: Callable[[], object]) -> SplitArrays:
         found = ", found there" if chunks.are_found else ""

@@ -170,13 +170,14 @@ class FolderSource(Source):
         ]
 
     def _listed(self, split: str) -> list[_File]:
-        if split in SPLITS:
-            return self._files[split]
-        return [
-            listed
-            for part in _parts_of_splits(split, {name: len(self._files[name]) for name in SPLITS})
-            for listed in self._files[part.splitname][part.from_ : part.to]
-        ]
+        if split not in self._files:  # an expression, whose photos are listed once
+            counts = {name: len(self._files[name]) for name in SPLITS}
+            self._files[split] = [
+                listed
+                for part in _parts_of_splits(split, counts)
+                for listed in self._files[part.splitname][part.from_ : part.to]
+            ]
+        return self._files[split]
 
     def _check_classes(
         self, photos: Sequence[ListedPhoto], splits: Sequence[str], names: Sequence[str]

@@ -17,7 +17,7 @@ import tqdm
 from research.data.batches import Batch, make_batches
 from research.data.cache_store import CacheStore, MakeRows
 from research.data.loader import DataLoader
-from research.data.photo_cache import default_cache_folder
+from research.data.photo_cache import cache_folder
 from research.data.rows import Rows, rows_in_a_file
 from research.loop.plan import Plan
 from research.loop.steps import Network
@@ -114,7 +114,7 @@ class FrozenLayers:
         self._plan = plan
         self._features_until = features_until
         self._devices = devices
-        self._folder = Path(folder) if folder else default_cache_folder()
+        self._folder = cache_folder(folder)
         self._store = CacheStore(self._folder)
 
     def phases(self, step: int) -> list[Phase]:
