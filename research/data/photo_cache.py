@@ -315,7 +315,8 @@ def _on_demand(source: Source, split: str, size: int, resize: str) -> SplitArray
     if not source.random_access:
         raise UserError(
             f"photo_cache is 'none', but {type(source).__name__} reads its photos only one after "
-            "another; give --photo_cache=auto, or photos in files"
+            "another; give --photo_cache=auto, photos in files, or a TFDS data set in the format "
+            "ArrayRecord"
         )
     listed = source.listed(split)
     indices = np.asarray([i for i, one in enumerate(listed) if one.image is not None], np.int64)

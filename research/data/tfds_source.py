@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
+from tensorflow_datasets.core.file_adapters import FileFormat
 
+from research.data.array_records import ID, ArrayRecords
 from research.data.built_in.digits import Digits
 from research.data.built_in.sketches import Sketches
 from research.data.folder.findings import note_empty_splits
@@ -29,6 +31,7 @@ from research.system.errors import UserError, first_line
 from research.system.printable import printable
 
 BUILT_IN = (Sketches, Digits)
+READ_AT_ONCE = 64  # examples
 WAYS_OUT = (
     "give --data_dir=DIR with the prepared data set, --image_folder=DIR with the unzipped photos "
     "(one subfolder per class), or --dataset=sketches, which needs no download"
@@ -41,6 +44,8 @@ class TfdsSource(Source):
     A data set with one split is divided by `shares`. A data set with a test or a validation split
     keeps it as `test`. If it has only one of them, the share of validation is taken from `train`.
     Splits without labels are left out.
+
+    The photos of a data set in the ArrayRecord format can be read in any order.
 
     Labels are class indices. A data set whose photos have several labels (a sequence of class
     labels, or a dictionary of booleans) gives arrays of 0 and 1, one element per class.
@@ -55,6 +60,8 @@ class TfdsSource(Source):
     ) -> None:
         self._name, self._shares = name, shares
         self._builder = _find_builder(name, data_dir)
+        self.random_access = self._builder.info.file_format is FileFormat.ARRAY_RECORD
+        self._array_records: dict[str, ArrayRecords] = {}
         features = dict(sorted((self._builder.info.features or {}).items()))
         # A data set can have further images and labels, such as a mask or a species.
         self._image = _choose(name, features, "image", _is_image)
@@ -103,9 +110,9 @@ class TfdsSource(Source):
         """Returns whether the first photo of a split has a label."""
         if self._label_set:  # a single photo may have none of the classes
             count = min(64, self._builder.info.splits[split].num_examples)
-            return any(batch[self._label].any() for batch in self._stored(f"{split}[:{count}]", 64))
-        first = next(iter(self._stored(f"{split}[:1]", 1)))[self._label]
-        return int(first[0]) >= 0
+            return any(one[self._label].any() for one in self._records(f"{split}[:{count}]"))
+        first = next(self._records(f"{split}[:1]"))[self._label]
+        return int(first) >= 0
 
     @functools.cached_property
     def _label_set(self) -> bool:
@@ -116,19 +123,26 @@ class TfdsSource(Source):
         return int(self._builder.info.splits[expression].num_examples) if expression else 0
 
     def examples(self, split: str) -> Iterator[Example]:
-        if not self.count(split):
-            return  # TFDS refuses to read an empty split
-        # Reading examples one by one in Python would be slower than decoding them.
-        for batch in self._stored(self._expression(split), 64):
-            keys = (self._image, self._label, self._file_name or "tfds_id")
-            for image, label, file in zip(*(batch[key] for key in keys), strict=True):
-                name = printable(file.decode("utf-8", "replace"))
-                if self._label_set:
-                    yield Example(image, label, name)
-                elif label < 0:
-                    yield Example(None, 0, name, "has no label")
-                else:
-                    yield Example(image, int(label), name)
+        if self.count(split):  # TFDS refuses to read an empty split
+            yield from map(self._example, self._records(self._expression(split)))
+
+    def listed(self, split: str) -> list[Example]:
+        return [
+            one if one.image is None else one._replace(image=b"") for one in self.examples(split)
+        ]
+
+    def read(self, split: str, index: int) -> Example:
+        (record,) = self._read_array_records(self._expression(split), [index])
+        return self._example(record)
+
+    def _example(self, record: Mapping[str, Any]) -> Example:
+        image, label = record[self._image], record[self._label]
+        name = printable(record[self._file_name or ID].decode("utf-8", "replace"))
+        if self._label_set:
+            return Example(image, label, name)
+        if label < 0:
+            return Example(None, 0, name, "has no label")
+        return Example(image, int(label), name)
 
     def origin(self, split: str) -> str | None:
         expression = self._expression(split)
@@ -136,7 +150,26 @@ class TfdsSource(Source):
         files = [f"{one.name} {state_of_file(str(one))}" for one in sorted(folder.iterdir())]
         return " ".join([info.full_name, expression, *files]) if expression else None
 
-    def _stored(self, expression: str, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    def _records(self, expression: str) -> Iterator[dict[str, Any]]:
+        """Yields the features of each example by name, always in the same order."""
+        count = self._builder.info.splits[expression].num_examples
+        if self.random_access:
+            for first in range(0, count, READ_AT_ONCE):
+                rows = range(first, min(first + READ_AT_ONCE, count))
+                yield from self._read_array_records(expression, rows)
+        else:
+            yield from self._read_in_order(expression)
+
+    def _read_array_records(self, expression: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+        if expression not in self._array_records:
+            self._array_records[expression] = ArrayRecords(self._builder, expression)
+        records = self._array_records[expression].read(rows)
+        if self._label_set:
+            for record in records:
+                record[self._label] = self._with_label_vector(record)[self._label].numpy()
+        return records
+
+    def _read_in_order(self, expression: str) -> Iterator[dict[str, Any]]:
         options = tf.data.Options()
         options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
         stored = self._builder.as_dataset(
@@ -152,7 +185,10 @@ class TfdsSource(Source):
         )
         if self._label_set:
             stored = stored.map(self._with_label_vector)
-        yield from stored.batch(batch_size).as_numpy_iterator()
+        # Reading examples one by one in Python would be slower than decoding them.
+        for batch in stored.batch(READ_AT_ONCE).as_numpy_iterator():
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
 
     def _with_label_vector(self, example: dict[str, Any]) -> dict[str, Any]:
         """Replaces the labels of an example by int32 (classes,), 1 for each of its classes."""

@@ -12,6 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from research.data.decode import decode_image
+from research.data.loader import DataLoader
+from research.data.photo_cache import PhotoCache
 from research.data.source import SPLITS
 from research.data.split_arrays import load_split
 from research.data.tfds_source import TfdsSource, standard_splits
@@ -24,7 +26,10 @@ GREY = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28, 1)
 
 
 def prepare(
-    folder: Path, features: Mapping[str, Any], splits: Mapping[str, list[dict[str, Any]]]
+    folder: Path,
+    features: Mapping[str, Any],
+    splits: Mapping[str, list[dict[str, Any]]],
+    file_format: str = "tfrecord",
 ) -> str:
     """Prepares a TFDS data set of these examples. Returns its name."""
     tfds.dataset_builders.store_as_tfds_dataset(
@@ -33,6 +38,7 @@ def prepare(
         tfds.features.FeaturesDict(dict(features)),
         split_datasets={name: list(enumerate(found)) for name, found in splits.items()},
         data_dir=str(folder),
+        file_format=file_format,
     )
     return "drawn"
 
@@ -160,3 +166,54 @@ def test_a_test_split_without_several_labels_is_left_out(tmp_path):
     source = open_drawn(tmp_path, features, train=train, test=test)
     assert [source.count(split) for split in SPLITS] == [8, 1, 1]
     assert source.summary.endswith("left out: test (no labels)")
+
+
+BOOLEANS = FEATURES.FeaturesDict({"young": np.bool_, "hat": np.bool_})
+
+
+@pytest.mark.parametrize(
+    ("features", "examples"),
+    [
+        ({"image": IMAGE, "label": LABEL, "mask": IMAGE}, labelled(150, mask=GREY)),
+        ({"image": IMAGE, "labels": FEATURES.Sequence(LABEL)},
+         [{"image": GREY, "labels": [0, 1][: index % 3]} for index in range(150)]),
+        ({"image": IMAGE, "label": BOOLEANS, "file_name": FEATURES.Text()},
+         [{"image": GREY, "label": {"young": index % 2, "hat": True}, "file_name": f"{index}.png"}
+          for index in range(150)]),
+    ],
+    ids=["classes", "several", "booleans"],
+)  # fmt: skip
+def test_array_records_are_the_same_photos_and_are_read_in_any_order(tmp_path, features, examples):
+    ordered, random = (
+        TfdsSource(prepare(folder, features, {"train": examples}, folder.name), str(folder))
+        for folder in (tmp_path / "tfrecord", tmp_path / "array_record")
+    )
+    assert (ordered.random_access, random.random_access) == (False, True)
+    for split in SPLITS:
+        expected, found = list(ordered.examples(split)), list(random.examples(split))
+        assert len(found) == ordered.count(split)
+        for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+            assert other.image == one.image
+            np.testing.assert_array_equal(other.label, one.label)
+            assert other.name == one.name.replace("tfrecord", "array_record")
+            read = random.read(split, index)
+            assert (read.image, read.name) == (other.image, other.name)
+            np.testing.assert_array_equal(read.label, one.label)
+        listed = random.listed(split)
+        assert [one.name for one in listed] == [one.name for one in found]
+        assert {one.image for one in listed} == {b""}
+
+
+def test_photos_of_array_records_need_no_cache(tmp_path):
+    pictures = np.random.default_rng(0).integers(256, size=(30, 28, 28, 1), dtype=np.uint8)
+    examples = [{"image": one, "label": index % 2} for index, one in enumerate(pictures)]
+    features = {"image": IMAGE, "label": LABEL}
+    source = TfdsSource(
+        prepare(tmp_path, features, {"train": examples}, "array_record"), str(tmp_path)
+    )
+    epochs = []
+    for setting in ("none", "memory"):
+        loader = DataLoader(16, 8, source=source, photo_cache=PhotoCache(setting))
+        epochs.append(np.concatenate([batch["image"] for batch in loader.epoch_batches(1)]))
+    assert epochs[0].shape[1:] == (16, 16, 3)
+    np.testing.assert_array_equal(*epochs)
