@@ -81,10 +81,12 @@ def test_what_photos_tell_decides():
         "unfreeze_from": "stage4",
         "steps_per_epoch": 0,
         "head_epochs": 3,
-        "backbone_learning_rate": 1e-4,
+        "backbone_learning_rate": 1.5e-4,
         "horizontal_flip": True,
         "mirror_averaging": True,
     }
+    harder = values(config, 1_600, Evidence(photos=256, accuracy=0.3, lost=20, won=18))
+    assert harder["backbone_learning_rate"] == 4.2e-4
     easy = values(config, 1_600, Evidence(photos=256, accuracy=0.99, lost=0, won=0))
     assert (easy["unfreeze_from"], easy["backbone_learning_rate"]) == ("100", 3e-5)
     few = values(config, 200, Evidence(photos=200, accuracy=0.99, lost=0, won=0))

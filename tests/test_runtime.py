@@ -4,6 +4,8 @@ import pytest
 
 from research.loop.builder import build_model
 from research.loop.preparation import exchange_within_step
+from research.models.backbone_table import find_backbone
+from research.runs import console
 from research.settings.train_config import TrainConfig
 from research.system.devices import (
     fast_precision,
@@ -40,16 +42,22 @@ def test_a_requested_precision_is_used(precision):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "precision", "expected"),
+    ("backbone", "precision", "bn_mode", "expected"),
     [
-        ("MobileNetV4ConvSmall", "auto", "float32"),  # bfloat16 is slow in depthwise layers
-        ("MobileNetV4ConvSmall", "bfloat16", "bfloat16"),
-        ("SmallResNet", "auto", "bfloat16"),
+        ("MobileNetV4ConvSmall", "auto", "train", "float32"),  # with slow gradients
+        ("MobileNetV4ConvSmall", "auto", "frozen", "bfloat16"),
+        ("MobileNetV4ConvSmall", "bfloat16", "train", "bfloat16"),
+        ("SmallResNet", "auto", "train", "bfloat16"),
     ],
 )
-def test_auto_precision_on_a_cpu_depends_on_the_backbone(backbone, precision, expected):
+def test_auto_precision_on_a_cpu_depends_on_the_backbone(backbone, precision, bn_mode, expected):
     config = TrainConfig(
-        dataset="digits", backbone=backbone, weights="none", image_size=32, precision=precision
+        dataset="digits",
+        backbone=backbone,
+        weights="none",
+        image_size=32,
+        precision=precision,
+        bn_mode=bn_mode,
     )
     set_precision("bfloat16")  # as `start` does on a CPU with matrix units
     try:
@@ -58,6 +66,31 @@ def test_auto_precision_on_a_cpu_depends_on_the_backbone(backbone, precision, ex
         assert {layer.compute_dtype for layer in layers if layer.weights} == {expected}
     finally:
         set_precision("float32")
+
+
+@pytest.mark.parametrize(
+    ("requested", "flag", "backbone", "factor"),
+    [
+        ("float32", "amx_bf16", "MobileNetV2", "1.0 to 1.6"),
+        ("float32", "amx_bf16", "VGG16", "1.5 to 4.6"),
+        ("auto", "avx512_bf16", "VGG16", "1.4 to 1.8"),
+        ("auto", "avx512_bf16", "MobileNetV2", None),
+        ("auto", "amx_bf16", "MobileNetV2", None),  # has chosen float32 because it is faster
+        ("auto", "avx2", "VGG16", None),
+    ],
+)
+def test_a_run_in_float32_says_that_bfloat16_is_faster(
+    monkeypatch, requested, flag, backbone, factor
+):
+    monkeypatch.setattr(console, "cpu_flags", lambda: frozenset({flag}))
+    model = find_backbone(backbone).build((32, 32, 3), None)
+    lines = console.precision_lines(requested, model)
+    assert lines == [
+        f"note: steps are {number} times as fast here with --precision=bfloat16"
+        for number in [factor]
+        if number
+    ]
+    assert all(len(line) < 80 for line in lines)
 
 
 def test_auto_xla_is_for_gpus():

@@ -37,7 +37,7 @@ from research.models.backbone import (
 from research.models.backbone_table import find_backbone
 from research.models.split import split_backbone
 from research.models.weights import load_weights
-from research.models.wrapper import Wrapper, freeze_below, penalize
+from research.models.wrapper import Wrapper, freeze_below, has_depthwise, penalize
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group, check_partition, make_group
 from research.optimization.optimizers import OPTIMIZERS
@@ -112,7 +112,7 @@ def build_model(
     is_imagenet = with_weights and config.weights == "imagenet"
     weights: Literal["imagenet"] | None = "imagenet" if is_imagenet else None
     base_model = _build_base_model(config, backbone, weights)
-    if config.precision == "auto" and _is_slow_in_bfloat16(base_model):
+    if config.precision == "auto" and _is_slow_in_bfloat16(base_model, config.bn_mode):
         devices.set_precision("float32")
         base_model = _build_base_model(config, backbone, weights)
     with failures_in_one_line("backbone", config.backbone, "preprocessing failed"):
@@ -138,16 +138,15 @@ def _build_base_model(
         return build_backbone(backbone, config.image_size, weights)
 
 
-def _is_slow_in_bfloat16(model: keras.Model) -> bool:
+def _is_slow_in_bfloat16(model: keras.Model, bn_mode: str) -> bool:
     """Returns whether a model that was built for bfloat16 computes faster in float32.
 
-    On a CPU with matrix units for bfloat16, steps of seven networks with depthwise convolutions
-    were 1.4 to 2.1 times as fast in float32, and those of five other networks 0.2 to 1.0 times.
+    On CPUs, the gradients of depthwise convolutions are slow in bfloat16. With a frozen BatchNorm,
+    they are computed in float32, see `FoldedConvolution`.
     """
-    return not tf.config.list_logical_devices("GPU") and any(
-        isinstance(layer, keras.layers.DepthwiseConv2D) and layer.compute_dtype == "bfloat16"
-        for layer in model.layers
-    )
+    uses_cpu = not tf.config.list_logical_devices("GPU")
+    in_bfloat16 = keras.config.dtype_policy().compute_dtype == "bfloat16"
+    return uses_cpu and in_bfloat16 and bn_mode != "frozen" and has_depthwise(model)
 
 
 def divide_model(config: TrainConfig, model: Wrapper, origin: str) -> BuiltNetwork:

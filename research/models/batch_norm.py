@@ -29,18 +29,52 @@ class WeightedBatchNorm(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, weight: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Normalizes inputs (batch, ..., channels); `weight` is float32 (batch,)."""
-        values = tf.cast(inputs, tf.float32)
-        mean = tf.convert_to_tensor(self.norm.moving_mean)
-        variance = tf.convert_to_tensor(self.norm.moving_variance)
-        if training:
-            mean, variance = self._batch_statistics(values, tf.cast(weight, tf.float32))
+        if not training:
+            moving = self.norm.moving_mean, self.norm.moving_variance
+            return self._normalize(inputs, *map(tf.convert_to_tensor, moving))
+        weight = tf.cast(weight, tf.float32)
+        if inputs.shape.rank != 4 or self.norm.synchronized:
+            outputs, mean, variance, known = self._weighted(inputs, weight)
+        else:
+            # Usually, only the last batch of an epoch has padding.
+            outputs, mean, variance, known = tf.cond(
+                tf.reduce_all(weight == weight[0]) & (weight[0] > 0),
+                lambda: self._unweighted(inputs),
+                lambda: self._weighted(inputs, weight),
+            )
+        self._move_averages(mean, variance, known)
+        return outputs
+
+    def _normalize(self, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         scale, offset = scale_and_offset(self.norm, mean, variance)
-        return tf.cast(values * scale + offset, self.compute_dtype)
+        return tf.cast(tf.cast(inputs, tf.float32) * scale + offset, self.compute_dtype)
+
+    def _unweighted(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns what `_weighted` returns for equal weights, in fewer passes over the inputs."""
+        norm, channels = self.norm, inputs.shape[-1]
+        scale = tf.convert_to_tensor(norm.gamma) if norm.scale else tf.ones(channels)
+        offset = tf.convert_to_tensor(norm.beta) if norm.center else tf.zeros(channels)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs, scale, offset, epsilon=norm.epsilon
+        )
+        count = tf.cast(tf.size(inputs) / channels, tf.float32)
+        # The operation returns the unbiased variance, though it normalizes with the biased one.
+        return outputs, mean, variance * (count - 1) / count, tf.constant(True)
+
+    def _weighted(
+        self, inputs: tf.Tensor, weight: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns outputs, batch mean and variance, and whether any example has a weight."""
+        mean, variance, known = self._batch_statistics(tf.cast(inputs, tf.float32), weight)
+        return self._normalize(inputs, mean, variance), mean, variance, known
 
     def _batch_statistics(
         self, values: tf.Tensor, weight: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and variance, float32 (channels,), and updates the moving statistics."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns mean and variance, float32 (channels,), and whether any example has a weight.
+
+        Without such an example, mean and variance are the moving ones.
+        """
         norm = self.norm
         positions = list(range(1, len(values.shape) - 1))
         size = tf.cast(tf.reduce_prod(tf.shape(values)[1:-1]), tf.float32)
@@ -60,11 +94,14 @@ class WeightedBatchNorm(keras.layers.Layer):
         variance = tf.math.divide_no_nan(self._all_reduce(weighted_sum(squares)), count)
         mean = tf.where(count > 0, mean, norm.moving_mean)
         variance = tf.where(count > 0, variance, norm.moving_variance)
+        return mean, variance, count > 0
+
+    def _move_averages(self, mean: tf.Tensor, variance: tf.Tensor, known: tf.Tensor) -> None:
+        """Updates the moving statistics, unless the batch tells nothing or overflowed."""
+        norm = self.norm
         for moving, current in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
             moved = moving * norm.momentum + current * (1.0 - norm.momentum)
-            keep = (count == 0) | ~tf.math.is_finite(moved)
-            moving.assign(tf.where(keep, moving, moved))
-        return mean, variance
+            moving.assign(tf.where(known & tf.math.is_finite(moved), moved, moving))
 
     def _all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         if not self.norm.synchronized:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -26,7 +27,10 @@ class FoldedConvolution(keras.layers.Layer):
     def __init__(
         self, convolution: keras.layers.Layer, norm: keras.layers.BatchNormalization
     ) -> None:
-        super().__init__(name=f"{convolution.name}_folded", dtype=convolution.dtype_policy)
+        # Without autocast, the variables keep float32, and only the scaled kernel is rounded.
+        super().__init__(
+            name=f"{convolution.name}_folded", dtype=convolution.dtype_policy, autocast=False
+        )
         self.convolution = convolution
         self.norm = norm
         self.built = True
@@ -37,13 +41,58 @@ class FoldedConvolution(keras.layers.Layer):
         scale, offset = scale_and_offset(norm, norm.moving_mean, norm.moving_variance)
         if layer.use_bias:
             offset += layer.bias * scale
-        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+        is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         # A depthwise kernel has the shape (height, width, channels, 1).
-        kernel = layer.kernel * (scale[:, tf.newaxis] if depthwise else scale)
-        convolve = keras.ops.depthwise_conv if depthwise else keras.ops.conv
+        kernel = layer.kernel * (scale[:, tf.newaxis] if is_depthwise else scale)
         strides, padding, dilation = layer.strides, layer.padding, layer.dilation_rate
-        outputs = convolve(inputs, kernel, strides, padding, "channels_last", dilation)
-        return tf.nn.bias_add(outputs, offset)
+        dtype = self.compute_dtype
+        is_common = strides == (1, 1) and layer.kernel_size == (3, 3)
+        if is_depthwise and not is_common and layer.trainable and dtype == "bfloat16":
+            # oneDNN computes the gradients of these layers two to four times as fast in float32.
+            dtype = "float32"
+        inputs, kernel = tf.cast(inputs, dtype), tf.cast(kernel, dtype)
+        if is_depthwise:
+            outputs = keras.ops.depthwise_conv(inputs, kernel, strides, padding, None, dilation)
+        elif layer.kernel_size == strides == (1, 1):
+            outputs = pointwise_convolution(inputs, kernel)
+        else:
+            outputs = keras.ops.conv(inputs, kernel, strides, padding, None, dilation)
+        outputs, offset = (tf.cast(value, self.compute_dtype) for value in (outputs, offset))
+        # The gradient of `bias_add` would be summed in bfloat16, with an error of several percent.
+        sums_in_bfloat16 = layer.use_bias and self.compute_dtype == "bfloat16"
+        return outputs + offset if sums_in_bfloat16 else tf.nn.bias_add(outputs, offset)
+
+
+@tf.custom_gradient
+def pointwise_convolution(
+    inputs: tf.Tensor, kernel: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+    """Convolves with a kernel of one pixel; its gradient is a matrix product.
+
+    On CPUs, the matrix product is two to four times as fast as the convolution that TensorFlow
+    uses for this gradient.
+
+    Args:
+      inputs: (batch, height, width, channels).
+      kernel: (1, 1, channels, filters).
+
+    Returns:
+      (batch, height, width, filters).
+    """
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows = tf.reshape(upstream, (-1, kernel.shape[3]))
+        product = tf.matmul(tf.reshape(inputs, (-1, kernel.shape[2])), rows, transpose_a=True)
+        of_inputs = tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=tf.shape(inputs),
+            filter=kernel,
+            out_backprop=upstream,
+            strides=[1, 1, 1, 1],
+            padding="VALID",
+        )
+        return of_inputs, tf.reshape(product, kernel.shape)
+
+    return tf.nn.conv2d(inputs, kernel, 1, "VALID"), gradient
 
 
 def fold_frozen_batch_norm(model: keras.Model) -> keras.Model:
@@ -92,8 +141,8 @@ def _foldable_norms(model: keras.Model) -> dict[keras.Layer, keras.layers.BatchN
             and layer.data_format == "channels_last"
             and getattr(layer, "groups", 1) == 1
             and getattr(layer, "depth_multiplier", 1) == 1
-            # Other dtypes would round the scaled kernel; for them XLA fuses the two layers anyway.
-            and layer.compute_dtype == "float32"
+            # float16 could not represent each scaled kernel.
+            and layer.compute_dtype in ("float32", "bfloat16")
         ):
             pairs[layer] = norm
     return pairs

@@ -129,3 +129,8 @@ def summarize_parts(model: Wrapper, index: int) -> tuple[PartSummary, ...]:
         PartSummary("backbone, not trained", 0, fixed),
         PartSummary("head", 1, model.head.count_params()),
     )
+
+
+def has_depthwise(model: keras.Model) -> bool:
+    """Returns whether a model has depthwise convolutions."""
+    return any(isinstance(one, keras.layers.DepthwiseConv2D) for one in model._flatten_layers())

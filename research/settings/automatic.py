@@ -19,7 +19,7 @@ HEAD_EPOCHS, FEWEST_HEAD_STEPS = 3, 80
 EASY = 0.9  # accuracy of a linear classifier on frozen features
 MANY = 1000  # photos
 EASY_RATE = 3e-5
-HARD_RATE = 2e-4  # if the frozen features were right for no photo
+HARD_RATE, LOWEST_HARD_RATE = 6e-4, 1.5e-4  # the first if the frozen features are always wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,8 @@ def _backbone_learning_rate(photos: int) -> Rule:
         if isinstance(found, str):
             return Choice(EASY_RATE, found)
         if not found.is_easy:
-            return Choice(float(f"{HARD_RATE * math.sqrt(1 - found.accuracy):.1e}"), str(found))
+            rate = max(LOWEST_HARD_RATE, HARD_RATE * (1 - found.accuracy))
+            return Choice(float(f"{rate:.1e}"), str(found))
         if photos >= MANY:
             return Choice(EASY_RATE, str(found))
         # There is little to gain, and few photos are learned by heart.

@@ -84,9 +84,8 @@ def resolve_precision(precision: str) -> str:
 
     On NVIDIA GPUs `auto` gives bfloat16 from compute capability 8.0, float16 from 7.0, and float32
     below. On CPUs it gives bfloat16 if they have AMX matrix units, else float32; `build_model`
-    replaces bfloat16 by float32 for a backbone with depthwise convolutions. With AVX-512
-    instructions alone, bfloat16 made a step of ResNet101V2 1.4 to 1.8 times faster and a step of
-    MobileNetV2 no faster, so that it must be requested.
+    replaces bfloat16 by float32 if depthwise convolutions are trained with their BatchNorm. With
+    AVX-512 instructions alone, bfloat16 must be requested, see `bfloat16_speedup`.
     """
     if precision != "auto":
         return precision
@@ -94,7 +93,7 @@ def resolve_precision(precision: str) -> str:
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
         for gpu in tf.config.list_physical_devices("GPU")
     ]
-    return fast_precision(capabilities, _cpu_flags())
+    return fast_precision(capabilities, cpu_flags())
 
 
 def fast_precision(capabilities: Sequence[tuple[int, int]], cpu_flags: frozenset[str]) -> str:
@@ -105,7 +104,23 @@ def fast_precision(capabilities: Sequence[tuple[int, int]], cpu_flags: frozenset
     return "bfloat16" if slowest >= (8, 0) else "float16" if slowest >= (7, 0) else "float32"
 
 
-def _cpu_flags() -> frozenset[str]:
+def bfloat16_speedup(cpu_flags: frozenset[str], has_depthwise: bool) -> str | None:
+    """Returns how many times as fast steps in bfloat16 are as in float32, as measured on CPUs.
+
+    Args:
+      cpu_flags: what the CPU can do, see `cpu_flags`.
+      has_depthwise: whether the network has depthwise convolutions.
+
+    Returns:
+      The smallest and the largest factor of several networks; None if there is no gain.
+    """
+    if "amx_bf16" in cpu_flags:
+        return "1.0 to 1.6" if has_depthwise else "1.5 to 4.6"
+    return "1.4 to 1.8" if "avx512_bf16" in cpu_flags and not has_depthwise else None
+
+
+def cpu_flags() -> frozenset[str]:
+    """Returns the names of the CPU's instruction sets as Linux gives them; none elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:  # not Linux

@@ -58,21 +58,68 @@ def test_batch_norm_without_a_scale_is_folded():
     np.testing.assert_allclose(folded(IMAGES[:, :8, :8]), expected, atol=1e-5)
 
 
-def test_gradients_equal_those_of_the_original():
-    model = with_random_statistics(build_small_resnet((48, 48, 3), None))
+def build_resnet() -> keras.Model:
+    return with_random_statistics(build_small_resnet((48, 48, 3), None))
+
+
+def build_separable(dtype: str = "float32") -> keras.Model:
+    """Returns convolutions of one pixel and depthwise ones with strides, each with BatchNorm."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((48, 48, 3))
+    outputs = images
+    for layer in (
+        keras.layers.Conv2D(8, 1, dtype=dtype),
+        keras.layers.DepthwiseConv2D(3, strides=2, padding="same", dtype=dtype),
+        keras.layers.Conv2D(16, 1, strides=2, dtype=dtype),
+        keras.layers.DepthwiseConv2D(3, padding="same", dtype=dtype),
+        keras.layers.Conv2D(4, 1, use_bias=False, dtype=dtype),
+    ):
+        outputs = keras.layers.BatchNormalization(dtype=dtype)(layer(outputs))
+        outputs = keras.layers.LeakyReLU(dtype=dtype)(outputs)
+    return with_random_statistics(keras.Model(images, outputs))
+
+
+def results(model: keras.Model, trained: keras.Model) -> list[np.ndarray]:
+    """Returns the outputs of a model and the gradients for the variables of another."""
+    values = [variable.value for variable in trained.trainable_variables]
+
+    @tf.function(autograph=False)
+    def compute() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            outputs = tf.cast(model(IMAGES, training=True), tf.float32)
+            loss = tf.reduce_sum(outputs**2)
+        return [outputs, *tape.gradient(loss, values)]
+
+    return [tensor.numpy() for tensor in compute()]
+
+
+@pytest.mark.parametrize("build", [build_resnet, build_separable])
+def test_outputs_and_gradients_equal_those_of_the_original(build):
+    model = build()
     freeze_below(model, 0, "frozen")
     folded = fold_frozen_batch_norm(model)
-    values = [variable.value for variable in model.trainable_variables]
-
-    def gradients(network: keras.Model) -> list[np.ndarray]:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(network(IMAGES, training=True) ** 2)
-        return [gradient.numpy() for gradient in tape.gradient(loss, values)]
-
-    for expected, found in zip(gradients(model), gradients(folded), strict=True):
+    for expected, found in zip(results(model, model), results(folded, model), strict=True):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
     assert {id(v) for v in folded.variables} == {id(v) for v in model.variables}
+
+
+def test_in_bfloat16_folding_is_as_precise_as_batch_norm():
+    exact, model = build_separable(), build_separable("mixed_bfloat16")
+    for one in (exact, model):
+        freeze_below(one, 0, "frozen")
+    folded = fold_frozen_batch_norm(model)
+    assert count(folded, keras.layers.BatchNormalization) == 0
+    expected = results(exact, exact)
+    errors = [
+        [
+            np.linalg.norm(found - right) / np.linalg.norm(right)
+            for found, right in zip(all, expected, strict=True)
+        ]
+        for all in (results(model, model), results(folded, model))
+    ]
+    assert 1e-4 < np.mean(errors[1]) < 1.2 * np.mean(errors[0]) < 0.1
+    assert model(IMAGES).dtype == folded(IMAGES).dtype == tf.bfloat16
 
 
 def test_trained_batch_norm_is_not_folded():
