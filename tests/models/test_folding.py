@@ -7,7 +7,11 @@ import tensorflow as tf
 
 from research.models.backbone import build_backbone
 from research.models.backbone_table import find_backbone
-from research.models.folding import FoldedConvolution, fold_frozen_batch_norm
+from research.models.folding import (
+    FoldedConvolution,
+    PointwiseConvolution,
+    with_fast_convolutions,
+)
 from research.models.residual import build_small_resnet
 from research.models.split import split_backbone
 from research.models.wrapper import freeze_below
@@ -36,7 +40,7 @@ def count(model: keras.Model, kind: type) -> int:
 def test_folded_backbones_compute_the_same(name):
     model = with_random_statistics(build_backbone(find_backbone(name), 48, None))
     freeze_below(model, 0, "frozen")
-    folded = fold_frozen_batch_norm(model)
+    folded = with_fast_convolutions(model)
     folds = count(folded, FoldedConvolution)
     assert folds > 10
     norms = count(model, keras.layers.BatchNormalization)
@@ -52,7 +56,7 @@ def test_batch_norm_without_a_scale_is_folded():
     outputs = keras.layers.BatchNormalization(scale=False)(outputs)
     model = with_random_statistics(keras.Model(images, outputs))
     freeze_below(model, 0, "frozen")
-    folded = fold_frozen_batch_norm(model)
+    folded = with_fast_convolutions(model)
     assert count(folded, FoldedConvolution) == 1
     expected = model(IMAGES[:, :8, :8], training=False)
     np.testing.assert_allclose(folded(IMAGES[:, :8, :8]), expected, atol=1e-5)
@@ -62,21 +66,25 @@ def build_resnet() -> keras.Model:
     return with_random_statistics(build_small_resnet((48, 48, 3), None))
 
 
-def build_separable(dtype: str = "float32") -> keras.Model:
+def build_separable(dtype: str = "float32", use_bias: bool = True) -> keras.Model:
     """Returns convolutions of one pixel and depthwise ones with strides, each with BatchNorm."""
     keras.utils.set_random_seed(0)
     images = keras.Input((48, 48, 3))
     outputs = images
     for layer in (
-        keras.layers.Conv2D(8, 1, dtype=dtype),
-        keras.layers.DepthwiseConv2D(3, strides=2, padding="same", dtype=dtype),
-        keras.layers.Conv2D(16, 1, strides=2, dtype=dtype),
-        keras.layers.DepthwiseConv2D(3, padding="same", dtype=dtype),
+        keras.layers.Conv2D(8, 1, use_bias=use_bias, dtype=dtype),
+        keras.layers.DepthwiseConv2D(3, strides=2, padding="same", use_bias=use_bias, dtype=dtype),
+        keras.layers.Conv2D(16, 1, strides=2, use_bias=use_bias, dtype=dtype),
+        keras.layers.DepthwiseConv2D(3, padding="same", use_bias=use_bias, dtype=dtype),
         keras.layers.Conv2D(4, 1, use_bias=False, dtype=dtype),
     ):
         outputs = keras.layers.BatchNormalization(dtype=dtype)(layer(outputs))
         outputs = keras.layers.LeakyReLU(dtype=dtype)(outputs)
     return with_random_statistics(keras.Model(images, outputs))
+
+
+def build_separable_without_bias() -> keras.Model:
+    return build_separable(use_bias=False)  # BatchNorm in training mode removes a bias
 
 
 def results(model: keras.Model, trained: keras.Model) -> list[np.ndarray]:
@@ -93,11 +101,19 @@ def results(model: keras.Model, trained: keras.Model) -> list[np.ndarray]:
     return [tensor.numpy() for tensor in compute()]
 
 
-@pytest.mark.parametrize("build", [build_resnet, build_separable])
-def test_outputs_and_gradients_equal_those_of_the_original(build):
+@pytest.mark.parametrize(
+    ("build", "bn_mode", "replaced"),
+    [
+        (build_resnet, "frozen", FoldedConvolution),
+        (build_separable, "frozen", FoldedConvolution),
+        (build_separable_without_bias, "train", PointwiseConvolution),
+    ],
+)
+def test_outputs_and_gradients_equal_those_of_the_original(build, bn_mode, replaced):
     model = build()
-    freeze_below(model, 0, "frozen")
-    folded = fold_frozen_batch_norm(model)
+    freeze_below(model, 0, bn_mode)
+    folded = with_fast_convolutions(model)
+    assert count(folded, replaced) >= 2
     for expected, found in zip(results(model, model), results(folded, model), strict=True):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
@@ -108,7 +124,7 @@ def test_in_bfloat16_folding_is_as_precise_as_batch_norm():
     exact, model = build_separable(), build_separable("mixed_bfloat16")
     for one in (exact, model):
         freeze_below(one, 0, "frozen")
-    folded = fold_frozen_batch_norm(model)
+    folded = with_fast_convolutions(model)
     assert count(folded, keras.layers.BatchNormalization) == 0
     expected = results(exact, exact)
     errors = [
@@ -125,7 +141,7 @@ def test_in_bfloat16_folding_is_as_precise_as_batch_norm():
 def test_trained_batch_norm_is_not_folded():
     model = build_small_resnet((48, 48, 3), None)
     freeze_below(model, 0, "train")
-    assert fold_frozen_batch_norm(model) is model
+    assert with_fast_convolutions(model) is model
 
 
 def test_an_output_with_a_second_use_is_not_folded():
@@ -134,7 +150,7 @@ def test_an_output_with_a_second_use_is_not_folded():
     normalized = keras.layers.BatchNormalization()(convolved)
     model = keras.Model(images, keras.layers.Add()([convolved, normalized]))
     freeze_below(model, 0, "frozen")
-    assert fold_frozen_batch_norm(model) is model
+    assert with_fast_convolutions(model) is model
 
 
 def test_both_parts_of_a_split_are_folded():

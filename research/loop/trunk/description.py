@@ -47,7 +47,7 @@ def describe_outputs(
         weights.update(f"{variable.shape}".encode())
         weights.update(np.ascontiguousarray(variable.numpy()).data)
     common = {
-        "format": 2,
+        "format": 3,
         "kept": input_kind,
         "layers_sha256": _hash_of_json([layers, trained]),
         "weights_sha256": weights.hexdigest(),
