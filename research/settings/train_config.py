@@ -161,7 +161,7 @@ class TrainConfig(PhotoConfig):
         AUTO,
         "first backbone layer to train: its index, its name, or a stage; 'none' trains only the "
         "head. 'auto' chooses layer 100, or the stage at half of the operations if frozen features "
-        "classify less than 90 % of the photos correctly",
+        "classify less than 93 % of the photos correctly",
         fallback="100",
     )
     gradual_unfreezing: int | None = settings.count(

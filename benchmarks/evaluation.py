@@ -1,0 +1,144 @@
+"""Photos per second of run_eval.py beside `model.predict`, and what its figures and pictures cost.
+
+python -m benchmarks.evaluation        # about 10 minutes on two cores
+
+Both programs read the same JPEG files and compute the same network at the same size, in new
+processes that take turns: `predict` through `image_dataset_from_directory`, run_eval.py without
+mirror images. The rate is that of the additional photos of a second, larger folder, so that it does
+not contain imports and building.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ROOT, data_parser, print_table, write_result
+from research.system.environment import import_tensorflow
+
+SIZE = 160
+TRAINING = ("--epochs=1", "--steps_per_epoch=1", "--unfreeze_from=none", "--nomirror_averaging")
+KINDS = {
+    "forward passes": ("--resamples=0", "--nopictures"),
+    "with intervals": ("--nopictures",),
+    "with intervals and pictures": (),
+}
+PREDICT = f"""
+import sys, keras
+folder, backbone = sys.argv[1:]
+photos = keras.utils.image_dataset_from_directory(
+    folder, image_size=({SIZE}, {SIZE}), batch_size=32, shuffle=False
+)
+classes = len(photos.class_names)
+base = getattr(keras.applications, backbone)(
+    input_shape=({SIZE}, {SIZE}, 3), include_top=False, weights=None
+)
+pooled = keras.layers.GlobalAveragePooling2D()(base.output)
+model = keras.Model(base.input, keras.layers.Dense(classes)(pooled))
+model.predict(photos.map(lambda image, label: image / 127.5 - 1), verbose=0)
+"""
+
+
+def write_photos(folder: Path, encoded: Sequence[bytes], photos: int, classes: int) -> None:
+    """Writes JPEG files in folders for splits and classes: `photos` for test, few for the others.
+
+    Args:
+      folder: where to write.
+      encoded: contents of different photos, which are repeated. Bytes after the end of the image
+        make each file different.
+      photos: number of test photos.
+      classes: number of classes. The class of a photo is arbitrary.
+    """
+    number = itertools.count()
+    for split, count in (("train", 2 * classes), ("validation", classes), ("test", photos)):
+        for index in range(count):
+            place = folder / split / f"class{index % classes:03}"
+            place.mkdir(parents=True, exist_ok=True)
+            content = encoded[index % len(encoded)] + str(next(number)).encode()
+            (place / f"{index:06}.jpg").write_bytes(content)
+
+
+def seconds_of_process(*arguments: str) -> float:
+    """Returns the seconds that Python with these arguments takes, with the import."""
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{arguments} ended with {done.returncode}: {done.stderr[-1000:]}")
+    return time.perf_counter() - begin
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Times both programs on a small and a large folder; returns rates, ratios and seconds."""
+    from research.data.open_source import open_source
+
+    source = open_source(arguments.dataset, None, arguments.data_dir)
+    encoded = [bytes(example.image or b"") for example in source.examples("train")]
+    counts = (arguments.photos // 4, arguments.photos)
+    timed: dict[tuple[str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for count in counts:
+            folder = Path(name) / str(count)
+            write_photos(folder, encoded, count, arguments.classes)
+            training = (f"--image_folder={folder}", f"--ckpt_dir={folder}-run", *TRAINING)
+            chosen = (f"--backbone={arguments.backbone}", "--weights=none", f"--image_size={SIZE}")
+            more = ("--evaluation_scale=1", f"--precision={arguments.precision}")
+            seconds_of_process("run_train.py", *training, *chosen, *more)
+        for _ in range(arguments.rounds):
+            for count in counts:
+                folder = Path(name) / str(count)
+                test = str(folder / "test")
+                programs: dict[str, tuple[str, ...]] = {
+                    "predict": ("-c", PREDICT, test, arguments.backbone)
+                }
+                for kind, flags in KINDS.items():
+                    programs[kind] = ("run_eval.py", f"--ckpt_dir={folder}-run", *flags)
+                for kind, program in programs.items():
+                    timed.setdefault((kind, count), []).append(seconds_of_process(*program))
+    seconds = {key: statistics.median(found) for key, found in timed.items()}
+    few, many = counts
+    rates = {
+        kind: (many - few) / (seconds[kind, many] - seconds[kind, few])
+        for kind in ("predict", "forward passes")
+    }
+    whole = {kind: seconds[kind, many] for kind in ("predict", *KINDS)}
+    return {
+        "backbone": arguments.backbone,
+        "precision": arguments.precision,
+        "photos": many,
+        "classes": arguments.classes,
+        "photos_per_second": rates,
+        "seconds_of_process": whole,
+        "ratios": {
+            "photos per second, run_eval.py / predict": rates["forward passes"] / rates["predict"],
+            "seconds, all / forward passes": whole["with intervals and pictures"]
+            / whole["forward passes"],
+        },
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes the figures."""
+    parser = data_parser(__doc__)
+    parser.add_argument("--backbone", default="MobileNetV2", help="(%(default)s)")
+    parser.add_argument("--precision", default="float32", help="of run_eval.py (%(default)s)")
+    parser.add_argument("--photos", type=int, default=10_000, help="test photos (%(default)s)")
+    parser.add_argument("--classes", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="repetitions (%(default)s)")
+    arguments = parser.parse_args()
+    import_tensorflow()
+    figures = measure(arguments)
+    for name in ("photos_per_second", "seconds_of_process", "ratios"):
+        print_table([{name: key, "": value} for key, value in figures[name].items()])
+    write_result("evaluation", figures)
+
+
+if __name__ == "__main__":
+    main()
