@@ -52,6 +52,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "mixup": ("--mixup=0.2",),
     "CutMix": ("--cutmix=1",),
     "weights not averaged": ("--weight_averaging=0",),
+    "bfloat16": ("--precision=bfloat16",),
     "early stopping": ("--early_stopping=3",),
     "balanced class weights": ("--class_weights=balanced",),
 }
