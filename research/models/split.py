@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from research.models.batch_norm import takes_weights, weigh_batch_norm
 from research.models.cost import forward_cost
-from research.models.folding import with_fast_convolutions
+from research.models.fast_convolutions import with_fast_convolutions
 from research.models.recompute import cut_into_blocks, run_blocks
 
 # About one block of a mobile network.

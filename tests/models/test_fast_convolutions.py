@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from research.models.backbone import build_backbone
 from research.models.backbone_table import find_backbone
-from research.models.folding import (
+from research.models.fast_convolutions import (
     FoldedConvolution,
     PointwiseConvolution,
     with_fast_convolutions,
