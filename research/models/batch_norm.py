@@ -27,6 +27,12 @@ class WeightedBatchNorm(keras.layers.Layer):
         self.norm = norm
         self.built = True
 
+    def compute_output_spec(
+        self, inputs: keras.KerasTensor, weight: keras.KerasTensor, training: bool = False
+    ) -> keras.KerasTensor:
+        """Returns shape and dtype of the outputs, without tracing `call`."""
+        return keras.KerasTensor(inputs.shape, self.compute_dtype)
+
     def call(self, inputs: tf.Tensor, weight: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Normalizes inputs (batch, ..., channels); `weight` is float32 (batch,)."""
         if not training:

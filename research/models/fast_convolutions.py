@@ -38,6 +38,11 @@ class FoldedConvolution(keras.layers.Layer):
         self.norm = norm
         self.built = True
 
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns shape and dtype of the outputs, without tracing `call`."""
+        shape = self.convolution.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, self.compute_dtype)
+
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps (batch, height, width, channels) to the output of both layers, up to rounding."""
         layer, norm = self.convolution, self.norm
@@ -84,6 +89,11 @@ class PointwiseConvolution(keras.layers.Layer):
         super().__init__(name=f"{convolution.name}_pointwise", dtype=convolution.dtype_policy)
         self.convolution = convolution
         self.built = True
+
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns shape and dtype of the outputs, without tracing `call`."""
+        shape = self.convolution.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, self.compute_dtype)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps (batch, height, width, channels) to what the convolution computes."""
