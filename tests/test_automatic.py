@@ -91,6 +91,11 @@ def test_what_photos_tell_decides():
     assert (easy["unfreeze_from"], easy["backbone_learning_rate"]) == ("100", 3e-5)
     few = values(config, 200, Evidence(photos=200, accuracy=0.99, lost=0, won=0))
     assert few["backbone_learning_rate"] == 6e-6
+    few_hard = values(config, 200, Evidence(photos=200, accuracy=0.3, lost=0, won=0))
+    assert few_hard["backbone_learning_rate"] == 2.1e-4
+    assert values(config, 20, "too few")["backbone_learning_rate"] == 6e-7
+    from_scratch = dataclasses.replace(config, weights="none")
+    assert values(from_scratch, 20, "too few")["backbone_learning_rate"] == 3e-5
     text = values(config, 1_600, Evidence(photos=256, accuracy=0.9, lost=73, won=3))
     assert not text["horizontal_flip"]
     assert not text["mirror_averaging"]
@@ -104,8 +109,8 @@ def test_few_photos_are_shown_several_times_per_epoch():
     assert values(TrainConfig(), 20, "too few")["head_epochs"] == 4
     assert values(TrainConfig(steps_per_epoch=0), 20, "too few")["head_epochs"] == 80
     assert values(TrainConfig(steps_per_epoch=5), 20, "too few")["head_epochs"] == 16
-    assert steps(20, "too few") == steps(300, hard) == 20
-    assert steps(300, easy) == steps(640, hard) == 0
+    assert steps(20, "too few") == steps(480, hard) == 20
+    assert steps(300, easy) == steps(300, hard) == steps(640, hard) == 0
 
 
 def test_without_evidence_the_choices_are_the_fallbacks():

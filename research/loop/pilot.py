@@ -10,11 +10,11 @@ import tensorflow as tf
 from research.data.loader import DataLoader
 from research.models.split import split_backbone
 from research.models.wrapper import Wrapper
-from research.settings.automatic import Evidence
+from research.settings.automatic import FEWEST_PHOTOS, Evidence
 from research.system.errors import UserError
 from research.tasks.labels import check_class_indices
 
-MOST_PHOTOS, FEWEST_PHOTOS = 256, 32
+MOST_PHOTOS = 256
 BATCH_SIZE = 32
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 

@@ -17,7 +17,8 @@ from research.settings.train_config import CHOSEN_BY_HYPERRULE, TrainConfig
 FEWEST_STEPS = 20  # per epoch
 HEAD_EPOCHS, FEWEST_HEAD_STEPS = 3, 80
 EASY = 0.93  # accuracy of a linear classifier on frozen features
-MANY = 1000  # photos
+MANY_EASY, MANY_HARD = 1000, 400  # photos; with fewer, rates are lower
+FEWEST_PHOTOS = 32  # to tell anything
 EASY_RATE = 3e-5
 HARD_RATE, LOWEST_HARD_RATE = 6e-4, 1.5e-4  # the first if the frozen features are always wrong
 
@@ -105,7 +106,7 @@ def choose(
         "unfreeze_from": _unfreeze_from(first_layers),
         "steps_per_epoch": _steps_per_epoch(config, photos),
         "head_epochs": _head_epochs(config, photos),
-        "backbone_learning_rate": _backbone_learning_rate(photos),
+        "backbone_learning_rate": _backbone_learning_rate(config, photos),
         "horizontal_flip": _flips,
         "mirror_averaging": _flips,
     }
@@ -122,7 +123,7 @@ def _steps_per_epoch(config: TrainConfig, photos: int) -> Rule:
     def rule(found: Evidence | str) -> Choice:
         if steps >= FEWEST_STEPS:
             return Choice(0, f"all {photos:,} photos once, in {steps:,} steps")
-        if isinstance(found, Evidence) and found.is_easy:
+        if isinstance(found, Evidence) and (found.is_easy or photos < MANY_HARD):
             return Choice(0, f"all {photos:,} photos once; {found}")
         return Choice(FEWEST_STEPS, f"all {photos:,} photos once are only {steps:,} steps")
 
@@ -149,17 +150,20 @@ def _unfreeze_from(layers: FirstLayers) -> Rule:
     return rule
 
 
-def _backbone_learning_rate(photos: int) -> Rule:
+def _backbone_learning_rate(config: TrainConfig, photos: int) -> Rule:
+    from_scratch = config.weights == "none"
+
     def rule(found: Evidence | str) -> Choice:
-        if isinstance(found, str):
+        if isinstance(found, Evidence) and not found.is_easy:
+            rate, many = max(LOWEST_HARD_RATE, HARD_RATE * (1 - found.accuracy)), MANY_HARD
+        elif isinstance(found, Evidence) or (photos < FEWEST_PHOTOS and not from_scratch):
+            rate, many = EASY_RATE, MANY_EASY
+        else:
             return Choice(EASY_RATE, found)
-        if not found.is_easy:
-            rate = max(LOWEST_HARD_RATE, HARD_RATE * (1 - found.accuracy))
+        if photos >= many:
             return Choice(float(f"{rate:.1e}"), str(found))
-        if photos >= MANY:
-            return Choice(EASY_RATE, str(found))
-        # There is little to gain, and few photos are learned by heart.
-        return Choice(float(f"{EASY_RATE * photos / MANY:.1e}"), f"only {photos:,} photos; {found}")
+        # Few photos are learned by heart.
+        return Choice(float(f"{rate * photos / many:.1e}"), f"only {photos:,} photos; {found}")
 
     return rule
 
