@@ -11,17 +11,18 @@ not contain imports and building.
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROOT, data_parser, print_table, write_result
+from benchmarks.harness import (
+    data_parser,
+    print_table,
+    seconds_to_exit,
+    write_class_folders,
+    write_result,
+)
 from research.system.environment import import_tensorflow
 
 SIZE = 160
@@ -47,50 +48,23 @@ model.predict(photos.map(lambda image, label: image / 127.5 - 1), verbose=0)
 """
 
 
-def write_photos(folder: Path, encoded: Sequence[bytes], photos: int, classes: int) -> None:
-    """Writes JPEG files in folders for splits and classes: `photos` for test, few for the others.
-
-    Args:
-      folder: where to write.
-      encoded: contents of different photos, which are repeated. Bytes after the end of the image
-        make each file different.
-      photos: number of test photos.
-      classes: number of classes. The class of a photo is arbitrary.
-    """
-    number = itertools.count()
-    for split, count in (("train", 2 * classes), ("validation", classes), ("test", photos)):
-        for index in range(count):
-            place = folder / split / f"class{index % classes:03}"
-            place.mkdir(parents=True, exist_ok=True)
-            content = encoded[index % len(encoded)] + str(next(number)).encode()
-            (place / f"{index:06}.jpg").write_bytes(content)
-
-
-def seconds_of_process(*arguments: str) -> float:
-    """Returns the seconds that Python with these arguments takes, with the import."""
-    begin = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{arguments} ended with {done.returncode}: {done.stderr[-1000:]}")
-    return time.perf_counter() - begin
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Times both programs on a small and a large folder; returns rates, ratios and seconds."""
     from research.data.open_source import open_source
 
     source = open_source(arguments.dataset, None, arguments.data_dir)
     encoded = [bytes(example.image or b"") for example in source.examples("train")]
-    counts = (arguments.photos // 4, arguments.photos)
+    counts, classes = (arguments.photos // 4, arguments.photos), arguments.classes
     timed: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         for count in counts:
             folder = Path(name) / str(count)
-            write_photos(folder, encoded, count, arguments.classes)
+            photos = {"train": 2 * classes, "validation": classes, "test": count}
+            write_class_folders(folder, encoded, photos, classes)
             training = (f"--image_folder={folder}", f"--ckpt_dir={folder}-run", *TRAINING)
             chosen = (f"--backbone={arguments.backbone}", "--weights=none", f"--image_size={SIZE}")
             more = ("--evaluation_scale=1", f"--precision={arguments.precision}")
-            seconds_of_process("run_train.py", *training, *chosen, *more)
+            seconds_to_exit("run_train.py", *training, *chosen, *more)
         for _ in range(arguments.rounds):
             for count in counts:
                 folder = Path(name) / str(count)
@@ -101,7 +75,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 for kind, flags in KINDS.items():
                     programs[kind] = ("run_eval.py", f"--ckpt_dir={folder}-run", *flags)
                 for kind, program in programs.items():
-                    timed.setdefault((kind, count), []).append(seconds_of_process(*program))
+                    timed.setdefault((kind, count), []).append(seconds_to_exit(*program))
     seconds = {key: statistics.median(found) for key, found in timed.items()}
     few, many = counts
     rates = {
@@ -113,7 +87,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "backbone": arguments.backbone,
         "precision": arguments.precision,
         "photos": many,
-        "classes": arguments.classes,
+        "classes": classes,
         "photos_per_second": rates,
         "seconds_of_process": whole,
         "ratios": {

@@ -33,7 +33,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness import ARTICLE, ROOT, anonymous_bytes, read_rows, write_report, write_result
+from benchmarks.harness import (
+    ARTICLE,
+    ROOT,
+    anonymous_bytes,
+    read_rows,
+    write_class_folders,
+    write_report,
+    write_result,
+)
 from research.runs.tracker import Tracker
 from research.settings.program_configs import EvalConfig
 from research.system.program import ended_by_a_line
@@ -82,11 +90,7 @@ class Clock(Tracker):
 
 
 def write_photos(folder: Path, cell: Cell) -> None:
-    """Writes the photos of a cell, with a folder for each split and in it one for each class.
-
-    They are a few drawings; bytes after the end of the image make each file different. If a split
-    has fewer photos than there are classes, it has photos of the first classes only.
-    """
+    """Writes the photos of a cell, which are a few drawings; see `write_class_folders`."""
     generator = np.random.default_rng(0)
     drawings = []
     for _ in range(DRAWINGS):
@@ -94,16 +98,8 @@ def write_photos(folder: Path, cell: Cell) -> None:
         buffer = io.BytesIO()
         noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG")
         drawings.append(buffer.getvalue())
-    number = itertools.count()
-    for split, share in SPLITS.items():
-        photos = cell.photos * share // 10
-        folders = [folder / split / f"class{k:05}" for k in range(min(cell.classes, photos))]
-        for one in folders:
-            one.mkdir(parents=True)
-        for index in range(photos):
-            name = f"{next(number):07}"
-            content = drawings[index % DRAWINGS] + name.encode()
-            (folders[index % len(folders)] / f"{name}.jpg").write_bytes(content)
+    counts = {split: cell.photos * share // 10 for split, share in SPLITS.items()}
+    write_class_folders(folder, drawings, counts, cell.classes)
 
 
 def run_alone(script: str, flags: Sequence[str]) -> dict[str, float]:

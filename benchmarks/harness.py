@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +56,44 @@ def seconds_of(action: Callable[[], object]) -> float:
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
+
+
+def seconds_to_exit(*arguments: str, code: int = 0) -> float:
+    """Returns the seconds until Python with these arguments ends; it must end with this code."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True
+    )
+    seconds = time.perf_counter() - begin
+    if done.returncode != code:
+        raise RuntimeError(f"{arguments} ended with {done.returncode}: {done.stderr!r}")
+    return seconds
+
+
+def write_class_folders(
+    folder: Path, encoded: Sequence[bytes], counts: Mapping[str, int], classes: int
+) -> None:
+    """Writes JPEG files, with a folder for each split and in it one for each class.
+
+    If a split has fewer photos than there are classes, it has photos of the first classes only.
+
+    Args:
+      folder: where to write.
+      encoded: contents, which are repeated. Bytes after the end of the image make each file
+        different.
+      counts: number of photos of each split.
+      classes: number of classes. The class of a photo is arbitrary.
+    """
+    number = itertools.count()
+    for split, photos in counts.items():
+        folders = [folder / split / f"class{k:05}" for k in range(min(classes, photos))]
+        for one in folders:
+            one.mkdir(parents=True)
+        for index in range(photos):
+            name = f"{next(number):07}"
+            content = encoded[index % len(encoded)] + name.encode()
+            (folders[index % len(folders)] / f"{name}.jpg").write_bytes(content)
 
 
 def anonymous_bytes(pid: int) -> int:

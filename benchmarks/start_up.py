@@ -6,7 +6,6 @@ python -m benchmarks.start_up          # about 3 minutes on two cores
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -14,23 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import ARTICLE, ROOT, print_table, write_result
+from benchmarks.harness import ARTICLE, ROOT, print_table, seconds_to_exit, write_result
 
 ROUNDS = 3
 BACKBONES = {"SmallResNet": "stage2", "MobileNetV2": "100", "ResNet101V2": "100"}
-
-
-def seconds_to_exit(*arguments: str, code: int = 0) -> float:
-    """Returns the seconds until Python with these arguments ends; it must end with this code."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True
-    )
-    seconds = time.perf_counter() - begin
-    if done.returncode != code:
-        raise RuntimeError(f"{arguments} ended with {done.returncode}: {done.stderr!r}")
-    return seconds
 
 
 def seconds_to_first_step(folder: str, backbone: str) -> float:

@@ -15,7 +15,28 @@ import tensorflow as tf
 from research.models.batch_norm import scale_and_offset
 
 
-class FoldedConvolution(keras.layers.Layer):
+class _FastConvolution(keras.layers.Layer):
+    """A layer that computes what a convolution does, with its variables and its dtypes.
+
+    Args:
+      convolution: a `Conv2D` or `DepthwiseConv2D`.
+      suffix: ends the layer's name.
+    """
+
+    def __init__(self, convolution: keras.layers.Layer, suffix: str) -> None:
+        # Without autocast, variables keep float32, and a scaled kernel is rounded only once.
+        name, policy = f"{convolution.name}_{suffix}", convolution.dtype_policy
+        super().__init__(name=name, dtype=policy, autocast=False)
+        self.convolution = convolution
+        self.built = True
+
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns shape and dtype of the outputs, without tracing `call`."""
+        shape = self.convolution.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, self.compute_dtype)
+
+
+class FoldedConvolution(_FastConvolution):
     """A convolution and the frozen BatchNorm after it, computed as one convolution with a bias.
 
     With frozen statistics, BatchNorm is a scale and an offset per channel. Scaling the kernel is
@@ -30,18 +51,8 @@ class FoldedConvolution(keras.layers.Layer):
     def __init__(
         self, convolution: keras.layers.Layer, norm: keras.layers.BatchNormalization
     ) -> None:
-        # Without autocast, the variables keep float32, and only the scaled kernel is rounded.
-        super().__init__(
-            name=f"{convolution.name}_folded", dtype=convolution.dtype_policy, autocast=False
-        )
-        self.convolution = convolution
+        super().__init__(convolution, "folded")
         self.norm = norm
-        self.built = True
-
-    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns shape and dtype of the outputs, without tracing `call`."""
-        shape = self.convolution.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, self.compute_dtype)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps (batch, height, width, channels) to the output of both layers, up to rounding."""
@@ -78,7 +89,7 @@ def add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     return tf.nn.bias_add(outputs, bias) if outputs.dtype == tf.float32 else outputs + bias
 
 
-class PointwiseConvolution(keras.layers.Layer):
+class PointwiseConvolution(_FastConvolution):
     """A trained convolution with a kernel of one pixel; see `pointwise_convolution`.
 
     Args:
@@ -86,21 +97,15 @@ class PointwiseConvolution(keras.layers.Layer):
     """
 
     def __init__(self, convolution: keras.layers.Conv2D) -> None:
-        super().__init__(name=f"{convolution.name}_pointwise", dtype=convolution.dtype_policy)
-        self.convolution = convolution
-        self.built = True
-
-    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns shape and dtype of the outputs, without tracing `call`."""
-        shape = self.convolution.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, self.compute_dtype)
+        super().__init__(convolution, "pointwise")
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps (batch, height, width, channels) to what the convolution computes."""
-        outputs = pointwise_convolution(inputs, tf.convert_to_tensor(self.convolution.kernel))
-        if self.convolution.use_bias:
-            outputs = add_bias(outputs, tf.convert_to_tensor(self.convolution.bias))
-        return self.convolution.activation(outputs)
+        layer, dtype = self.convolution, self.compute_dtype
+        outputs = pointwise_convolution(tf.cast(inputs, dtype), tf.cast(layer.kernel, dtype))
+        if layer.use_bias:
+            outputs = add_bias(outputs, tf.cast(layer.bias, dtype))
+        return layer.activation(outputs)
 
 
 @tf.custom_gradient
