@@ -31,9 +31,6 @@ class ArrayRecords:
         self._files = builder.info.splits[expression].file_instructions
         self._ends = np.cumsum([file.examples_in_shard for file in self._files])
 
-    def __len__(self) -> int:
-        return len(self._records)
-
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Returns the examples with these indices: features by name, and the example's `ID`."""
         return [
