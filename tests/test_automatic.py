@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+import tensorflow as tf
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import StratifiedKFold
 
+from research.data.folder.folder_source import FolderSource
 from research.data.split_arrays import SplitArrays
 from research.evaluation import evaluation_size
 from research.evaluation.evaluation_size import choose_evaluation_scale
-from research.loop.builder import build_network
-from research.loop.pilot import left_out_predictions, run_pilot
+from research.loop.builder import build_network, head_schedule, make_loader
+from research.loop.pilot import Pilot, fit_head, left_out_predictions
+from research.loop.plan import make_plan
 from research.loop.trunk.frozen_layers import EpochInput
 from research.models.backbone import FirstLayers
 from research.runs.find_run import find_run
@@ -28,14 +34,18 @@ from research.settings.automatic import (
 )
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
+from research.tasks.task import Task
 from research.train import train
-from tests.helpers import SMALL_CONFIG
+from tests.helpers import SMALL_CONFIG, read_checkpoint
 
 LAYERS = FirstLayers("100", "stage4")
 
 
-def values(config: TrainConfig, photos: int, found: Evidence | str) -> dict[str, object]:
-    return {name: one.value for name, one in choose(config, photos, LAYERS, lambda: found).items()}
+def values(
+    config: TrainConfig, photos: int, found: Evidence | str, obstacle: str | None = None
+) -> dict[str, object]:
+    choices = choose(config, photos, LAYERS, lambda: found, lambda: obstacle)
+    return {name: one.value for name, one in choices.items()}
 
 
 def test_photos_left_out_are_predicted_as_by_a_regression_on_all_others():
@@ -59,6 +69,92 @@ def test_photos_left_out_are_predicted_as_by_a_regression_on_all_others():
     assert 0.4 < found[0].mean() < 1
 
 
+def draw_features(classes: int, per_class: int, seed: int = 0) -> tuple[list, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(classes * per_class) % classes)
+    centres = generator.random((classes, 60))
+    return [centres[labels] + generator.normal(0, 1, (len(labels), 60)) for _ in range(2)], labels
+
+
+@pytest.mark.parametrize(("classes", "units"), [(2, 1), (4, 4)])
+def test_the_regression_has_the_prior_that_predicts_left_out_photos_best(classes, units):
+    views, labels = draw_features(classes, 7)
+    kernel, bias = fit_head(views, labels)
+    assert (kernel.shape, bias.shape) == ((60, units), (units,))
+
+    def fit(photos: np.ndarray, prior: float) -> LogisticRegression:
+        regression = LogisticRegression(C=prior / 2, max_iter=10_000, tol=1e-8)
+        return regression.fit(
+            np.concatenate([view[photos] for view in views]), np.tile(labels[photos], 2)
+        )
+
+    losses = {}
+    for prior in (0.01, 0.1, 1.0):
+        losses[prior] = 0.0
+        folds = StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels)
+        for others, left_out in folds:
+            for view in views:
+                found = fit(others, prior).predict_proba(view[left_out])
+                losses[prior] -= np.log(found[np.arange(len(found)), labels[left_out]]).sum()
+    assert len({round(loss, 3) for loss in losses.values()}) == 3
+    expected = fit(np.arange(len(labels)), min(losses, key=losses.__getitem__))
+    logits = (views[0] @ expected.coef_.T + expected.intercept_).reshape(len(labels), -1)
+    np.testing.assert_allclose(views[0] @ kernel + bias, logits, atol=0.05)
+    assert np.ptp(logits) > 1
+
+
+def test_the_regression_takes_class_weights_and_one_photo_per_class():
+    views, labels = draw_features(3, 1)
+    kernel, _ = fit_head(views[:1], labels)
+    expected = LogisticRegression(C=1.0).fit(views[0], labels)
+    np.testing.assert_allclose(kernel.T, expected.coef_, atol=5e-3)
+    views, labels = draw_features(2, 30)
+    mean_logits = [
+        np.mean(views[0] @ kernel + bias)
+        for kernel, bias in (fit_head(views, labels, factors) for factors in (None, (1.0, 9.0)))
+    ]
+    assert mean_logits[1] > mean_logits[0] + 0.3
+
+
+def test_the_head_starts_from_the_regression_on_the_features_of_all_photos(photo_folder):
+    config = dataclasses.replace(SMALL_CONFIG, image_folder=str(photo_folder))
+    loader = make_loader(without_auto(config), FolderSource(str(photo_folder)))
+    model = build_network(config, loader.class_names).network.model
+    Pilot(model, loader, Task(), 0).start_head(mirrored=True)
+    photos = loader.examples("train")
+    views = [
+        model.pooling(model.backbone(loader.preprocessing(tf.constant(one, tf.float32)))).numpy()
+        for one in (photos.inputs[0][:], photos.inputs[0][:][:, :, ::-1])
+    ]
+    kernel, bias = fit_head(views, photos.labels)
+    assert np.abs(kernel).max() > 0.01
+    np.testing.assert_allclose(model.head.kernel.numpy(), kernel, rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(model.head.bias.numpy(), bias, rtol=0.01, atol=1e-3)
+
+
+def test_heads_that_a_regression_does_not_give():
+    class OwnLosses(Task):
+        def losses(self, logits, batch):
+            return super().losses(logits, batch)
+
+    labels = np.arange(40) % 3
+    photos = SplitArrays((np.zeros((40, 8, 8, 3), np.uint8),), labels, ())
+
+    def obstacle(head: keras.layers.Layer, task: Task | None = None, names: str = "abc") -> str:
+        head.build((None, 5))
+        model = SimpleNamespace(head=head, feature_shape=(5,))
+        loader = SimpleNamespace(class_names=tuple(names), examples=lambda split: photos)
+        return Pilot(model, loader, task or Task(), 0).regression_obstacle
+
+    dense = keras.layers.Dense
+    assert obstacle(dense(3)) is None
+    assert obstacle(dense(3), OwnLosses()) == "OwnLosses has losses of its own"
+    assert obstacle(dense(3, activation="relu")) == "the head of Task is not one linear layer"
+    assert obstacle(keras.Sequential([dense(3)])) == "the head of Task is not one linear layer"
+    assert obstacle(dense(2)) == "the head has 2 logits, and not 3"
+    assert obstacle(dense(4), names="abcd") == "the sample has no photo of 'd'"
+
+
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
@@ -71,13 +167,17 @@ def test_photos_left_out_are_predicted_as_by_a_regression_on_all_others():
 def test_some_photos_tell_nothing(labels, reason):
     photos = SplitArrays((np.zeros((len(labels), 8, 8, 3), np.uint8),), labels, ())
     loader = SimpleNamespace(class_names=("a", "b", "c"), examples=lambda split: photos)
-    assert run_pilot(None, loader, 0) == reason
+    pilot = Pilot(None, loader, Task(), 0)
+    assert pilot.evidence() == reason
+    if "labels" in reason:
+        assert pilot.regression_obstacle == reason
 
 
 def test_what_photos_tell_decides():
     config = TrainConfig()
     hard = values(config, 1_600, Evidence(photos=256, accuracy=0.75, lost=20, won=18))
     assert hard == {
+        "head_start": "initial",
         "unfreeze_from": "stage4",
         "steps_per_epoch": 0,
         "head_epochs": 3,
@@ -101,15 +201,52 @@ def test_what_photos_tell_decides():
     assert not text["mirror_averaging"]
 
 
+def test_with_few_photos_the_head_starts_from_a_regression():
+    found = Evidence(photos=150, accuracy=0.5, lost=0, won=0)
+    chosen = values(TrainConfig(), 150, found)
+    assert (chosen["head_start"], chosen["head_epochs"]) == ("regression", 0)
+    assert (chosen["unfreeze_from"], chosen["steps_per_epoch"]) == ("none", 0)
+    assert values(TrainConfig(), 20, "too few")["steps_per_epoch"] == 0
+    more = values(TrainConfig(), 160, found)
+    assert (more["head_start"], more["head_epochs"]) == ("regression", 0)
+    assert more["unfreeze_from"] == "stage4"
+    for config, photos, obstacle in (
+        (TrainConfig(), 257, None),
+        (TrainConfig(), 150, "labels"),
+        (TrainConfig(head_epochs=3), 150, None),
+        (TrainConfig(hyperrule=True), 150, None),
+    ):
+        other = values(config, photos, found, obstacle)
+        assert other["head_start"] == "initial"
+        assert other["unfreeze_from"] == "stage4"
+        assert other.get("head_epochs") != 0
+    # A regression on a sample is only the start for epochs with all photos.
+    asked = values(TrainConfig(head_start="regression"), 1_600, found)
+    assert asked["head_epochs"] == 3
+
+
+def test_after_a_regression_the_head_has_the_rate_for_tuning():
+    config = TrainConfig(head_start="regression", head_epochs=0, warmup="0steps")
+    plan = make_plan(without_auto(config), 320)
+    for start, rate in (("regression", 1e-4), ("initial", 3e-3)):
+        schedule = head_schedule(dataclasses.replace(config, head_start=start), plan, False)
+        assert float(schedule(tf.constant(0))) == pytest.approx(rate)
+    plan = make_plan(without_auto(dataclasses.replace(config, head_epochs=2)), 320)
+    assert float(head_schedule(config, plan, False)(tf.constant(0))) == pytest.approx(3e-3)
+
+
 def test_few_photos_are_shown_several_times_per_epoch():
     def steps(photos: int, found: Evidence | str) -> object:
         return values(TrainConfig(), photos, found)["steps_per_epoch"]
 
     hard, easy = (Evidence(photos=64, accuracy=share, lost=0, won=0) for share in (0.5, 0.95))
-    assert values(TrainConfig(), 20, "too few")["head_epochs"] == 4
-    assert values(TrainConfig(steps_per_epoch=0), 20, "too few")["head_epochs"] == 80
-    assert values(TrainConfig(steps_per_epoch=5), 20, "too few")["head_epochs"] == 16
-    assert steps(20, "too few") == steps(480, hard) == 20
+
+    def head_epochs(steps: object) -> object:
+        return values(TrainConfig(steps_per_epoch=steps), 20, "too few", "labels")["head_epochs"]
+
+    assert [head_epochs(number) for number in ("auto", 0, 5)] == [4, 80, 16]
+    assert values(TrainConfig(), 20, "too few", "labels")["steps_per_epoch"] == 20
+    assert steps(480, hard) == 20
     assert steps(300, easy) == steps(300, hard) == steps(640, hard) == 0
 
 
@@ -118,9 +255,10 @@ def test_without_evidence_the_choices_are_the_fallbacks():
     found = values(config, 1_600, "the labels are not one class per photo")
     plain = without_auto(config)
     assert found == {name: getattr(plain, name) for name in found}
-    assert len(found) == 5
+    assert len(found) == 6
     assert "backbone_learning_rate" not in found
-    small = choose(config, 1_600, FirstLayers("block3", "block3"), lambda: "no evidence")
+    block = FirstLayers("block3", "block3")
+    small = choose(config, 1_600, block, lambda: "no evidence", lambda: None)
     assert small["unfreeze_from"] == Choice("block3", "no evidence")
 
 
@@ -132,7 +270,9 @@ def test_evidence_is_not_computed_if_no_setting_needs_it():
     def fail() -> str:
         raise AssertionError
 
-    assert choose(config, 100, LAYERS, fail) == {}
+    assert choose(config, 100, LAYERS, fail, fail) == {}
+    config = dataclasses.replace(config, head_start="auto")
+    assert choose(config, 100, LAYERS, fail, fail)["head_start"].value == "initial"
 
 
 def test_the_hyperrule_chooses_its_settings_itself():
@@ -164,7 +304,7 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys)
         steps_per_epoch=2,
         head_epochs=1,
         **dict.fromkeys(("unfreeze_from", "backbone_learning_rate"), "auto"),
-        **dict.fromkeys(("horizontal_flip", "evaluation_scale"), "auto"),
+        **dict.fromkeys(("horizontal_flip", "evaluation_scale", "head_start"), "auto"),
     )
     directory = train(config)
     assert directory is not None
@@ -188,6 +328,54 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys)
     with pytest.raises(UserError, match=f"backbone_learning_rate was {rate} and is now 0.5"):
         find_run(dataclasses.replace(config, backbone_learning_rate=0.5))
     assert json.loads(directory.config_file.read_text()) == written
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_from_the_same_head(
+    photo_folder, tmp_path
+):
+    config = dataclasses.replace(
+        SMALL_CONFIG,
+        image_folder=str(photo_folder),
+        ckpt_dir=str(tmp_path / "run"),
+        distribution="none",
+        head_start="auto",
+        head_epochs="auto",
+        weights=str(tmp_path / "net.weights.h5"),
+        epochs=1,
+    )
+    build_network(SMALL_CONFIG, ("a", "b")).network.model.backbone.save_weights(config.weights)
+    weights = []
+    for _ in range(2):
+        directory = train(config)
+        weights.append(read_checkpoint(directory.path))
+        shutil.rmtree(directory.checkpoints)
+        for name in ("metrics.jsonl", "result.json"):
+            (directory.path / name).unlink()
+    assert json.loads(directory.config_file.read_text())["head_start"] == "regression"
+    first, again = weights
+    assert first.keys() == again.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(
+            value, again[name]
+        )  # and not trained from zeros after a restart
+
+
+def test_a_regression_that_cannot_be_computed_is_refused(photo_folder, tmp_path):
+    config = dataclasses.replace(
+        SMALL_CONFIG,
+        image_folder=str(photo_folder),
+        ckpt_dir=str(tmp_path / "run"),
+        distribution="none",
+        head_start="regression",
+    )
+
+    class Doubled(Task):
+        def losses(self, logits, batch):
+            return 2 * super().losses(logits, batch)
+
+    with pytest.raises(UserError, match=r"regression', but .*has losses of its own; leave out"):
+        train(config, task=Doubled)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def make_groups(
     """
     parts = _backbone_parts(config, model)
     _check_unfreezing(plan, len(parts))
-    schedule: LearningRate = _head_schedule(config, plan, not parts)
+    schedule: LearningRate = head_schedule(config, plan, not parts)
     groups = [build_group(config, "head", model.head.trainable_variables, schedule, step)]
     for index, (name, variables) in enumerate(parts):
         schedule = Schedule(
@@ -241,13 +241,14 @@ def _check_unfreezing(plan: Plan, parts: int) -> None:
         )
 
 
-def _head_schedule(config: TrainConfig, plan: Plan, is_only_group: bool) -> LearningRate:
+def head_schedule(config: TrainConfig, plan: Plan, is_only_group: bool) -> LearningRate:
     """Returns the head's schedule, in two phases if the backbone joins the training later."""
-    peak, warmup = config.head_learning_rate, plan.warmup_steps
-    shape = shape_of("head_schedule", config.head_schedule)
+    peak, tuned = config.head_learning_rate, config.tuned_head_learning_rate
+    warmup, shape = plan.warmup_steps, shape_of("head_schedule", config.head_schedule)
+    if config.head_start == "regression" and not plan.head_steps:
+        return Schedule(shape, tuned, 0, plan.steps, warmup)
     if is_only_group or plan.head_steps in (0, plan.steps):
         return Schedule(shape, peak, 0, plan.steps, warmup)
-    tuned = config.tuned_head_learning_rate
     return SequentialSchedule(
         Schedule(shape, peak, 0, plan.head_steps, warmup),
         Schedule(shape, tuned, plan.head_steps, plan.steps, warmup),

@@ -2,58 +2,176 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 
 from research.data.loader import DataLoader
+from research.data.split_arrays import SplitArrays
 from research.models.split import split_backbone
 from research.models.wrapper import Wrapper
-from research.settings.automatic import FEWEST_PHOTOS, Evidence
+from research.settings.automatic import FEWEST_PHOTOS, PILOT_PHOTOS, Evidence
 from research.system.errors import UserError
 from research.tasks.labels import check_class_indices
+from research.tasks.task import Task
 
-MOST_PHOTOS = 256
 BATCH_SIZE = 32
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PRIORS = (0.01, 0.1, 1.0)  # variances of the weights of the regression
+USUAL_PRIOR, FOLDS = 1.0, 5
 
 
-def run_pilot(model: Wrapper, loader: DataLoader, seed: int) -> Evidence | str:
-    """Returns what some training photos tell, or why they tell nothing.
+class Pilot:
+    """A sample of the training photos, and their frozen features, which are computed once.
 
     Args:
       model: with the initial weights.
       loader: the photos.
-      seed: of the sample of photos.
+      task: of the run.
+      seed: of the sample.
+
+    Attributes:
+      model: as given.
     """
-    examples, classes = loader.examples("train"), len(loader.class_names)
-    try:
-        check_class_indices(examples.labels, classes)
-    except UserError:
-        return "the labels are not one class per photo"
-    if len(examples) < FEWEST_PHOTOS:
-        return f"{len(examples):,} photos are too few to tell"
-    sample = np.sort(np.random.default_rng(seed).permutation(len(examples))[:MOST_PHOTOS])
-    photos, labels = examples.inputs[0].take(sample, axis=0), examples.labels[sample]
-    model.backbone.trainable = False  # so that its BatchNorm layers are folded
-    backbone = split_backbone(model.backbone, len(model.backbone.layers))
-    model.backbone.trainable = True
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *photos.shape[1:]))], autograph=False)
-    def features(images: tf.Tensor) -> tf.Tensor:
-        images = loader.preprocessing(images) if loader.preprocessing else images
-        pooled = model.pooling(*backbone.activations(images))
-        return tf.reshape(tf.cast(pooled, tf.float32), (tf.shape(images)[0], -1))
+    def __init__(self, model: Wrapper, loader: DataLoader, task: Task, seed: int) -> None:
+        self.model = model
+        self._loader, self._task, self._seed = loader, task, seed
 
-    seen: list[list[np.ndarray]] = []
-    for first in range(0, len(photos), BATCH_SIZE):
-        images = tf.cast(photos[first : first + BATCH_SIZE], tf.float32)
-        seen.append([features(view).numpy() for view in (images, tf.reverse(images, [2]))])
-    views = [np.concatenate(batches) for batches in zip(*seen, strict=True)]
-    right, mirrored = left_out_predictions(views, labels, classes)
-    lost, won = int((right & ~mirrored).sum()), int((mirrored & ~right).sum())
-    return Evidence(len(photos), float(right.mean()), lost, won)
+    @functools.cached_property
+    def _labels_obstacle(self) -> str | None:
+        try:
+            check_class_indices(self._examples.labels, self._classes)
+        except UserError:
+            return "the labels are not one class per photo"
+        return None
+
+    @property
+    def _examples(self) -> SplitArrays:
+        return self._loader.examples("train")
+
+    @property
+    def _classes(self) -> int:
+        return len(self._loader.class_names)
+
+    @functools.cached_property
+    def _sample(self) -> np.ndarray:
+        """Indices of the photos, in ascending order."""
+        generator = np.random.default_rng(self._seed)
+        return np.sort(generator.permutation(len(self._examples))[:PILOT_PHOTOS])
+
+    @property
+    def _labels(self) -> np.ndarray:
+        return self._examples.labels[self._sample]
+
+    @functools.cached_property
+    def _views(self) -> list[np.ndarray]:
+        """Features of the photos and of their mirror images, float32 (photos, channels) each."""
+        photos = self._examples.inputs[0].take(self._sample, axis=0)
+        model, loader = self.model, self._loader
+        model.backbone.trainable = False  # so that its BatchNorm layers are folded
+        backbone = split_backbone(model.backbone, len(model.backbone.layers))
+        model.backbone.trainable = True
+
+        @tf.function(input_signature=[tf.TensorSpec((None, *photos.shape[1:]))], autograph=False)
+        def features(images: tf.Tensor) -> tf.Tensor:
+            images = loader.preprocessing(images) if loader.preprocessing else images
+            pooled = model.pooling(*backbone.activations(images))
+            return tf.reshape(tf.cast(pooled, tf.float32), (tf.shape(images)[0], -1))
+
+        seen: list[list[np.ndarray]] = []
+        for first in range(0, len(photos), BATCH_SIZE):
+            images = tf.cast(photos[first : first + BATCH_SIZE], tf.float32)
+            seen.append([features(view).numpy() for view in (images, tf.reverse(images, [2]))])
+        return [np.concatenate(batches) for batches in zip(*seen, strict=True)]
+
+    def evidence(self) -> Evidence | str:
+        """Returns what the photos tell, or why they tell nothing."""
+        if self._labels_obstacle:
+            return self._labels_obstacle
+        if len(self._examples) < FEWEST_PHOTOS:
+            return f"{len(self._examples):,} photos are too few to tell"
+        right, mirrored = left_out_predictions(self._views, self._labels, self._classes)
+        lost, won = int((right & ~mirrored).sum()), int((mirrored & ~right).sum())
+        return Evidence(len(right), float(right.mean()), lost, won)
+
+    @functools.cached_property
+    def regression_obstacle(self) -> str | None:
+        """Why the head cannot start from a logistic regression; None if it can."""
+        if self._labels_obstacle:
+            return self._labels_obstacle
+        if type(self._task).losses is not Task.losses:
+            return f"{type(self._task).__name__} has losses of its own"
+        head, logits = self.model.head, 1 if self._classes == 2 else self._classes
+        is_linear = isinstance(head, keras.layers.Dense) and head.use_bias
+        if not is_linear or head.activation is not keras.activations.linear:
+            return f"the head of {type(self._task).__name__} is not one linear layer"
+        if head.kernel.shape[1] != logits or len(self.model.feature_shape) != 1:
+            return f"the head has {head.kernel.shape[1]} logits, and not {logits}"
+        missing = np.setdiff1d(np.arange(self._classes), self._labels)
+        if len(missing):
+            return f"the sample has no photo of {self._loader.class_names[missing[0]]!r}"
+        return None
+
+    def start_head(self, mirrored: bool) -> None:
+        """Assigns the weights of the logistic regression to the head.
+
+        Args:
+          mirrored: whether the regression also learns from the mirror images.
+        """
+        views = self._views if mirrored else self._views[:1]
+        factors = self._task.class_weights
+        kernel, bias = fit_head(views, self._labels, factors)
+        self.model.head.kernel.assign(kernel)
+        self.model.head.bias.assign(bias)
+
+
+def fit_head(
+    views: Sequence[np.ndarray], labels: np.ndarray, class_weights: Sequence[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits a logistic regression, with the prior variance that predicts left-out photos best.
+
+    The variance of the Gaussian prior of the weights is chosen by the log loss in a stratified
+    five-fold cross-validation. It is 1 if a class has only one photo.
+
+    Args:
+      views: features of the photos in each view, float (photos, channels).
+      labels: int (photos,); each class occurs.
+      class_weights: a factor for the losses of each class; None for no factors.
+
+    Returns:
+      The kernel (channels, logits) and the bias (logits,), float64. Two classes have one logit.
+    """
+    stacked = np.stack(views).astype(np.float64)
+    # The weights are combinations of the features. In coordinates of the space that the features
+    # span, there are fewer of them.
+    basis, coordinates = np.linalg.qr(stacked.reshape(-1, stacked.shape[-1]).T)
+    within = coordinates.T.reshape(*stacked.shape[:2], -1)
+
+    def fit(photos: np.ndarray, prior: float) -> LogisticRegression:
+        factors = None if class_weights is None else np.asarray(class_weights)[labels[photos]]
+        regression = LogisticRegression(C=prior / len(views), max_iter=10_000)
+        repeated = None if factors is None else np.tile(factors, len(views))
+        features = np.concatenate(within[:, photos])
+        return regression.fit(features, np.tile(labels[photos], len(views)), repeated)
+
+    prior, fewest = USUAL_PRIOR, int(np.bincount(labels).min())
+    if fewest > 1:
+        folds = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
+        losses = dict.fromkeys(PRIORS, 0.0)
+        for others, left_out in folds.split(labels, labels):
+            for one in PRIORS:
+                fitted = fit(others, one)
+                logs = [fitted.predict_log_proba(view[left_out]) for view in within]
+                losses[one] -= sum(log[np.arange(len(log)), labels[left_out]].sum() for log in logs)
+        prior = min(PRIORS, key=losses.__getitem__)
+    regression = fit(np.arange(len(labels)), prior)
+    return basis @ regression.coef_.T, regression.intercept_
 
 
 def left_out_predictions(

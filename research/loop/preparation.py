@@ -27,7 +27,7 @@ from research.loop.builder import (
 )
 from research.loop.exchange import resolve_exchange
 from research.loop.learner import Learner, StepOptions
-from research.loop.pilot import run_pilot
+from research.loop.pilot import Pilot
 from research.loop.plan import Plan, Position, make_plan
 from research.loop.run_state import RunState, make_checkpoint, variables_of
 from research.loop.trunk.frozen_layers import EpochInput, FrozenLayers, RunInputs
@@ -44,7 +44,6 @@ from research.runs.run_directory import RunDirectory
 from research.runs.tracker import open_tracker
 from research.settings.automatic import (
     Choice,
-    Evidence,
     choose,
     with_choices,
     without_auto,
@@ -170,7 +169,8 @@ def set_up(
     # The learning rate finder does not use the validation photos, and need not decode them.
     check_labels(task, loader, SPLITS_OF_A_RUN[: 1 if requested.find_learning_rate else 2])
     has_random_weights = origin == RANDOM
-    choices = choose_settings(requested, team, model, loader, has_random_weights)
+    pilot = Pilot(model, loader, task, requested.seed)
+    choices = choose_settings(requested, team, pilot, loader.num_train_examples, has_random_weights)
     settled = with_choices(requested, choices)
     config = follow_hyperrule(settled, loader.num_train_examples)
     if config != requested:
@@ -178,6 +178,13 @@ def set_up(
         loader = make_loader(config, source, loader.loaded)
     if config.class_weights == "balanced":
         set_class_weights(task, loader)
+    if config.head_start == "regression" and with_weights and team.leads:
+        if pilot.regression_obstacle:
+            raise UserError(
+                f"head_start is 'regression', but {pilot.regression_obstacle}; leave out "
+                "--head_start"
+            )
+        pilot.start_head(mirrored=config.horizontal_flip)
     plan = make_plan(config, loader.num_train_examples, validates)
     check_traced_steps(config, plan)
     with strategy.scope():
@@ -208,26 +215,30 @@ def set_up(
 
 
 def choose_settings(
-    requested: TrainConfig, team: Team, model: Wrapper, loader: DataLoader, is_random: bool
+    requested: TrainConfig, team: Team, pilot: Pilot, photos: int, is_random: bool
 ) -> dict[str, Choice]:
     """Returns the chief's choice for each setting with the value `auto`.
 
     Args:
       requested: the settings.
       team: this process and the other workers of the run.
-      model: with its initial weights.
-      loader: the photos.
+      pilot: of the training photos.
+      photos: number of training photos.
       is_random: whether the weights of the backbone are random, so that its features tell nothing.
     """
 
-    def evidence() -> Evidence | str:
-        if is_random:
-            return "the weights of the backbone are random"
-        return run_pilot(model, loader, requested.seed)
-
-    backbone = find_backbone(requested.backbone)
-    photos, layers = loader.num_train_examples, suggest_first_layers(model.backbone, backbone)
-    choices = choose(requested, photos, layers, evidence) if team.leads else {}
+    random = "the weights of the backbone are random"
+    choices = (
+        choose(
+            requested,
+            photos,
+            suggest_first_layers(pilot.model.backbone, find_backbone(requested.backbone)),
+            lambda: random if is_random else pilot.evidence(),
+            lambda: random if is_random else pilot.regression_obstacle,
+        )
+        if team.leads
+        else {}
+    )
     return {name: Choice(*one) for name, one in team.from_chief(choices).items()}
 
 

@@ -19,6 +19,8 @@ HEAD_EPOCHS, FEWEST_HEAD_STEPS = 3, 80
 EASY = 0.93  # accuracy of a linear classifier on frozen features
 MANY_EASY, MANY_HARD = 1000, 400  # photos; with fewer, rates are lower
 FEWEST_PHOTOS = 32  # to tell anything
+FEWEST_TUNED = 160  # photos; with fewer, fine-tuning makes wrong predictions confident
+PILOT_PHOTOS = 256  # at most
 EASY_RATE = 3e-5
 HARD_RATE, LOWEST_HARD_RATE = 6e-4, 1.5e-4  # the first if the frozen features are always wrong
 
@@ -90,6 +92,7 @@ def choose(
     photos: int,
     first_layers: FirstLayers,
     evidence: Callable[[], Evidence | str],
+    regression_obstacle: Callable[[], str | None],
 ) -> dict[str, Choice]:
     """Returns a choice for each setting with the value `AUTO` that is chosen before the training.
 
@@ -98,12 +101,18 @@ def choose(
       photos: number of training photos.
       first_layers: of the backbone.
       evidence: returns the evidence, or why there is none. It is only called if it is needed.
+      regression_obstacle: returns why the head cannot start from a logistic regression. It is only
+        called if it is needed.
     """
     names = automatic_settings(config)
     if config.hyperrule:
         names = [name for name in names if name not in CHOSEN_BY_HYPERRULE]
+    start = {}
+    if "head_start" in names:
+        start["head_start"] = _head_start(config, photos, regression_obstacle)
+        config = with_choices(config, start)
     rules = {
-        "unfreeze_from": _unfreeze_from(first_layers),
+        "unfreeze_from": _unfreeze_from(config, photos, first_layers),
         "steps_per_epoch": _steps_per_epoch(config, photos),
         "head_epochs": _head_epochs(config, photos),
         "backbone_learning_rate": _backbone_learning_rate(config, photos),
@@ -112,9 +121,26 @@ def choose(
     }
     names = [name for name in rules if name in names]
     if not names:
-        return {}
+        return start
     found = evidence()
-    return {name: rules[name](found) for name in names}
+    return start | {name: rules[name](found) for name in names}
+
+
+def _head_start(config: TrainConfig, photos: int, obstacle: Callable[[], str | None]) -> Choice:
+    if config.hyperrule or config.head_epochs != AUTO:
+        given = "--hyperrule" if config.hyperrule else f"--head_epochs={config.head_epochs}"
+        return Choice("initial", f"{given} is given")
+    if photos > PILOT_PHOTOS:
+        return Choice("initial", f"there are more than {PILOT_PHOTOS} photos")
+    reason = obstacle()
+    if reason:
+        return Choice("initial", reason)
+    return Choice("regression", f"on frozen features of all {photos:,} photos")
+
+
+def _starts_trained(config: TrainConfig, photos: int) -> bool:
+    """Returns whether the head starts from a regression on all photos."""
+    return config.head_start == "regression" and photos <= PILOT_PHOTOS
 
 
 def _steps_per_epoch(config: TrainConfig, photos: int) -> Rule:
@@ -123,7 +149,8 @@ def _steps_per_epoch(config: TrainConfig, photos: int) -> Rule:
     def rule(found: Evidence | str) -> Choice:
         if steps >= FEWEST_STEPS:
             return Choice(0, f"all {photos:,} photos once, in {steps:,} steps")
-        if isinstance(found, Evidence) and (found.is_easy or photos < MANY_HARD):
+        tells = isinstance(found, Evidence) and (found.is_easy or photos < MANY_HARD)
+        if tells or _starts_trained(config, photos):
             return Choice(0, f"all {photos:,} photos once; {found}")
         return Choice(FEWEST_STEPS, f"all {photos:,} photos once are only {steps:,} steps")
 
@@ -132,6 +159,8 @@ def _steps_per_epoch(config: TrainConfig, photos: int) -> Rule:
 
 def _head_epochs(config: TrainConfig, photos: int) -> Rule:
     def rule(found: Evidence | str) -> Choice:
+        if _starts_trained(config, photos):
+            return Choice(0, "the regression has trained the head")
         steps = config.steps_per_epoch
         if steps == AUTO:
             steps = _steps_per_epoch(config, photos)(found).value
@@ -142,8 +171,10 @@ def _head_epochs(config: TrainConfig, photos: int) -> Rule:
     return rule
 
 
-def _unfreeze_from(layers: FirstLayers) -> Rule:
+def _unfreeze_from(config: TrainConfig, photos: int, layers: FirstLayers) -> Rule:
     def rule(found: Evidence | str) -> Choice:
+        if _starts_trained(config, photos) and photos < FEWEST_TUNED:
+            return Choice("none", f"only {photos:,} photos")
         is_hard = isinstance(found, Evidence) and not found.is_easy
         return Choice(layers.half if is_hard else layers.usual, str(found))
 

@@ -161,7 +161,7 @@ class TrainConfig(PhotoConfig):
         AUTO,
         "first backbone layer to train: its index, its name, or a stage; 'none' trains only the "
         "head. 'auto' chooses layer 100, or the stage at half of the operations if frozen features "
-        "classify less than 93 % of the photos correctly",
+        "classify less than 93 % of the photos correctly, and 'none' for fewer than 160 photos",
         fallback="100",
     )
     gradual_unfreezing: int | None = settings.count(
@@ -171,10 +171,18 @@ class TrainConfig(PhotoConfig):
         minimum=1,
     )
     epochs: int = settings.count(10, "epochs that train the head and the unfrozen layers")
+    head_start: str = settings.choice(
+        AUTO,
+        (AUTO, "initial", "regression"),
+        "where the training of the head starts: 'initial' are the initial weights of the task, "
+        "zeros for classification; 'regression' is a logistic regression on the frozen features of "
+        "at most 256 photos. 'auto' chooses the regression if there are at most 256 photos",
+        fallback="initial",
+    )
     head_epochs: int = settings.count(
         AUTO,
         "epochs that train only the head, before --epochs. 'auto' chooses 3, or more if that would "
-        "be fewer than 80 steps",
+        "be fewer than 80 steps, and 0 after a regression on all photos",
         fallback=3,
     )
     steps_per_epoch: int = settings.count(
@@ -203,7 +211,8 @@ class TrainConfig(PhotoConfig):
     tuned_head_learning_rate: float = settings.rate(
         1e-4,
         "learning rate of the head after --head_epochs, when the backbone is trained too. With "
-        "--head_epochs=0, --head_learning_rate is used from the first step",
+        "--head_epochs=0, it is used only after --head_start=regression; otherwise the first step "
+        "uses --head_learning_rate",
     )
     head_schedule: str = settings.choice(
         "cosine",
