@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 import tensorflow as tf
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 
 from research.data.loader import DataLoader
 from research.data.split_arrays import SplitArrays
@@ -147,6 +145,10 @@ def fit_head(
     Returns:
       The kernel (channels, logits) and the bias (logits,), float64. Two classes have one logit.
     """
+    # Imported late: it takes a second, and few runs need it.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+
     stacked = np.stack(views).astype(np.float64)
     # The weights are combinations of the features. In coordinates of the space that the features
     # span, there are fewer of them.
