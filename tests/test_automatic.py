@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
@@ -39,6 +41,16 @@ from research.train import train
 from tests.helpers import SMALL_CONFIG, read_checkpoint
 
 LAYERS = FirstLayers("100", "stage4")
+
+
+def small_run(photos: Path, folder: Path, **settings: Any) -> TrainConfig:
+    return dataclasses.replace(
+        SMALL_CONFIG,
+        image_folder=str(photos),
+        ckpt_dir=str(folder),
+        distribution="none",  # and not on all logical devices of the tests
+        **settings,
+    )
 
 
 def values(
@@ -293,13 +305,11 @@ def test_auto_is_only_replaced_where_a_rule_chooses(name):
 def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys):
     weights = tmp_path / "net.weights.h5"
     build_network(SMALL_CONFIG, ("a", "b")).network.model.backbone.save_weights(weights)
-    config = dataclasses.replace(
-        SMALL_CONFIG,
-        image_folder=str(photo_folder),
+    config = small_run(
+        photo_folder,
+        tmp_path / "run",
         image_size=48,
-        distribution="none",  # and not on all logical devices of the tests
         weights=str(weights),
-        ckpt_dir=str(tmp_path / "run"),
         epochs=0,
         steps_per_epoch=2,
         head_epochs=1,
@@ -333,11 +343,9 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys)
 def test_a_run_that_ended_before_its_first_checkpoint_starts_from_the_same_head(
     photo_folder, tmp_path
 ):
-    config = dataclasses.replace(
-        SMALL_CONFIG,
-        image_folder=str(photo_folder),
-        ckpt_dir=str(tmp_path / "run"),
-        distribution="none",
+    config = small_run(
+        photo_folder,
+        tmp_path / "run",
         head_start="auto",
         head_epochs="auto",
         weights=str(tmp_path / "net.weights.h5"),
@@ -354,20 +362,12 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_from_the_same_head(
     assert json.loads(directory.config_file.read_text())["head_start"] == "regression"
     first, again = weights
     assert first.keys() == again.keys()
-    for name, value in first.items():
-        np.testing.assert_array_equal(
-            value, again[name]
-        )  # and not trained from zeros after a restart
+    for name, value in first.items():  # the second run is not trained from zeros
+        np.testing.assert_array_equal(value, again[name])
 
 
 def test_a_regression_that_cannot_be_computed_is_refused(photo_folder, tmp_path):
-    config = dataclasses.replace(
-        SMALL_CONFIG,
-        image_folder=str(photo_folder),
-        ckpt_dir=str(tmp_path / "run"),
-        distribution="none",
-        head_start="regression",
-    )
+    config = small_run(photo_folder, tmp_path / "run", head_start="regression")
 
     class Doubled(Task):
         def losses(self, logits, batch):

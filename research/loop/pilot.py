@@ -123,8 +123,7 @@ class Pilot:
           mirrored: whether the regression also learns from the mirror images.
         """
         views = self._views if mirrored else self._views[:1]
-        factors = self._task.class_weights
-        kernel, bias = fit_head(views, self._labels, factors)
+        kernel, bias = fit_head(views, self._labels, self._task.class_weights)
         self.model.head.kernel.assign(kernel)
         self.model.head.bias.assign(bias)
 
@@ -156,11 +155,10 @@ def fit_head(
     within = coordinates.T.reshape(*stacked.shape[:2], -1)
 
     def fit(photos: np.ndarray, prior: float) -> LogisticRegression:
-        factors = None if class_weights is None else np.asarray(class_weights)[labels[photos]]
+        repeated = np.tile(labels[photos], len(views))
+        factors = None if class_weights is None else np.asarray(class_weights)[repeated]
         regression = LogisticRegression(C=prior / len(views), max_iter=10_000)
-        repeated = None if factors is None else np.tile(factors, len(views))
-        features = np.concatenate(within[:, photos])
-        return regression.fit(features, np.tile(labels[photos], len(views)), repeated)
+        return regression.fit(np.concatenate(within[:, photos]), repeated, factors)
 
     prior, fewest = USUAL_PRIOR, int(np.bincount(labels).min())
     if fewest > 1:
