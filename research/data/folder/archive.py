@@ -15,7 +15,7 @@ import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from research.data.files import has_image_content, is_hidden, is_image
@@ -78,14 +78,17 @@ class ArchiveTree(ListedFolders, PhotoTree):
         super().__init__(path, images, folders)
         self._state = state_of_file(path)
 
-    def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
+    def size(self, path: str) -> int | None:
         if path not in self._members:
             return None
         size = self._members[path].size
         if not size:  # links in a tar file have no size of their own
             with contextlib.suppress(*DAMAGED):
                 size = len(self._content(path))
-        return size, path
+        return size
+
+    def place(self, path: str) -> str:
+        return path
 
     def read(self, path: str, label: Any) -> Example:
         name = printable(path)

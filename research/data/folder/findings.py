@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 
 import numpy as np
 
@@ -68,16 +68,26 @@ def _compare(tree: PhotoTree, paths: Sequence[str]) -> list[list[int]]:
         content = tree.read(paths[index], 0).image
         return None if content is None else digest_of(content)
 
-    by_size: dict[int, _Places] = collections.defaultdict(dict)
-    for index, path in enumerate(paths):
-        found = tree.size_and_place(path)
-        if found and found[0]:
-            size, place = found
-            by_size[size].setdefault(place, []).append(index)
-    alike = [one for places in by_size.values() for one in _divided(places, end_of)]
-    same = [one for places in alike for one in _divided(places, digest)]
-    found_indices = [sorted(itertools.chain(*places.values())) for places in same]
-    return [indices for indices in found_indices if len(indices) > 1]
+    found_indices = []
+    for indices in _of_one_size(tree, paths):
+        places: _Places = collections.defaultdict(list)
+        for index in indices:
+            places[tree.place(paths[index])].append(index)
+        for alike in _divided(places, end_of):
+            for same in _divided(alike, digest):
+                found_indices.append(sorted(itertools.chain(*same.values())))
+    return sorted(indices for indices in found_indices if len(indices) > 1)
+
+
+def _of_one_size(tree: PhotoTree, paths: Sequence[str]) -> Iterator[list[int]]:
+    """Yields the indices of files that have the same size as others, size after size."""
+    sizes = np.fromiter((tree.size(path) or 0 for path in paths), np.int64, len(paths))
+    order = np.argsort(sizes, kind="stable")
+    _, begins, counts = np.unique(sizes[order], return_index=True, return_counts=True)
+    for begin, count in zip(begins, counts, strict=True):
+        indices = order[begin : begin + count]
+        if count > 1 and sizes[indices[0]]:
+            yield indices.tolist()
 
 
 _Places = dict[Hashable, list[int]]  # the indices of the paths of each stored file

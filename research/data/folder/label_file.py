@@ -220,7 +220,7 @@ class FileFinder:
         if fitting:
             first, second = map(printable, sorted(fitting)[:2])
             return None, f"names several photos, such as {first} and {second}"
-        if self._tree.size_and_place(path) is not None:  # hidden, linked, or of another suffix
+        if self._tree.size(path) is not None:  # hidden, linked, or of another suffix
             return path, ""
         return None, "names no photo of the folder"
 

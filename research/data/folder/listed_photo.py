@@ -54,9 +54,9 @@ def list_by_folder(tree: PhotoTree, layout: FolderLayout) -> Listing:
     for part, split in layout.parts.items():
         for name in tree.folders(part):
             if not is_hidden(name):
-                folder = joined(part, name)
+                folder, labels = joined(part, name), (name,)
                 photos += [
-                    ListedPhoto(path, (name,), split, path[len(folder) + 1 :], name=path)
+                    ListedPhoto(path, labels, split, path[len(folder) + 1 :], name=path)
                     for path in tree.images(folder)
                 ]
     return Listing(photos, str(layout))

@@ -54,12 +54,12 @@ class PhotoTree(Folders):
     """Folders and images below a root, whose content can be read."""
 
     @abc.abstractmethod
-    def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
-        """Returns the number of bytes of a file, and where they are stored.
+    def size(self, path: str) -> int | None:
+        """Returns the number of bytes of a file, or None if it cannot be read."""
 
-        Files with the same place have the same content. The result is None if the file cannot be
-        read.
-        """
+    @abc.abstractmethod
+    def place(self, path: str) -> Hashable:
+        """Returns where a file is stored. Files with the same place have the same content."""
 
     @abc.abstractmethod
     def read(self, path: str, label: Any) -> Example:
@@ -105,12 +105,18 @@ class FolderTree(PhotoTree):
     def images(self, path: str) -> list[str]:
         return sorted(joined(path, name) for name in walk_images(self._folder / path_of(path)))
 
-    def size_and_place(self, path: str) -> tuple[int, Hashable] | None:
+    def size(self, path: str) -> int | None:
+        try:
+            return os.stat(self._file(path)).st_size
+        except OSError:
+            return None
+
+    def place(self, path: str) -> Hashable:
         try:
             status = os.stat(self._file(path))
         except OSError:
-            return None
-        return status.st_size, (status.st_dev, status.st_ino)
+            return path
+        return status.st_dev, status.st_ino
 
     def read(self, path: str, label: Any) -> Example:
         return read_example(self._folder / path_of(path), label, printable(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from research.data.folder.folder_options import Shares
@@ -97,7 +97,7 @@ class _Unit(NamedTuple):
     label: str
 
 
-def _units(photos: Sequence[ListedPhoto], copies: Sequence[Sequence[int]]) -> list[_Unit]:
+def _units(photos: Sequence[ListedPhoto], copies: Sequence[Sequence[int]]) -> Iterator[_Unit]:
     """Joins photos that are in the same group or have the same content."""
     by_group: dict[str, list[int]] = collections.defaultdict(list)
     for index, photo in enumerate(photos):
@@ -116,9 +116,12 @@ def _units(photos: Sequence[ListedPhoto], copies: Sequence[Sequence[int]]) -> li
             first[high] = low
     members: dict[int, list[int]] = collections.defaultdict(list)
     for index in range(len(photos)):
-        members[root(index)].append(index)
+        if first[index] != index:
+            members[root(index)].append(index)
     frequency = collections.Counter(label for photo in photos for label in photo.labels)
-    return [_unit(photos, own, frequency) for own in members.values()]
+    for index in range(len(photos)):
+        if first[index] == index:
+            yield _unit(photos, [index, *members.get(index, ())], frequency)
 
 
 def _unit(photos: Sequence[ListedPhoto], own: list[int], frequency: Mapping[str, int]) -> _Unit:
