@@ -7,13 +7,15 @@ import io
 import threading
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from research.data.formats import readable_formats, unknown_format
-from research.data.resizing import RESIZES, draft_size, opaque, to_square
+from research.data.resampling import opaque, to_square
+from research.data.resizing import RESIZES, draft_size
+from research.data.stored_pixels import upright_pixels
 from research.system.errors import one_line
 
-MAX_PIXELS = 120_000_000  # photos of the largest cameras; a pixel takes four bytes of memory
+MAX_PIXELS = 120_000_000  # photos of the largest cameras; a pixel takes up to six bytes of memory
 LARGE_PIXELS = 30_000_000  # larger photos are decoded one at a time, to limit the peak memory
 
 _one_large = threading.Lock()
@@ -56,7 +58,7 @@ def decode_image(
             )
         if size is None:
             return encoded
-        return _to_rgb(Image.fromarray(np.ascontiguousarray(encoded)), size, resize)
+        return to_square(encoded, size, resize)
     if not encoded:
         raise DamagedImageError("empty file")
     try:
@@ -71,7 +73,8 @@ def decode_image(
                 image.draft("RGB", draft_size(image.width, image.height, size, resize))
                 pixels = image.width * image.height
             with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
-                return _to_rgb(image, size, resize)
+                decoded = upright_pixels(encoded, image)
+                return opaque(decoded) if size is None else to_square(decoded, size, resize)
     except DamagedImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -80,19 +83,3 @@ def decode_image(
         raise DamagedImageError(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on malformed bytes
         raise DamagedImageError(one_line(error)) from error
-
-
-def _to_rgb(image: Image.Image, size: int | None, resize: str) -> np.ndarray:
-    """Decodes an open image; see `decode_image`."""
-    image.load()
-    with contextlib.suppress(Exception):  # damaged EXIF data does not make the pixels unusable
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # Pillow would clip 16-bit values at 255, so that nearly all of them would become white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise DamagedImageError("its pixels are 32-bit numbers, whose range is unknown")
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    return np.asarray(opaque(image) if size is None else to_square(image, size, resize))

@@ -36,7 +36,7 @@ CHUNK_BYTES = 2**26  # pixels of the photos in one entry of the cache
 MANY_PHOTOS = 20_000  # from this number on, `auto` keeps decoded photos for later runs
 PHOTOS_FOLDER = "photos"  # below the folder of the trunk cache
 TEXTS = ("names", "digests", "damaged")  # the fields that an entry keeps as JSON
-DECODERS = ("pillow", "pillow-heif", "numpy")
+DECODERS = ("pillow", "pillow-heif", "simplejpeg", "cykooz-resizer", "numpy")
 
 
 def cache_folder(given: str | None) -> Path:

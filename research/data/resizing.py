@@ -1,4 +1,4 @@
-"""How a photo becomes a square: `squash`, `crop` or `pad`. This module must not import TensorFlow.
+"""How a photo becomes a square: `squash`, `crop` or `pad`. This module imports no NumPy.
 
 `research/serving/graph_decoding.py` does the same with TensorFlow.
 """
@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
-
 RESIZES = ("squash", "crop", "pad")
-TRANSPARENT = (255, 255, 255)  # replaces transparent parts
 # The mean colour of ImageNet. The preprocessing of each backbone makes it 0 or nearly 0, which is
 # also what convolutions see outside of a photo. Black would become -1 to -124.
 BARS = (124, 116, 104)
@@ -64,21 +61,3 @@ def draft_size(width: int, height: int, size: int, resize: str) -> tuple[int, in
     """
     placed = place(width, height, size, resize).size
     return 3 * placed[0] // 2, 3 * placed[1] // 2
-
-
-def to_square(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """Resizes an image of mode RGB or RGBA to RGB of `size` times `size` pixels; see `place`."""
-    placed = place(image.width, image.height, size, resize)
-    # In one call, so that no larger image is made.
-    resized = image.resize(placed.size, Image.Resampling.BILINEAR, placed.box)
-    bars = tuple((size - side) // 2 for side in placed.size)
-    return ImageOps.expand(opaque(resized), bars, BARS) if any(bars) else opaque(resized)
-
-
-def opaque(image: Image.Image) -> Image.Image:
-    """Returns an image of mode RGB or RGBA as RGB. Transparent parts become white."""
-    if image.mode == "RGB":
-        return image
-    background = Image.new("RGB", image.size, TRANSPARENT)
-    background.paste(image, mask=image.getchannel("A"))
-    return background

@@ -179,8 +179,12 @@ class TfdsSource(Source):
                 {self._image: tfds.decode.SkipDecoding()},
             ),
             # Files are read one after another, so that the order is the same on every machine.
+            # Its own name of an example takes as long as the rest, so only where it is used.
             read_config=tfds.ReadConfig(
-                options=options, add_tfds_id=True, try_autocache=False, interleave_cycle_length=1
+                options=options,
+                add_tfds_id=not self._file_name,
+                try_autocache=False,
+                interleave_cycle_length=1,
             ),
         )
         if self._label_set:

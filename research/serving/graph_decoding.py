@@ -1,6 +1,6 @@
 """Decodes and resizes photos with TensorFlow operations only, as a part of an exported graph.
 
-It replaces `research/data/decode.py` and `research/data/resizing.py`, which need Pillow.
+It replaces `research/data/decode.py` and `research/data/resampling.py`, which a graph cannot call.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def decode_upright(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
 
 
 def to_square(photos: tf.Tensor, size: int, resize: str) -> tf.Tensor:
-    """Resizes photos like `research.data.resizing.to_square`.
+    """Resizes photos like `research.data.resampling.to_square`.
 
     Args:
       photos: RGB in [0, 255], (batch, height, width, 3).

@@ -6,11 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
-from research.data import decode
+from research.data import decode, resampling, stored_pixels
 from research.data.decode import DamagedImageError, decode_image
 from research.data.formats import FORMATS
+from research.data.resampling import to_square
 from research.data.resizing import BARS, RESIZES, place
 from research.data.thread_pool import pillow_warnings_hidden
 from tests.helpers import ROOT
@@ -273,16 +274,67 @@ def test_a_jpeg_is_decoded_at_the_smallest_sufficient_size(
     monkeypatch, resize, stored, size, decoded
 ):
     seen = []
-    original = Image.Image.resize
 
-    def spy(image, *arguments, **options):
-        seen.append(image.size)
-        return original(image, *arguments, **options)
+    def spy(pixels, *arguments):
+        seen.append((pixels.shape[1], pixels.shape[0]))
+        return to_square(pixels, *arguments)
 
-    monkeypatch.setattr(Image.Image, "resize", spy)
+    monkeypatch.setattr(decode, "to_square", spy)
     pixels = decode_image(encode(halves(size=stored), "JPEG"), size, resize)
     assert pixels.shape == (size, size, 3)
     assert seen == [decoded]
+
+
+def drawing(size):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("side", [1, 17, 90, 200])
+def test_a_jpeg_has_the_pixels_that_pillow_decodes_at_each_scale(options, side):
+    content = encode(drawing((611, 403)), "JPEG", **options)
+    image = Image.open(io.BytesIO(content))
+    image.draft("RGB", (side, side))
+    decoded = stored_pixels._jpeg_pixels(content, image)
+    np.testing.assert_array_equal(decoded, np.asarray(image))
+    assert image.width < 611 or side == 200
+
+
+def test_faults_of_a_jpeg_are_judged_by_pillow():
+    content = encode(drawing((64, 48)), "JPEG")
+    scan = content.index(b"\xff\xda")
+    damaged = content[: scan + 200] + bytes(40) + content[scan + 240 :]
+    image = Image.open(io.BytesIO(damaged))
+    assert stored_pixels._jpeg_pixels(damaged, image) is None
+    np.testing.assert_array_equal(decode_image(damaged), np.asarray(image))
+    with pytest.raises(DamagedImageError, match="truncated"):
+        decode_image(content[: scan + 200])
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pixels_are_turned_as_pillow_turns_them(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(drawing((30, 20)), kind, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(decode_image(content), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("stored", [(11, 9), (300, 217), (40, 500)])
+def test_photos_are_resized_alike_with_and_without_the_fast_package(
+    monkeypatch, mode, resize, stored
+):
+    pixels = np.asarray(drawing(stored).convert(mode)).copy()
+    if mode == "RGBA":
+        pixels[..., 3] = pixels[..., 0] // 2 + 100
+    found = to_square(pixels, 32, resize)
+    monkeypatch.setattr(resampling, "fast", None)
+    difference = np.abs(to_square(pixels, 32, resize).astype(int) - found)
+    assert difference.max() <= (1 if mode == "RGB" else 3)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +361,7 @@ def test_damaged_content_is_refused_with_a_reason(content, reason):
 # A program without TensorFlow, which would take far more memory than the images.
 PEAK_OF_BOMBS = """
 import pathlib, struct, sys, zlib
-from research.data import decode
+from research.data import decode, resampling, stored_pixels
 from research.data.decode import DamagedImageError, decode_image
 from research.data.thread_pool import pillow_warnings_hidden
 

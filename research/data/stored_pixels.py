@@ -1,0 +1,68 @@
+"""The pixels of an image file as they are stored, before they are resized."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from PIL.ExifTags import Base
+
+
+def upright_pixels(encoded: bytes, image: Image.Image) -> np.ndarray:
+    """Decodes an image and turns it by its EXIF orientation.
+
+    Args:
+      encoded: the content of the file.
+      image: the same, open but not decoded. Its size is the size of the result.
+
+    Returns:
+      uint8 (height, width, 3) RGB, or (height, width, 4) RGBA if parts can be transparent.
+
+    Raises:
+      ValueError: the range of the pixel values is unknown.
+      Exception: of nearly every type, from Pillow's decoders.
+    """
+    pixels = _jpeg_pixels(encoded, image)
+    if pixels is None:
+        image.load()
+        pixels = _pillow_pixels(image)
+    with contextlib.suppress(Exception):  # damaged EXIF data does not make the pixels unusable
+        return _turned(pixels, image.getexif().get(Base.Orientation, 1))
+    return pixels
+
+
+def _jpeg_pixels(encoded: bytes, image: Image.Image) -> np.ndarray | None:
+    """Decodes an RGB JPEG to the same pixels as Pillow, in two thirds of the time.
+
+    The result is None if it is no RGB JPEG or has faults. Pillow then decides whether it can be
+    used.
+    """
+    if image.format != "JPEG" or image.mode != "RGB":
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(encoded, min_height=image.height, min_width=image.width)
+    except ValueError:
+        return None
+    return pixels if pixels.shape[:2] == (image.height, image.width) else None
+
+
+def _pillow_pixels(image: Image.Image) -> np.ndarray:
+    """Returns the pixels of a decoded image, uint8 (height, width, 3), or 4 with transparency."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Pillow would clip 16-bit values at 255, so that nearly all of them would become white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers, whose range is unknown")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns pixels by an EXIF orientation from 1 to 8, of which 5 to 8 exchange the axes."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
