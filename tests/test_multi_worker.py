@@ -102,12 +102,12 @@ class Workers:
         return self.processes[index].end(seconds)
 
 
-def tf_configs() -> list[dict[str, str]]:
-    """Returns the environment of each of two workers on free ports."""
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+def tf_configs(count: int = 2) -> list[dict[str, str]]:
+    """Returns the environment of each worker of a run, on free ports."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
     return [
         {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
-        for index in range(2)
+        for index in range(count)
     ]
 
 
@@ -198,8 +198,10 @@ def train_together(
     folder: Path, flags: Sequence[str], environments: Sequence[Mapping[str, str]] | None = None
 ) -> list[str]:
     """Trains to the end and returns the standard output of each worker."""
-    with Workers(folder, [flags, flags], environments=environments) as workers:
-        results = [workers.wait(index) for index in range(2)]
+    environments = environments or tf_configs()
+    count = len(environments)
+    with Workers(folder, [flags] * count, environments=environments) as workers:
+        results = [workers.wait(index) for index in range(count)]
     for code, _, error in results:
         assert code == 0, error
     return [out for _, out, _ in results]
@@ -400,12 +402,12 @@ def test_unsupported_settings_of_several_workers_are_one_line(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_two_workers_train_the_head_from_features_like_one(photos, tmp_path):
-    flags = [*SMALL_RUN, f"--image_folder={photos}", "--unfreeze_from=none", "--epochs=3"]
-    flags += ["--trunk_cache=memory", "--ckpt_dir=run"]
+def test_four_workers_that_decode_their_own_photos_train_like_one(photos, tmp_path):
+    flags = [*SMALL_RUN, f"--image_folder={photos}", "--head_epochs=1", "--epochs=1"]
+    flags += ["--trunk_cache=off", "--random_crop_area=0.5", "--ckpt_dir=run"]
     # Only the workers decode photos when they need them.
-    outputs = train_together(tmp_path, [*flags, "--photo_cache=none"])
-    assert all("trunk cache  features in memory" in output for output in outputs)
+    outputs = train_together(tmp_path, [*flags, "--photo_cache=none"], tf_configs(4))
+    assert all("4 CPU" in output for output in outputs)
     assert run_script(tmp_path, "run_train.py", *flags).returncode == 0
     pairs = zip(
         read_metrics(tmp_path / "host0" / "run"), read_metrics(tmp_path / "run"), strict=True
