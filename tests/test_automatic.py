@@ -1,4 +1,4 @@
-"""The settings with the value `auto`: the evidence, the rules, and runs that keep their choices."""
+"""The settings with the value `auto`: the rules, and runs that keep their choices."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import StratifiedKFold
 
-from research.data.folder.folder_source import FolderSource
-from research.data.split_arrays import SplitArrays
 from research.evaluation import evaluation_size
 from research.evaluation.evaluation_size import choose_evaluation_scale
-from research.loop.builder import build_network, head_schedule, make_loader
-from research.loop.pilot import Pilot, fit_head, left_out_predictions
+from research.loop.builder import build_network, head_schedule
 from research.loop.plan import make_plan
 from research.loop.trunk.frozen_layers import EpochInput
 from research.models.backbone import FirstLayers
@@ -58,131 +52,6 @@ def values(
 ) -> dict[str, object]:
     choices = choose(config, photos, LAYERS, lambda: found, lambda: obstacle)
     return {name: one.value for name, one in choices.items()}
-
-
-def test_photos_left_out_are_predicted_as_by_a_regression_on_all_others():
-    generator = np.random.default_rng(0)
-    labels = np.arange(30) % 3
-    views = [generator.random((30, 40)) + np.eye(40)[labels] * 0.7 for _ in range(2)]
-    found = left_out_predictions(views, labels, 3)
-    scale, expected = np.square(views[0]).sum(axis=1).mean(), {}
-    for penalty in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
-        right, error = [[], []], 0.0
-        for photo in range(30):
-            others = np.arange(30) != photo
-            ridge = Ridge(alpha=penalty * scale, fit_intercept=False)
-            ridge.fit(views[0][others], np.eye(3)[labels[others]])
-            predicted = ridge.predict(np.stack([view[photo] for view in views]))
-            error += np.square(predicted[0] - np.eye(3)[labels[photo]]).sum()
-            for view in range(2):
-                right[view].append(predicted[view].argmax() == labels[photo])
-        expected[error] = right
-    np.testing.assert_array_equal(found, expected[min(expected)])
-    assert 0.4 < found[0].mean() < 1
-
-
-def draw_features(classes: int, per_class: int, seed: int = 0) -> tuple[list, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    labels = generator.permutation(np.arange(classes * per_class) % classes)
-    centres = generator.random((classes, 60))
-    return [centres[labels] + generator.normal(0, 1, (len(labels), 60)) for _ in range(2)], labels
-
-
-@pytest.mark.parametrize(("classes", "units"), [(2, 1), (4, 4)])
-def test_the_regression_has_the_prior_that_predicts_left_out_photos_best(classes, units):
-    views, labels = draw_features(classes, 7)
-    kernel, bias = fit_head(views, labels)
-    assert (kernel.shape, bias.shape) == ((60, units), (units,))
-
-    def fit(photos: np.ndarray, prior: float) -> LogisticRegression:
-        regression = LogisticRegression(C=prior / 2, max_iter=10_000, tol=1e-8)
-        return regression.fit(
-            np.concatenate([view[photos] for view in views]), np.tile(labels[photos], 2)
-        )
-
-    losses = {}
-    for prior in (0.01, 0.1, 1.0):
-        losses[prior] = 0.0
-        folds = StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels)
-        for others, left_out in folds:
-            for view in views:
-                found = fit(others, prior).predict_proba(view[left_out])
-                losses[prior] -= np.log(found[np.arange(len(found)), labels[left_out]]).sum()
-    assert len({round(loss, 3) for loss in losses.values()}) == 3
-    expected = fit(np.arange(len(labels)), min(losses, key=losses.__getitem__))
-    logits = (views[0] @ expected.coef_.T + expected.intercept_).reshape(len(labels), -1)
-    np.testing.assert_allclose(views[0] @ kernel + bias, logits, atol=0.05)
-    assert np.ptp(logits) > 1
-
-
-def test_the_regression_takes_class_weights_and_one_photo_per_class():
-    views, labels = draw_features(3, 1)
-    kernel, _ = fit_head(views[:1], labels)
-    expected = LogisticRegression(C=1.0).fit(views[0], labels)
-    np.testing.assert_allclose(kernel.T, expected.coef_, atol=5e-3)
-    views, labels = draw_features(2, 30)
-    mean_logits = [
-        np.mean(views[0] @ kernel + bias)
-        for kernel, bias in (fit_head(views, labels, factors) for factors in (None, (1.0, 9.0)))
-    ]
-    assert mean_logits[1] > mean_logits[0] + 0.3
-
-
-def test_the_head_starts_from_the_regression_on_the_features_of_all_photos(photo_folder):
-    config = dataclasses.replace(SMALL_CONFIG, image_folder=str(photo_folder))
-    loader = make_loader(without_auto(config), FolderSource(str(photo_folder)))
-    model = build_network(config, loader.class_names).network.model
-    Pilot(model, loader, Task(), 0).start_head(mirrored=True)
-    photos = loader.examples("train")
-    views = [
-        model.pooling(model.backbone(loader.preprocessing(tf.constant(one, tf.float32)))).numpy()
-        for one in (photos.inputs[0][:], photos.inputs[0][:][:, :, ::-1])
-    ]
-    kernel, bias = fit_head(views, photos.labels)
-    assert np.abs(kernel).max() > 0.01
-    np.testing.assert_allclose(model.head.kernel.numpy(), kernel, rtol=0.01, atol=1e-3)
-    np.testing.assert_allclose(model.head.bias.numpy(), bias, rtol=0.01, atol=1e-3)
-
-
-def test_heads_that_a_regression_does_not_give():
-    class OwnLosses(Task):
-        def losses(self, logits, batch):
-            return super().losses(logits, batch)
-
-    labels = np.arange(40) % 3
-    photos = SplitArrays((np.zeros((40, 8, 8, 3), np.uint8),), labels, ())
-
-    def obstacle(head: keras.layers.Layer, task: Task | None = None, names: str = "abc") -> str:
-        head.build((None, 5))
-        model = SimpleNamespace(head=head, feature_shape=(5,))
-        loader = SimpleNamespace(class_names=tuple(names), examples=lambda split: photos)
-        return Pilot(model, loader, task or Task(), 0).regression_obstacle
-
-    dense = keras.layers.Dense
-    assert obstacle(dense(3)) is None
-    assert obstacle(dense(3), OwnLosses()) == "OwnLosses has losses of its own"
-    assert obstacle(dense(3, activation="relu")) == "the head of Task is not one linear layer"
-    assert obstacle(keras.Sequential([dense(3)])) == "the head of Task is not one linear layer"
-    assert obstacle(dense(2)) == "the head has 2 logits, and not 3"
-    assert obstacle(dense(4), names="abcd") == "the sample has no photo of 'd'"
-
-
-@pytest.mark.parametrize(
-    ("labels", "reason"),
-    [
-        (np.zeros(31, np.int32), "31 photos are too few to tell"),
-        (np.full(40, 7, np.int32), "the labels are not one class per photo"),
-        (np.zeros(40, np.float32), "the labels are not one class per photo"),
-        (np.zeros((40, 3), np.int32), "the labels are not one class per photo"),
-    ],
-)
-def test_some_photos_tell_nothing(labels, reason):
-    photos = SplitArrays((np.zeros((len(labels), 8, 8, 3), np.uint8),), labels, ())
-    loader = SimpleNamespace(class_names=("a", "b", "c"), examples=lambda split: photos)
-    pilot = Pilot(None, loader, Task(), 0)
-    assert pilot.evidence() == reason
-    if "labels" in reason:
-        assert pilot.regression_obstacle == reason
 
 
 def test_what_photos_tell_decides():

@@ -58,19 +58,24 @@ class Pilot:
         return len(self._loader.class_names)
 
     @functools.cached_property
-    def _sample(self) -> np.ndarray:
-        """Indices of the photos, in ascending order."""
-        generator = np.random.default_rng(self._seed)
-        return np.sort(generator.permutation(len(self._examples))[:PILOT_PHOTOS])
+    def _sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the photos in ascending order, and their pixels, without damaged photos."""
+        examples, generator = self._examples, np.random.default_rng(self._seed)
+        rows = np.sort(generator.permutation(len(examples))[:PILOT_PHOTOS])
+        pixels = examples.inputs[0].take(rows, axis=0)
+        if examples.weights is None:
+            return rows, pixels
+        usable = examples.weights[rows] > 0  # known now that the photos were read
+        return rows[usable], pixels[usable]
 
     @property
     def _labels(self) -> np.ndarray:
-        return self._examples.labels[self._sample]
+        return self._examples.labels[self._sample[0]]
 
     @functools.cached_property
     def _views(self) -> list[np.ndarray]:
         """Features of the photos and of their mirror images, float32 (photos, channels) each."""
-        photos = self._examples.inputs[0].take(self._sample, axis=0)
+        _, photos = self._sample
         model, loader = self.model, self._loader
         model.backbone.trainable = False  # so that its BatchNorm layers are folded
         backbone = split_backbone(model.backbone, len(model.backbone.layers))
@@ -92,8 +97,8 @@ class Pilot:
         """Returns what the photos tell, or why they tell nothing."""
         if self._labels_obstacle:
             return self._labels_obstacle
-        if len(self._examples) < FEWEST_PHOTOS:
-            return f"{len(self._examples):,} photos are too few to tell"
+        if len(self._labels) < FEWEST_PHOTOS:
+            return f"{len(self._labels):,} photos are too few to tell"
         right, mirrored = left_out_predictions(self._views, self._labels, self._classes)
         lost, won = int((right & ~mirrored).sum()), int((mirrored & ~right).sum())
         return Evidence(len(right), float(right.mean()), lost, won)
