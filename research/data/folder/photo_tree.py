@@ -84,7 +84,7 @@ class FolderTree(PhotoTree):
     def __init__(self, root: str) -> None:
         self.root = root
         self._folder = Path(root)
-        self._root = os.fsencode(root)
+        self._root = os.path.join(os.fsencode(root), b"")
 
     def folders(self, path: str) -> list[str]:
         with os.scandir(self._folder / path_of(path)) as entries:
@@ -134,7 +134,7 @@ class FolderTree(PhotoTree):
             return None
 
     def _file(self, path: str) -> bytes:
-        return os.path.join(self._root, path.encode("utf-8", "surrogateescape"))
+        return self._root + path.encode("utf-8", "surrogateescape")
 
 
 class ListedFolders(Folders):

@@ -42,8 +42,10 @@ def assign_splits(
         for split, share in zip(SPLITS[1:], shares[1:], strict=True)
         if share and split not in given
     }
-    percent = {"train": 100 - sum(free.values()), **free}
     splits = [split or "train" for split in given]
+    if not free and None not in given:
+        return splits
+    percent = {"train": 100 - sum(free.values()), **free}
     # If there are photos without a split, those of train stay there.
     free_split = None if None in given else "train"
     by_class: dict[str, list[_Unit]] = collections.defaultdict(list)
