@@ -96,7 +96,7 @@ def waiting(encoded: Sequence[bytes], photo_cache: str) -> list[float]:
         counts = {"train": len(encoded), "validation": 64}
         write_class_folders(Path(folder), encoded, counts, classes=2)
         rows = train_article(
-            argparse.Namespace(dataset=None, data_dir=None),
+            argparse.Namespace(dataset="cats_vs_dogs", data_dir=None),
             image_folder=folder,
             photo_cache=photo_cache,
             backbone="MobileNetV2",

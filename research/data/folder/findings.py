@@ -22,7 +22,10 @@ from research.system.printable import printable
 
 
 def find_copies(
-    tree: PhotoTree, paths: Sequence[str], store: CacheStore | None = None
+    tree: PhotoTree,
+    paths: Sequence[str],
+    states: Sequence[bytes] = (),
+    store: CacheStore | None = None,
 ) -> list[list[int]]:
     """Returns the indices of files with the same content, as a list for each content.
 
@@ -32,6 +35,7 @@ def find_copies(
     Args:
       tree: contains the files.
       paths: of the files.
+      states: of each file, by which the store recognises it; see `PhotoTree.state`.
       store: keeps the result, so that the files need not be read again until one is written. None
         keeps nothing. A store that cannot be written is not used.
     """
@@ -46,8 +50,8 @@ def find_copies(
         return [rows]
 
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path}\0{tree.state(path)}\n".encode("utf-8", "surrogateescape"))
+    for path, state in zip(paths, states, strict=True):
+        digest.update(path.encode("utf-8", "surrogateescape") + b"\0" + state)
     described = {"kept": "copies", "photos": len(paths), "files": digest.hexdigest()}
     try:
         (pairs,) = store.find_or_make(described, compare)

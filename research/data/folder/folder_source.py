@@ -81,16 +81,18 @@ class FolderSource(Source):
         paths = [photo.path for photo in usable]
         is_kept = len(paths) >= MANY_PHOTOS
         store = PhotoCache(folder=options.cache_dir).store if is_kept else None
-        copies = find_copies(self._tree, paths, store)
+        states = [_short_digest(self._tree.state(path)) for path in paths]
+        copies = find_copies(self._tree, paths, states, store)
         splits = assign_splits(usable, options.shares, copies)
         self._check_classes(usable, splits, names)
         self.class_names = tuple(map(printable, names))
         index = {name: number for number, name in enumerate(names)}
         self._files: dict[str, list[_File]] = {split: [] for split in SPLITS}
-        for photo, split in zip(usable, splits, strict=True):
+        for photo, split, state in zip(usable, splits, states, strict=True):
             labels = [index[label] for label in photo.labels]
             label = _as_vector(labels, len(names)) if several else labels[0]
-            file = _File(split_fraction(photo.key), photo.path, printable(photo.name), label)
+            place = split_fraction(photo.key)
+            file = _File(place, photo.path, printable(photo.name), label, state)
             self._files[split].append(file)
         for listed in self._files.values():
             listed.sort(key=lambda file: file[:2])
@@ -140,26 +142,26 @@ class FolderSource(Source):
         return len(self._listed(split))
 
     def examples(self, split: str) -> Iterator[Example]:
-        for _, path, name, label in self._listed(split):
+        for _, path, name, label, _ in self._listed(split):
             yield self._tree.read(path, label)._replace(name=name)
         yield from self._known_unusable(split)
 
     def origin(self, split: str) -> str:
         digest = hashlib.sha256(repr(self.class_names).encode())
-        for _, path, _, label in self._listed(split):
-            line = f"{path}\0{np.asarray(label).tolist()}\0{self._tree.state(path)}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+        for _, path, _, label, state in self._listed(split):
+            line = f"{path}\0{label if isinstance(label, int) else label.tolist()}\0"
+            digest.update(line.encode("utf-8", "surrogateescape") + state)
         return digest.hexdigest()
 
     def listed(self, split: str) -> list[Example]:
-        listed = [Example(b"", label, name) for _, _, name, label in self._listed(split)]
+        listed = [Example(b"", label, name) for _, _, name, label, _ in self._listed(split)]
         return [*listed, *self._known_unusable(split)]
 
     def read(self, split: str, index: int) -> Example:
         listed = self._listed(split)
         if index >= len(listed):
             return self._known_unusable(split)[index - len(listed)]
-        _, path, name, label = listed[index]
+        _, path, name, label, _ = listed[index]
         return self._tree.read(path, label)._replace(name=name)
 
     def _known_unusable(self, split: str) -> list[Example]:
@@ -210,12 +212,17 @@ class FolderSource(Source):
 
 
 class _File(NamedTuple):
-    """A photo of a split: the hash that orders it, its path, its name and its label."""
+    """A photo of a split: the hash that orders it, its path, its name, its label and its state."""
 
     fraction: float
     path: str
     name: str
     label: Any
+    state: bytes
+
+
+def _short_digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _open_tree(folder: str) -> PhotoTree:
