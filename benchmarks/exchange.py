@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import ROOT, print_table, seconds_of, write_result
+from benchmarks.harness import ROOT, print_table, seconds_of, worker_environments, write_result
 from research.system.environment import import_tensorflow
 
 # Trained parameters, as `benchmarks.scaling` counts them.
@@ -81,19 +79,17 @@ def exchange_in_turns(parameters: int) -> dict[str, dict[str, list[float]]]:
 
 def measure(parameters: int) -> dict[str, dict[str, list[float]]]:
     """Starts two workers and returns what `exchange_in_turns` returns in the first."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
-    workers = []
-    for index in range(2):
-        task = {"type": "worker", "index": index}
-        config = json.dumps({"cluster": {"worker": addresses}, "task": task})
-        variables = {**os.environ, "TF_CONFIG": config, "TF_NUM_INTRAOP_THREADS": "1"}
-        command = [sys.executable, "-m", "benchmarks.exchange", f"--parameters={parameters}"]
-        workers.append(
-            subprocess.Popen(command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "benchmarks.exchange", f"--parameters={parameters}"]
+    workers = [
+        subprocess.Popen(
+            command,
+            env={**environment, "TF_NUM_INTRAOP_THREADS": "1"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
+        for environment in worker_environments(2)
+    ]
     outputs = [worker.communicate()[0] for worker in workers]
     if any(worker.returncode for worker in workers):
         raise RuntimeError(f"workers ended with {[worker.returncode for worker in workers]}")

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,21 @@ def seconds_to_exit(*arguments: str, code: int = 0) -> float:
     if done.returncode != code:
         raise RuntimeError(f"{arguments} ended with {done.returncode}: {done.stderr!r}")
     return seconds
+
+
+def worker_environments(count: int) -> list[dict[str, str]]:
+    """Returns the environment of each worker of one run, on free ports of this machine.
+
+    A single worker has no `TF_CONFIG`.
+    """
+    if count == 1:
+        return [dict(os.environ)]
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    cluster = {"worker": [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]}
+    for one in sockets:
+        one.close()
+    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(count)]
+    return [{**os.environ, "TF_CONFIG": json.dumps(task)} for task in tasks]
 
 
 def write_class_folders(

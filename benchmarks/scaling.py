@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ARTICLE, ROOT, print_table, write_result
+from benchmarks.harness import ARTICLE, ROOT, print_table, worker_environments, write_result
 from research.system.environment import import_tensorflow
 
 ROWS = {
@@ -66,25 +64,18 @@ def load_of(backbone: str, unfreeze_from: str) -> dict[str, Any]:
 
 def train(folder: Path, backbone: str, unfreeze_from: str, workers: int, steps: int) -> float:
     """Trains two epochs of `steps` steps; returns the seconds per step of the second epoch."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
-    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    for one in sockets:
-        one.close()
     run = folder / f"{workers}-{steps}"
     command = [sys.executable, "run_train.py", *ARTICLE, "--dataset=sketches", "--image_size=32"]
     command += [f"--backbone={backbone}", f"--unfreeze_from={unfreeze_from}", "--trunk_cache=off"]
     command += [f"--batch_size={4 * workers}", "--epochs=2", f"--steps_per_epoch={steps}"]
     command += [f"--ckpt_dir={run}"]
-    processes = []
-    for index in range(workers):
-        environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        if workers > 1:
-            task = {"type": "worker", "index": index}
-            cluster = {"cluster": {"worker": addresses}, "task": task}
-            environment["TF_CONFIG"] = json.dumps(cluster)
-        processes.append(
-            subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+    one_thread = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            command, env={**environment, **one_thread}, cwd=ROOT, stdout=subprocess.DEVNULL
         )
+        for environment in worker_environments(workers)
+    ]
     codes = [process.wait() for process in processes]
     if any(codes):
         raise RuntimeError(f"training {backbone} ended with {codes}")
