@@ -1,9 +1,9 @@
-"""Photos per second of run_eval.py beside `model.predict`, and what its figures and pictures cost.
+"""Photos per second of run_eval.py and run_predict.py beside `model.predict`; what figures cost.
 
 python -m benchmarks.evaluation        # about 10 minutes on two cores
 
-Both programs read the same JPEG files and compute the same network at the same size, in new
-processes that take turns: `predict` through `image_dataset_from_directory`, run_eval.py without
+The programs read the same JPEG files and compute the same network at the same size, in new
+processes that take turns: `predict` through `image_dataset_from_directory`, the others without
 mirror images. The rate is that of the additional photos of a second, larger folder, so that it does
 not contain imports and building.
 """
@@ -26,6 +26,7 @@ from benchmarks.harness import (
 from research.system.environment import import_tensorflow
 
 SIZE = 160
+RUN_PREDICT = "run_predict.py"
 TRAINING = ("--epochs=1", "--steps_per_epoch=1", "--unfreeze_from=none", "--nomirror_averaging")
 KINDS = {
     "forward passes": ("--resamples=0", "--nopictures"),
@@ -72,17 +73,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 programs: dict[str, tuple[str, ...]] = {
                     "predict": ("-c", PREDICT, test, arguments.backbone)
                 }
+                run = f"--ckpt_dir={folder}-run"
+                programs[RUN_PREDICT] = (RUN_PREDICT, run, test)
                 for kind, flags in KINDS.items():
-                    programs[kind] = ("run_eval.py", f"--ckpt_dir={folder}-run", *flags)
+                    programs[kind] = ("run_eval.py", run, *flags)
                 for kind, program in programs.items():
                     timed.setdefault((kind, count), []).append(seconds_to_exit(*program))
     seconds = {key: statistics.median(found) for key, found in timed.items()}
     few, many = counts
     rates = {
         kind: (many - few) / (seconds[kind, many] - seconds[kind, few])
-        for kind in ("predict", "forward passes")
+        for kind in ("predict", "forward passes", RUN_PREDICT)
     }
-    whole = {kind: seconds[kind, many] for kind in ("predict", *KINDS)}
+    whole = {kind: seconds[kind, many] for kind in ("predict", RUN_PREDICT, *KINDS)}
     return {
         "backbone": arguments.backbone,
         "precision": arguments.precision,
@@ -92,6 +95,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds_of_process": whole,
         "ratios": {
             "photos per second, run_eval.py / predict": rates["forward passes"] / rates["predict"],
+            "photos per second, run_predict.py / predict": rates[RUN_PREDICT] / rates["predict"],
             "seconds, all / forward passes": whole["with intervals and pictures"]
             / whole["forward passes"],
         },

@@ -332,15 +332,21 @@ def test_a_row_of_another_folder_is_not_matched_by_its_name(tmp_path, folder):
     assert missing == {"test/cat/1.jpg", "test/2.jpg"}
 
 
-def test_linked_and_hidden_photos_of_the_table_are_used(photos, tmp_path):
+def test_linked_hidden_and_absolute_photos_of_the_table_are_used(photos, tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link").symlink_to(photos)
     (tmp_path / "root" / ".hidden.jpg").write_bytes(b"hidden")
-    rows = ["link/cat.1.jpg,cat", "link/dog.1.jpg,dog", ".hidden.jpg,cat"]
+    rows = [
+        "link/cat.1.jpg,cat",
+        "link/dog.1.jpg,dog",
+        ".hidden.jpg,cat",
+        f"{photos}/dog.2.jpg,dog",
+    ]
     table = write(tmp_path, "file,label", *rows)
     options = FolderOptions(labels=table, shares=(100, 0, 0))
     source = FolderSource(str(tmp_path / "root"), options)
-    assert len(labels_of(source)) == 3
+    assert len(labels_of(source)) == 4
+    assert all(example.image for example in source.examples("train"))
     pattern = FolderOptions(label_pattern="(cat|dog)")
     linked = FolderSource(str(tmp_path / "root"), pattern)
     assert sum(linked.count(split) for split in SPLITS) == 24

@@ -134,7 +134,8 @@ class FolderTree(PhotoTree):
             return None
 
     def _file(self, path: str) -> bytes:
-        return self._root + path.encode("utf-8", "surrogateescape")
+        file = path.encode("utf-8", "surrogateescape")
+        return file if file.startswith(b"/") else self._root + file
 
 
 class ListedFolders(Folders):
