@@ -402,12 +402,21 @@ def test_unsupported_settings_of_several_workers_are_one_line(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_four_workers_that_decode_their_own_photos_train_like_one(photos, tmp_path):
-    flags = [*SMALL_RUN, f"--image_folder={photos}", "--head_epochs=1", "--epochs=1"]
-    flags += ["--trunk_cache=off", "--random_crop_area=0.5", "--ckpt_dir=run"]
+@pytest.mark.parametrize(
+    ("workers", "flags", "reason"),
+    [
+        (2, ("--unfreeze_from=none", "--epochs=3", "--trunk_cache=memory"), "features in memory"),
+        (4, ("--head_epochs=1", "--epochs=1", "--trunk_cache=off", "--horizontal_flip"), "off"),
+    ],
+)
+def test_workers_that_decode_their_own_photos_train_like_one(
+    photos, tmp_path, workers, flags, reason
+):
+    flags = [*SMALL_RUN, f"--image_folder={photos}", *flags, "--ckpt_dir=run"]
     # Only the workers decode photos when they need them.
-    outputs = train_together(tmp_path, [*flags, "--photo_cache=none"], tf_configs(4))
-    assert all("4 CPU" in output for output in outputs)
+    outputs = train_together(tmp_path, [*flags, "--photo_cache=none"], tf_configs(workers))
+    assert all(f"{workers} CPU" in output for output in outputs)
+    assert all(f"trunk cache  {reason}" in output for output in outputs)
     assert run_script(tmp_path, "run_train.py", *flags).returncode == 0
     pairs = zip(
         read_metrics(tmp_path / "host0" / "run"), read_metrics(tmp_path / "run"), strict=True
