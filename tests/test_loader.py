@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.data.augmentation import AugmentationPipeline, HorizontalFlip
+from research.data.augmentation import (
+    AugmentationPipeline,
+    ColourJitter,
+    HorizontalFlip,
+    Mixing,
+)
 from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
 from research.data.order import epoch_order, share_out
@@ -171,3 +176,33 @@ def test_enough_raw_images_are_found_among_many_damaged_ones(tmp_path):
     usable = len(names[::8])
     assert len(DataLoader(16, 8, source=source).get_random_raw_images(4)) == 4
     assert len(DataLoader(16, 8, source=source).get_random_raw_images(20)) == usable
+
+
+@pytest.mark.parametrize(
+    ("augmentations", "dtype"),
+    [
+        ([], tf.uint8),
+        ([HorizontalFlip()], tf.uint8),
+        ([HorizontalFlip(), ColourJitter(0.4)], tf.float32),
+        ([HorizontalFlip(), Mixing(mixup=0.4, cutmix=0.0)], tf.float32),
+    ],
+)
+def test_photos_finished_on_the_device_are_those_finished_by_the_loader(
+    photo_folder, augmentations, dtype
+):
+    settings = {
+        "source": FolderSource(str(photo_folder)),
+        "augmentation": AugmentationPipeline(augmentations),
+        "mirror_averaging": True,
+    }
+    plain = DataLoader(16, 8, **settings)
+    deferring = DataLoader(16, 8, **settings, finishes_on_device=True)
+    for split, expected in (("train", plain.train_batches), ("test", plain.test_batches)):
+        for batch, unfinished in zip(expected, getattr(deferring, f"{split}_batches"), strict=True):
+            assert unfinished["image"].dtype == (dtype if split == "train" else tf.uint8)
+            finished = deferring.finish(unfinished)
+            assert finished.keys() == batch.keys()
+            for name, value in batch.items():
+                np.testing.assert_array_equal(finished[name], value)
+    batch = next(iter(plain.train_batches))
+    assert plain.finish(batch)["image"] is batch["image"]

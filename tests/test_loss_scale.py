@@ -122,9 +122,10 @@ def test_the_learning_rate_finder_ignores_skipped_steps(float16):
     assert min(sweep.losses) > 0.3
 
 
-def test_an_overflow_on_one_device_skips_the_step_on_all(float16):
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_overflow_on_one_device_skips_the_step_on_all(float16, replicas):
     """Weights and optimizers do not change; the step advances, and the scale is halved."""
-    learner = make_learner(dataclasses.replace(SMALL, bn_mode="train"), replicas=2, xla=True)
+    learner = make_learner(dataclasses.replace(SMALL, bn_mode="train"), replicas, xla=True)
     learner.state.loss_scale.scale.assign(2.0**8)
     examples = some_photos(16)
     factors = np.ones((8, 1, 1, 1), "f4")

@@ -7,6 +7,7 @@ from research.loop.preparation import exchange_within_step
 from research.models.backbone_table import find_backbone
 from research.runs import console
 from research.settings.train_config import TrainConfig
+from research.system import devices
 from research.system.devices import (
     fast_precision,
     resolve_precision,
@@ -82,7 +83,7 @@ def test_auto_precision_on_a_cpu_depends_on_the_backbone(backbone, precision, bn
 def test_a_run_in_float32_says_that_bfloat16_is_faster(
     monkeypatch, requested, flag, backbone, factor
 ):
-    monkeypatch.setattr(console, "cpu_flags", lambda: frozenset({flag}))
+    monkeypatch.setattr(console.devices, "cpu_flags", lambda: frozenset({flag}))
     model = find_backbone(backbone).build((32, 32, 3), None)
     lines = console.precision_lines(requested, model)
     assert lines == [
@@ -93,13 +94,16 @@ def test_a_run_in_float32_says_that_bfloat16_is_faster(
     assert all(len(line) < 80 for line in lines)
 
 
-def test_auto_xla_is_for_gpus():
-    assert not resolve_xla("auto", None)  # no GPU here
-    assert resolve_xla("on", None)
-    assert not resolve_xla("off", None)
+def test_auto_xla_is_for_long_runs_on_gpus(monkeypatch):
+    assert not resolve_xla("auto", None, 1_000_000)  # no GPU here
+    assert resolve_xla("on", None, 1)
+    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    assert resolve_xla("auto", None, 5_000)
+    assert not resolve_xla("auto", None, 4_999)
+    assert not resolve_xla("off", None, 1_000_000)
 
 
-def test_xla_cannot_compile_an_exchange_between_devices():
+def test_xla_cannot_compile_an_exchange_between_devices(monkeypatch):
     class Talks(Task):
         communicates = True
 
@@ -110,5 +114,6 @@ def test_xla_cannot_compile_an_exchange_between_devices():
     ):
         exchange = exchange_within_step(config, task)
         with pytest.raises(UserError, match=reason):
-            resolve_xla("on", exchange)
-        assert not resolve_xla("auto", exchange)
+            resolve_xla("on", exchange, 1)
+        monkeypatch.setattr(devices, "has_gpu", lambda: True)
+        assert not resolve_xla("auto", exchange, 1_000_000)

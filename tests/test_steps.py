@@ -65,6 +65,18 @@ def test_a_step_is_the_update_written_by_hand():
     assert learner.state.current_step == 1
 
 
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_step_that_xla_compiles_as_a_whole_makes_the_same_update(accumulate_steps):
+    settings = {"clip_norm": 0.5, "head_optimizer": "rmsprop", "bn_mode": "train"}
+    config = dataclasses.replace(CONFIG, accumulate_steps=accumulate_steps, **settings)
+    plain, compiled = make_learner(config), make_learner(config, xla=True)
+    losses = [train(learner, some_photos(13), 8) for learner in (plain, compiled)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    for one, other in zip(weights(compiled), weights(plain), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert compiled.state.current_step == plain.state.current_step == len(losses[0])
+
+
 def test_rmsprop_follows_its_formula():
     config = dataclasses.replace(
         CONFIG, unfreeze_from="none", head_optimizer="rmsprop", head_learning_rate=1e-3

@@ -31,11 +31,13 @@ class Augmentation:
       numbers: random numbers per photo and epoch.
       views: number of different results per photo; None if they cannot be counted. Outputs of
         frozen layers can only be cached for a small number of views.
+      keeps_bytes: whether `apply` also takes uint8 photos, and then returns uint8 photos.
     """
 
     name: str = "Augmentation"
     numbers: ClassVar[int] = 0
     views: ClassVar[int | None] = None
+    keeps_bytes: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -131,6 +133,7 @@ class HorizontalFlip(Augmentation):
     name = "horizontal_flip"
     numbers = 1
     views = 2
+    keeps_bytes = True
 
     def apply(self, photos: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         flipped = numbers[:, 0, tf.newaxis, tf.newaxis, tf.newaxis] < 0.5
@@ -269,6 +272,11 @@ class AugmentationPipeline:
 
     def __bool__(self) -> bool:
         return bool(self.steps or self.mixing)
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether uint8 photos stay uint8 photos."""
+        return not self.mixing and all(one.keeps_bytes for one in self.steps)
 
     @property
     def endless(self) -> str | None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from research.data.augmentation import AugmentationPipeline
 from research.data.order import Share
 from research.data.split_arrays import SplitArrays
+from research.system.machine import processors
 
 Batch = dict[str, tf.Tensor]
 Preprocessing = Callable[[tf.Tensor], tf.Tensor]
@@ -89,9 +90,9 @@ def make_batches(
         images = tf.numpy_function(take, [taken, drawn], types, stateful=False)
         for tensor, array in zip(images, inputs, strict=True):
             tensor.set_shape((rows, *array.shape[1:]))
-        if preprocessing is not None or augmentation:
-            images = [augmentation.apply(tf.cast(image, tf.float32), drawn) for image in images]
-        return images
+        if preprocessing is not None or not augmentation.keeps_bytes:
+            images = [tf.cast(image, tf.float32) for image in images]
+        return [augmentation.apply(image, drawn) for image in images]
 
     def usable(indices: tf.Tensor, images: list[tf.Tensor]) -> tf.Tensor | float:
         """Returns 0 for photos that reading `images` found to be damaged, and 1 for all others."""
@@ -130,8 +131,9 @@ def make_batches(
     # iterator by up to five seconds.
     options = tf.data.Options()
     options.autotune.enabled = False
+    parallel = min(max(processors() // 2, 2), 8)
     return (
-        chosen.map(batch_of, num_parallel_calls=2, deterministic=True)
+        chosen.map(batch_of, num_parallel_calls=parallel, deterministic=True)
         .prefetch(2 * (share.count if share else 1))
         .with_options(options)
     )

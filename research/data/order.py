@@ -8,6 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from research.system import devices
+
+BATCHES_AHEAD = 2  # on a GPU, copied while it computes
+
 
 def epoch_order(count: int, shuffle_size: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the order of `count` examples in an epoch, int64 (count,).
@@ -108,4 +112,8 @@ def share_out(
         first = context.input_pipeline_id * count
         return batches(Share(context.num_replicas_in_sync, first, count, parts))
 
-    return strategy.distribute_datasets_from_function(of_worker)
+    shared = strategy.distribute_datasets_from_function(of_worker)
+    if isinstance(shared, tf.data.Dataset) and devices.has_gpu():
+        # A strategy of several devices copies its batches ahead by itself.
+        return shared.apply(tf.data.experimental.prefetch_to_device("/GPU:0", BATCHES_AHEAD))
+    return shared

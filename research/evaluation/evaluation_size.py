@@ -93,6 +93,7 @@ def validation_losses(task: Task, network: Network, loader: DataLoader) -> np.nd
 
     @tf.function(autograph=False)
     def losses(batch: Batch) -> tf.Tensor:
+        batch = loader.finish(batch)
         return task.losses(predict_step(network, batch), batch)
 
     return np.concatenate([losses(batch) for batch in loader.split_batches("validation")])

@@ -144,9 +144,8 @@ def _is_slow_in_bfloat16(model: keras.Model, bn_mode: str) -> bool:
     On CPUs, the gradients of depthwise convolutions are slow in bfloat16. With a frozen BatchNorm,
     they are computed in float32, see `FoldedConvolution`.
     """
-    uses_cpu = not tf.config.list_logical_devices("GPU")
     in_bfloat16 = keras.config.dtype_policy().compute_dtype == "bfloat16"
-    return uses_cpu and in_bfloat16 and bn_mode != "frozen" and has_depthwise(model)
+    return not devices.has_gpu() and in_bfloat16 and bn_mode != "frozen" and has_depthwise(model)
 
 
 def divide_model(config: TrainConfig, model: Wrapper, origin: str) -> BuiltNetwork:
@@ -320,6 +319,7 @@ def make_loader(
         mirror_averaging=config.mirror_averaging,
         resize=config.resize,
         photo_cache=PhotoCache(config.photo_cache, config.cache_dir),
+        finishes_on_device=devices.has_gpu(),
     )
     loader.loaded.update(loaded or {})
     return loader

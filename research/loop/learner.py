@@ -41,7 +41,7 @@ class StepOptions:
     Attributes:
       accumulate_steps: batches per step, computed one after another to save memory.
       clip_norm: the largest allowed norm of the gradient; None for no limit.
-      xla: whether to compile each device's forward and backward pass with XLA.
+      xla: whether to compile the step with XLA; on several devices, the passes of each device.
       deterministic: whether TensorFlow only allows deterministic operations.
       exchange: the number format in which devices send gradients; see `sum_gradients`.
     """
@@ -80,6 +80,7 @@ class Learner:
       options: how training steps are computed.
       averages: averages of the weights, updated in training and used in evaluation; None for none.
       histograms: writes histograms of weights and gradients; None for none.
+      finish: see `DataLoader.finish`; None for batches of a loader that does not need it.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Learner:
         options: StepOptions = StepOptions(),
         averages: WeightAverages | None = None,
         histograms: Histograms | None = None,
+        finish: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.strategy = strategy
         self.task = task
@@ -103,6 +105,7 @@ class Learner:
         self.options = options
         self.averages = averages
         self.histograms = histograms
+        self._finish = finish or (lambda batch: batch)
         with strategy.scope():
             self._eval_tally = state.tally.empty_copy()
         self._train_step = self._compile_train_step()
@@ -128,14 +131,14 @@ class Learner:
         variables = [variable for group in groups for variable in group.variables]
 
         def compute(batch: Batch, scale: tf.Tensor) -> Gradients:
-            return self.task.gradients(network, batch, variables, scale)
+            return self.task.gradients(network, self._finish(batch), variables, scale)
 
-        # XLA cannot compile a step that spans several devices, so it compiles only this part.
-        compiled = (
-            tf.function(compute, jit_compile=True, autograph=False) if options.xla else compute
-        )
+        # XLA cannot compile an exchange between devices, nor histograms.
+        whole = options.xla and strategy.num_replicas_in_sync == 1 and not self.histograms
+        part = options.xla and not whole
+        compiled = tf.function(compute, jit_compile=True, autograph=False) if part else compute
 
-        @tf.function(autograph=False)
+        @tf.function(autograph=False, jit_compile=whole or None)
         def step(batch: Batch) -> Scalars:
             # Scales the gradient of the mean loss, so that a large batch does not overflow.
             scale = loss_scale.scale / float(self._photos_per_step(batch))
@@ -235,11 +238,11 @@ class Learner:
 
     def _compile_eval_step(self) -> tf.types.experimental.GenericFunction:
         """Returns the compiled step that adds a batch's sums to the sums of the evaluation."""
-        task = self.task.for_validation()
+        task, network, finish = self.task.for_validation(), self.network, self._finish
 
         @tf.function(autograph=False)
         def step(batch: Batch) -> None:
-            sums = self.strategy.run(lambda part: eval_step(task, self.network, part), (batch,))
+            sums = self.strategy.run(lambda one: eval_step(task, network, finish(one)), (batch,))
             self._eval_tally.add(self._first_of_each(sums))
 
         return step

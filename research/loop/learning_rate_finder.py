@@ -88,7 +88,9 @@ def find_learning_rates(run: Run) -> list[Sweep]:
         rising = Rising(LOWEST_RATE, HIGHEST_RATE, state.current_step, state.current_step + STEPS)
         with strategy.scope():
             trained = build_group(config, group.name, group.variables, rising, state.step)
-        learner = Learner(strategy, run.task, network, (trained,), state, run.options)
+        learner = Learner(
+            strategy, run.task, network, (trained,), state, run.options, finish=run.loader.finish
+        )
         sweeps.append(sweep_rates(learner, rising, batches))
         for variable, value in zip(network.model.variables, before, strict=True):
             variable.assign(value)

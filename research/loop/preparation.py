@@ -51,7 +51,7 @@ from research.settings.automatic import (
 from research.settings.durations import parse_steps
 from research.settings.hyperrule import follow_hyperrule
 from research.settings.train_config import TrainConfig
-from research.system.devices import resolve_xla
+from research.system import devices
 from research.system.errors import UserError
 from research.system.machine import free_memory
 from research.system.python_file import reference_of
@@ -203,7 +203,8 @@ def set_up(
         config.cache_dir,
         replicas,
     )
-    xla = resolve_xla(config.xla, exchange_within_step(config, task) if replicas > 1 else None)
+    communicates = exchange_within_step(config, task) if replicas > 1 else None
+    xla = devices.resolve_xla(config.xla, communicates, plan.steps)
     exchange = resolve_exchange(config.exchange, replicas)
     options = StepOptions(
         config.accumulate_steps, config.clip_norm, xla, config.deterministic, exchange
@@ -276,6 +277,7 @@ def make_learner(
         run.options,
         run.averages,
         histograms,
+        epoch_input.loader.finish,
     )
 
 
@@ -343,7 +345,7 @@ def check_memory(config: TrainConfig, model: Wrapper, source: Source) -> None:
     Training needs more memory than this estimate. GPUs are not checked, because TensorFlow reports
     when their memory is exhausted.
     """
-    if tf.config.list_logical_devices("GPU"):
+    if devices.has_gpu():
         return
     dtype = tf.as_dtype(keras.config.dtype_policy().compute_dtype)
     bytes_per_photo = largest_output(model.backbone.layers) * dtype.size

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
-import tensorflow as tf
 import tqdm
 
 from research.models.wrapper import has_depthwise, summarize_parts
@@ -22,7 +21,7 @@ from research.runs.pictures import main_metric
 from research.runs.run_directory import RunDirectory, best_epoch
 from research.settings.automatic import Choice
 from research.settings.train_config import TASKS, TrainConfig
-from research.system.devices import bfloat16_speedup, cpu_flags
+from research.system import devices
 from research.system.python_file import is_python_reference
 
 SHORT_NAMES = {"average_precision": "mAP"}  # for columns of 9 characters
@@ -43,7 +42,7 @@ def describe_run(run: Run) -> str:
     own_data = config.source or config.image_folder or config.labels
     names = ", ".join(loader.class_names[:8]) + (", ..." if len(loader.class_names) > 8 else "")
     size, blocks = config.image_size, len(built.network.parts.blocks)
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    kind = "GPU" if devices.has_gpu() else "CPU"
     lines = [
         f"data         {short_path(own_data) if own_data else config.dataset}",
         f"photos       {loader.num_train_examples:,} to train on, "
@@ -75,9 +74,9 @@ def describe_run(run: Run) -> str:
     lines += precision_lines(config.precision, built.network.model.backbone)
     if run.options.exchange != config.exchange:
         count = team.strategy.num_replicas_in_sync
-        devices = "1 device" if count == 1 else f"{count} devices"
+        together = "1 device" if count == 1 else f"{count} devices"
         lines.append(
-            f"note: --exchange={config.exchange} has no effect with {devices}, only with 2 or 3"
+            f"note: --exchange={config.exchange} has no effect with {together}, only with 2 or 3"
         )
     return "\n".join(lines)
 
@@ -107,12 +106,12 @@ def choices_lines(choices: Mapping[str, Choice]) -> list[str]:
 def precision_lines(requested: str, backbone: keras.Model) -> list[str]:
     """Returns a line if `--precision=bfloat16` would make the steps faster, otherwise none."""
     dtype = keras.config.dtype_policy().compute_dtype
-    if dtype != "float32" or tf.config.list_logical_devices("GPU"):
+    if dtype != "float32" or devices.has_gpu():
         return []
-    flags = cpu_flags()
+    flags = devices.cpu_flags()
     if requested == "auto" and "amx_bf16" in flags:
         return []  # it has chosen what is fastest
-    factor = bfloat16_speedup(flags, has_depthwise(backbone))
+    factor = devices.bfloat16_speedup(flags, has_depthwise(backbone))
     line = f"note: steps are {factor} times as fast here with --precision=bfloat16"
     return [line] if factor else []
 

@@ -311,7 +311,8 @@ class TrainConfig(PhotoConfig):
     xla: str = settings.choice(
         "auto",
         ("auto", "on", "off"),
-        "compile the forward and backward pass of each device with XLA; 'auto' does so on GPUs",
+        "compile the training step with XLA; 'auto' does so on GPUs in runs of at least 5,000 "
+        "steps, because compiling takes about a minute",
         changes_result=False,
     )
     distribution: str = settings.choice(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from research.settings.train_config import TrainConfig
 
 
+STEPS_WORTH_COMPILING = 5_000  # with XLA on a GPU
 KERAS_SETTINGS = {"floatx": "float32", "epsilon": 1e-7, "image_data_format": "channels_last"}
 
 
@@ -72,11 +73,16 @@ def make_strategy(distribution: str) -> tf.distribute.Strategy:
       distribution: `none`, `mirrored` (all GPUs, or all logical CPU devices if there is no GPU),
         or `auto` or `multi_worker` (mirrored if there is more than one device).
     """
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    kind = "GPU" if has_gpu() else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
     if distribution == "mirrored" or (distribution != "none" and len(devices) > 1):
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.get_strategy()
+
+
+def has_gpu() -> bool:
+    """Returns whether TensorFlow computes on GPUs, and not on the CPU."""
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def resolve_precision(precision: str) -> str:
@@ -133,15 +139,18 @@ def set_precision(precision: str) -> None:
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
 
 
-def resolve_xla(xla: str, communicates: str | None) -> bool:
-    """Returns whether to compile the training step with XLA; `auto` does so on GPUs.
+def resolve_xla(xla: str, communicates: str | None, steps: int) -> bool:
+    """Returns whether to compile the training step with XLA; `auto` does so in long runs on GPUs.
 
-    On CPUs, XLA made depthwise convolutions nine times slower.
+    On an H100, compiling MobileNetV2 took 36 seconds longer than building the graph without XLA,
+    and each step of 32 photos was 12 ms shorter. On CPUs, XLA made depthwise convolutions nine
+    times slower.
 
     Args:
       xla: `auto`, `on` or `off`.
       communicates: the reason why devices exchange values within the forward or backward pass;
         None if they do not.
+      steps: number of training steps of the run.
 
     Raises:
       UserError: XLA is requested, but cannot compile the exchange.
@@ -151,8 +160,8 @@ def resolve_xla(xla: str, communicates: str | None) -> bool:
             f"xla is 'on', but {communicates}, and XLA cannot compile an exchange between devices; "
             "give --xla=off"
         )
-    on_gpus = bool(tf.config.list_physical_devices("GPU"))
-    return xla == "on" or (xla == "auto" and on_gpus and not communicates)
+    pays = has_gpu() and steps >= STEPS_WORTH_COMPILING
+    return xla == "on" or (xla == "auto" and pays and not communicates)
 
 
 def start(config: TrainConfig, cluster: Cluster | None = None) -> Team:

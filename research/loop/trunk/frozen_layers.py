@@ -203,7 +203,7 @@ class FrozenLayers:
           UserError: their outputs cannot be written.
         """
         whole = EpochInput(self._network, self._photos)
-        head = EpochInput(self._network, self._photos.with_few_views())
+        head = EpochInput(self._network, self._loader_of("features"))
         for choice in choices:
             if choice.decision.place is None:
                 continue
@@ -215,7 +215,9 @@ class FrozenLayers:
 
     def _loader_of(self, input_kind: str) -> DataLoader:
         """Returns the loader with the augmentation of the epochs that have this kind of input."""
-        return self._photos.with_few_views() if input_kind == "features" else self._photos
+        if input_kind != "features":
+            return self._photos
+        return self._photos.with_augmentation(self._photos.augmentation.countable)
 
     def _cache_outputs(self, epoch_input: EpochInput, choice: Choice) -> EpochInput:
         """Runs frozen layers over all photos and views, and returns their outputs as input."""
