@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-import itertools
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,7 @@ from benchmarks.harness import ARTICLE
 from flags.command_line import parse_config
 from research.data.loader import DataLoader
 from research.data.open_source import open_source
+from research.data.order import share_out
 from research.loop.builder import BuiltNetwork
 from research.loop.learner import Learner
 from research.loop.open_photos import photos_of_run
@@ -28,7 +27,8 @@ from research.settings.train_config import TrainConfig
 from research.system.team import Team
 from research.train import train
 
-IMAGE_SIZE, BATCH_SIZE = 160, 32
+IMAGE_SIZE = 160
+BATCH_SIZE = 32  # if a benchmark does not name another
 
 
 def fit_model(backbone: str, unfreeze_from: int | None, weights: str | None = None) -> keras.Model:
@@ -61,11 +61,11 @@ def scale_and_resize(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.
     return tf.image.resize(scaled, (IMAGE_SIZE, IMAGE_SIZE)), label
 
 
-def fit_batches(photos: DataLoader, split: str) -> tf.data.Dataset:
+def fit_batches(photos: DataLoader, split: str, batch_size: int = BATCH_SIZE) -> tf.data.Dataset:
     """Returns a split's decoded photos as input of `fit`: in memory, batched, prefetched."""
     examples = photos.examples(split)
     (pixels,) = examples.inputs
-    batches = tf.data.Dataset.from_tensor_slices((pixels, examples.labels)).batch(BATCH_SIZE)
+    batches = tf.data.Dataset.from_tensor_slices((pixels, examples.labels)).batch(batch_size)
     batches = batches.map(scale_and_resize, num_parallel_calls=tf.data.AUTOTUNE)
     return batches.prefetch(tf.data.AUTOTUNE)
 
@@ -99,17 +99,31 @@ def set_up_article(arguments: argparse.Namespace, **settings: Any) -> Run:
     return set_up(config, Team(tf.distribute.get_strategy()), photos_of_run(config))
 
 
-def training_step(run: Run, network: Network, loader: DataLoader) -> Callable[[], object]:
-    """Returns a function that makes the next training step of a run.
+def training_step(run: Run, network: Network, loader: DataLoader) -> Callable[..., float]:
+    """Returns a function that makes the next training steps of a run.
+
+    Its argument is the number of steps, 1 if it is left out. It returns the seconds spent waiting
+    for input, after a GPU has done all steps.
 
     Args:
       run: from `set_up_article`.
       network: computes the logits from the loader's photos or cached outputs.
-      loader: its batches are used epoch after epoch.
+      loader: its batches of the first epoch are repeated.
     """
-    learner = Learner(run.team.strategy, run.task, network, run.groups, run.state, run.options)
-    batches = itertools.chain.from_iterable(map(loader.epoch_batches, itertools.count()))
-    return functools.partial(learner.train_steps, batches, 1)
+    learner = Learner(
+        *(run.team.strategy, run.task, network, run.groups, run.state, run.options),
+        finish=loader.finish,
+    )
+    batches = iter(
+        share_out(lambda share: loader.epoch_batches(0, share=share).repeat(), learner.strategy)
+    )
+
+    def make_steps(count: int = 1) -> float:
+        done = learner.train_steps(batches, count)
+        _ = run.state.current_step  # waits for the device
+        return done.waiting_seconds
+
+    return make_steps
 
 
 def operations_per_photo(built: BuiltNetwork) -> tuple[float, float]:

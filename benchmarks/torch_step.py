@@ -1,14 +1,16 @@
 """Training steps of PyTorch and timm; `train_step.py --peer=torch` starts it and asks for them.
 
-python benchmarks/torch_step.py BACKBONE PRECISION
+python benchmarks/torch_step.py BACKBONE PRECISION BATCH_SIZE
 
 The interpreter needs torch and timm, not TensorFlow. The program builds the network, prints
-`ready`, and then makes a step for each line that it reads: the name of a kind of step. It prints
-the seconds of the step; for `matrix product`, the operations per second.
+`ready`, and then makes steps for each line that it reads: their number and their kind. It prints
+the seconds of a step; for `matrix product`, the operations per second; for `memory`, the bytes that
+the last steps needed besides weights and photos.
 
 The step is what a PyTorch user writes who wants speed: memory format channels_last, autocast for
-bfloat16, no gradients in the frozen layers. They are the layers before layer 100 of the Keras
-network.
+bfloat16 and float16, no gradients in the frozen layers. They are the layers before layer 100 of the
+Keras network. On a GPU, the network is compiled with `torch.compile`, products in float32 may use
+TF32 as in TensorFlow, and the photos are in its memory.
 """
 
 from __future__ import annotations
@@ -21,11 +23,21 @@ from collections.abc import Callable
 import timm
 import torch
 
-IMAGE_SIZE, BATCH_SIZE = 160, 32
+IMAGE_SIZE = 160
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The model of timm with the same blocks, and the number of its blocks before layer 100 of Keras.
 # Layer 100 of ResNet101V2 is in the second block of the third stage.
 NETWORKS = {"MobileNetV2": ("mobilenetv2_100", 11), "ResNet101V2": ("resnet101", 8)}
-KINDS = {"torch, BatchNorm frozen": False, "torch, BatchNorm training": True}
+# The kinds of step: whether BatchNorm is in training mode, and the mode of torch.compile.
+KINDS: dict[str, tuple[bool, str | None]] = {
+    "torch, BatchNorm frozen": (False, None),
+    "torch, BatchNorm training": (True, None),
+}
+KINDS_ON_GPUS: dict[str, tuple[bool, str | None]] = {
+    "torch, BatchNorm frozen": (False, "default"),
+    "torch, BatchNorm training": (True, "default"),
+    "torch, BatchNorm frozen, CUDA graphs": (False, "reduce-overhead"),
+}
 
 
 class Parted(torch.nn.Module):
@@ -59,54 +71,99 @@ class Parted(torch.nn.Module):
         return self.trained(features)
 
 
-def training_step(network: Parted, precision: str) -> Callable[[bool], None]:
-    """Returns a function that makes a step; its argument: whether BatchNorm is in training mode."""
+def training_step(
+    network: Parted, precision: str, batch_size: int, batch_norm_training: bool, mode: str | None
+) -> Callable[[], None]:
+    """Returns a function that makes a step.
+
+    Args:
+      network: on `DEVICE`.
+      precision: `float32`, `bfloat16` or `float16`.
+      batch_size: photos per step.
+      batch_norm_training: whether BatchNorm is in training mode in the trained layers.
+      mode: of `torch.compile`; None does not compile.
+    """
     optimizer = torch.optim.RMSprop(
         [value for value in network.parameters() if value.requires_grad], lr=1e-4
     )
+    scaler = torch.amp.GradScaler(DEVICE, enabled=precision == "float16")
     loss = torch.nn.BCEWithLogitsLoss()
-    photos = torch.rand(BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1
+    photos = torch.rand(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=DEVICE) * 2 - 1
     photos = photos.to(memory_format=torch.channels_last)
-    labels = (torch.arange(BATCH_SIZE) % 2).float()[:, None]
+    labels = (torch.arange(batch_size, device=DEVICE) % 2).float()[:, None]
 
-    def step(batch_norm_training: bool) -> None:
+    def loss_of_batch() -> torch.Tensor:
+        dtype = getattr(torch, precision)
+        with torch.autocast(DEVICE, dtype, enabled=precision != "float32"):
+            logits = network(photos)
+        return loss(logits.float(), labels)
+
+    compute = torch.compile(loss_of_batch, mode=mode) if mode else loss_of_batch
+
+    def step() -> None:
         network.eval()
         network.trained.train(batch_norm_training)
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = network(photos)
-        loss(logits.float(), labels).backward()
-        optimizer.step()
+        scaler.scale(compute()).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return step
 
 
+def wait() -> None:
+    """Waits until the GPU has done everything."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def matrix_product_rate(precision: str, size: int = 2048, repeats: int = 10) -> float:
     """Returns the operations per second of a product of two square matrices."""
-    matrix = torch.rand(size, size, dtype=getattr(torch, precision))
+    matrix = torch.rand(size, size, dtype=getattr(torch, precision), device=DEVICE)
     seconds = []
     for _ in range(1 + repeats):
         begin = time.perf_counter()
         matrix @ matrix
+        wait()
         seconds.append(time.perf_counter() - begin)
     return 2 * size**3 / statistics.median(seconds[1:])
 
 
 def main() -> None:
     """Answers each line of standard input."""
-    backbone, precision = sys.argv[1:]
+    backbone, precision, batch_size = sys.argv[1:]
     torch.manual_seed(0)
-    network = Parted(*NETWORKS[backbone]).to(memory_format=torch.channels_last)
-    step = training_step(network, precision)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    network = Parted(*NETWORKS[backbone]).to(DEVICE, memory_format=torch.channels_last)
+    steps = {
+        kind: training_step(network, precision, int(batch_size), *options)
+        for kind, options in (KINDS_ON_GPUS if DEVICE == "cuda" else KINDS).items()
+    }
+    if DEVICE == "cuda":
+        for step in steps.values():
+            step()  # compiles
+    memory = 0
     print("ready", flush=True)
     for line in sys.stdin:
-        kind = line.strip()
+        count, _, kind = line.strip().partition(" ")
         if kind == "matrix product":
             print(matrix_product_rate(precision), flush=True)
             continue
+        if kind == "memory":
+            print(memory, flush=True)
+            continue
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        wait()
         begin = time.perf_counter()
-        step(KINDS[kind])
-        print(time.perf_counter() - begin, flush=True)
+        for _ in range(int(count)):
+            steps[kind]()
+        wait()
+        seconds = (time.perf_counter() - begin) / int(count)
+        if DEVICE == "cuda":
+            memory = torch.cuda.max_memory_allocated() - before
+        print(seconds, flush=True)
 
 
 if __name__ == "__main__":

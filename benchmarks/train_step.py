@@ -59,17 +59,25 @@ class TorchSteps:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self._answer()
+        self._is_ready = False
 
-    def ask(self, question: str) -> float:
-        """Returns the seconds of a step, or the rate of the matrix product."""
+    def ask(self, kind: str, count: int = 1) -> float:
+        """Returns the seconds of a step, or the answer to another question of `torch_step.py`.
+
+        Args:
+          kind: of the step.
+          count: number of steps.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{question}\n")
+        self._process.stdin.write(f"{count} {kind}\n")
         self._process.stdin.flush()
         return float(self._answer())
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
+        if not self._is_ready:
+            self._is_ready = True
+            self._answer()
         line = self._process.stdout.readline()
         if not line:
             sys.exit("the program of PyTorch ended; --peer_python needs torch and timm")
@@ -84,6 +92,7 @@ def torch_steps(arguments: argparse.Namespace) -> Iterator[TorchSteps | None]:
         return
     program = str(ROOT / "benchmarks" / "torch_step.py")
     command = [arguments.peer_python, program, arguments.backbone, arguments.precision]
+    command.append(str(arguments.batch_size))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         try:
@@ -236,6 +245,7 @@ def main() -> None:
     )
     parser.add_argument("--backbone", help="measure only this one, in this process; print JSON")
     parser.add_argument("--steps", type=int, default=10, help="with --backbone")
+    parser.add_argument("--batch_size", type=int, default=32, help="with --backbone")
     parser.add_argument("--fit_alone", action="store_true", help="with --backbone")
     arguments = parser.parse_args()
     if arguments.backbone:
