@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from research.evaluation import evaluation_size
 from research.evaluation.evaluation_size import choose_evaluation_scale
+from research.loop import builder, preparation
 from research.loop.builder import build_network, head_schedule
 from research.loop.plan import make_plan
 from research.loop.trunk.frozen_layers import EpochInput
@@ -282,3 +283,38 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     assert choice == Choice(1.0, "the network does not take 192 pixels: another shape")
     run.plan.validates = False
     assert choose_evaluation_scale(run, last_epoch).value == 1.0
+
+
+def test_a_run_whose_photos_the_device_finishes_is_the_same(photo_folder, tmp_path, monkeypatch):
+    """As on a GPU: the steps, the validation and the choice of the size get photos as bytes."""
+    rows, choices = [], []
+    make, made = builder.make_loader, []
+
+    def make_as_on_a_gpu(*arguments):
+        loader = make(*arguments)
+        loader.finishes_on_device = True
+        made.append(loader)
+        return loader
+
+    for name in ("plain", "finished"):
+        config = small_run(
+            photo_folder,
+            tmp_path / name,
+            trunk_cache="off",
+            head_epochs=1,
+            epochs=2,
+            mirror_averaging=True,
+            evaluation_scale="auto",
+        )
+        directory = train(config)
+        assert directory is not None
+        rows.append(directory.read_metrics())
+        choices.append(directory.read_choices())
+        for module in (preparation, evaluation_size):
+            monkeypatch.setattr(module, "make_loader", make_as_on_a_gpu)
+    assert {loader.train_batches.element_spec["image"].dtype for loader in made} == {tf.uint8}
+    assert len(made) >= 2
+    assert choices[0] == choices[1]
+    for plain, finished in zip(*rows, strict=True):
+        for figure in ("train_loss", "validation_loss"):
+            np.testing.assert_allclose(finished[figure], plain[figure], rtol=1e-5)

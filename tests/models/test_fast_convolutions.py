@@ -15,6 +15,7 @@ from research.models.fast_convolutions import (
 from research.models.residual import build_small_resnet
 from research.models.split import split_backbone
 from research.models.wrapper import freeze_below
+from research.system import devices
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 48, 48, 3)).astype("f4")
 WEIGHT = tf.ones(len(IMAGES))
@@ -101,6 +102,7 @@ def results(model: keras.Model, trained: keras.Model) -> list[np.ndarray]:
     return [tensor.numpy() for tensor in compute()]
 
 
+@pytest.mark.parametrize("has_gpu", [False, True])
 @pytest.mark.parametrize(
     ("build", "bn_mode", "replaced"),
     [
@@ -109,7 +111,10 @@ def results(model: keras.Model, trained: keras.Model) -> list[np.ndarray]:
         (build_separable_without_bias, "train", PointwiseConvolution),
     ],
 )
-def test_outputs_and_gradients_equal_those_of_the_original(build, bn_mode, replaced):
+def test_outputs_and_gradients_equal_those_of_the_original(
+    monkeypatch, build, bn_mode, replaced, has_gpu
+):
+    monkeypatch.setattr(devices, "has_gpu", lambda: has_gpu)  # computes pixels as a product
     model = build()
     freeze_below(model, 0, bn_mode)
     folded = with_fast_convolutions(model)
