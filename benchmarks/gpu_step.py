@@ -1,6 +1,6 @@
 """Photos per second of a training step on a GPU: this project, keras.Model.fit and PyTorch.
 
-python -m benchmarks.gpu_step --peer=torch --peer_python=PYTHON   # about 10 minutes on one GPU
+python -m benchmarks.gpu_step --peer=torch --peer_python=PYTHON   # perhaps 20 minutes on one GPU
 
 Backbone, photos, optimizer and batch size are the same; `--unfreeze_from=100`, no trunk cache,
 input from decoded photos in memory. The steps of this project, of `fit` and, with `--peer=torch`,
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32, help="with --backbone")
     arguments = parser.parse_args()
     if arguments.backbone:
-        with torch_steps(arguments) as torch:
+        with torch_steps(arguments, arguments.batch_size) as torch:
             print(json.dumps(measure(arguments, torch)))
         return
     figures: dict[str, Any] = {}

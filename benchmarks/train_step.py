@@ -35,6 +35,7 @@ ENVIRONMENTS = {
 }
 BACKBONES = {"MobileNetV2": 24, "ResNet101V2": 4}  # steps to time
 WARM_UP_STEPS = 3
+BATCH_SIZE = 32
 PRECISIONS = ("float32", "bfloat16")
 TORCH_STEPS = ("torch, BatchNorm frozen", "torch, BatchNorm training")
 
@@ -85,14 +86,16 @@ class TorchSteps:
 
 
 @contextmanager
-def torch_steps(arguments: argparse.Namespace) -> Iterator[TorchSteps | None]:
+def torch_steps(
+    arguments: argparse.Namespace, batch_size: int = BATCH_SIZE
+) -> Iterator[TorchSteps | None]:
     """Starts and ends the process of PyTorch; gives None without `--peer=torch`."""
     if arguments.peer is None:
         yield None
         return
     program = str(ROOT / "benchmarks" / "torch_step.py")
     command = [arguments.peer_python, program, arguments.backbone, arguments.precision]
-    command.append(str(arguments.batch_size))
+    command.append(str(batch_size))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         try:
@@ -174,7 +177,7 @@ def measure_in(
 def rates_of(done: list[dict[str, Any]]) -> dict[str, float]:
     """Returns the photos per second of each kind of step, from its median in all processes."""
     return {
-        kind: 32 / statistics.median([s for one in done for s in one["seconds"][kind]])
+        kind: BATCH_SIZE / statistics.median([s for one in done for s in one["seconds"][kind]])
         for kind in done[0]["seconds"]
     }
 
@@ -245,7 +248,6 @@ def main() -> None:
     )
     parser.add_argument("--backbone", help="measure only this one, in this process; print JSON")
     parser.add_argument("--steps", type=int, default=10, help="with --backbone")
-    parser.add_argument("--batch_size", type=int, default=32, help="with --backbone")
     parser.add_argument("--fit_alone", action="store_true", help="with --backbone")
     arguments = parser.parse_args()
     if arguments.backbone:

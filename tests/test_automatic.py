@@ -285,7 +285,10 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     assert choose_evaluation_scale(run, last_epoch).value == 1.0
 
 
-def test_a_run_whose_photos_the_device_finishes_is_the_same(photo_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("trunk_cache", ["off", "memory"])
+def test_a_run_whose_photos_the_device_finishes_is_the_same(
+    photo_folder, tmp_path, monkeypatch, trunk_cache
+):
     """As on a GPU: the steps, the validation and the choice of the size get photos as bytes."""
     rows, choices = [], []
     make, made = builder.make_loader, []
@@ -300,7 +303,8 @@ def test_a_run_whose_photos_the_device_finishes_is_the_same(photo_folder, tmp_pa
         config = small_run(
             photo_folder,
             tmp_path / name,
-            trunk_cache="off",
+            image_size=96,
+            trunk_cache=trunk_cache,
             head_epochs=1,
             epochs=2,
             mirror_averaging=True,
@@ -313,7 +317,8 @@ def test_a_run_whose_photos_the_device_finishes_is_the_same(photo_folder, tmp_pa
         for module in (preparation, evaluation_size):
             monkeypatch.setattr(module, "make_loader", make_as_on_a_gpu)
     assert {loader.train_batches.element_spec["image"].dtype for loader in made} == {tf.uint8}
-    assert len(made) >= 2
+    assert {loader.image_size for loader in made} == {96, 128}
+    assert "at 128 pixels" in choices[0]["evaluation_scale"].reason
     assert choices[0] == choices[1]
     for plain, finished in zip(*rows, strict=True):
         for figure in ("train_loss", "validation_loss"):

@@ -15,6 +15,8 @@ from research.loop.plan import make_plan
 from research.loop.run_state import RunState, make_checkpoint
 from research.optimization.groups import check_partition, make_group
 from research.optimization.schedules import Schedule
+from research.runs.event_files import EventFiles
+from research.runs.histograms import Histograms
 from tests.learners import (
     CONFIG,
     ODD,
@@ -75,6 +77,28 @@ def test_a_step_that_xla_compiles_as_a_whole_makes_the_same_update(accumulate_st
     for one, other in zip(weights(compiled), weights(plain), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     assert compiled.state.current_step == plain.state.current_step == len(losses[0])
+    assert is_compiled_as_a_whole(compiled) and not is_compiled_as_a_whole(plain)
+
+
+def is_compiled_as_a_whole(learner: Learner) -> bool:
+    batch = next(iter(feed(learner, some_photos(8), 8)))
+    try:
+        return bool(learner._train_step.experimental_get_compiler_ir(batch)(stage="hlo"))
+    except ValueError:  # not compiled by XLA
+        return False
+
+
+def test_xla_compiles_the_passes_of_a_step_with_histograms(tmp_path):
+    plain, learner = make_learner(CONFIG), make_learner(CONFIG, xla=True)
+    files = EventFiles(tmp_path)
+    with_histograms = Learner(
+        *(learner.strategy, learner.task, learner.network, learner.groups, learner.state),
+        options=learner.options,
+        histograms=Histograms(files, every=1),
+    )
+    losses = [train(one, some_photos(16), 8) for one in (plain, with_histograms)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert not is_compiled_as_a_whole(with_histograms)
 
 
 def test_rmsprop_follows_its_formula():

@@ -31,7 +31,8 @@ class Augmentation:
       numbers: random numbers per photo and epoch.
       views: number of different results per photo; None if they cannot be counted. Outputs of
         frozen layers can only be cached for a small number of views.
-      keeps_bytes: whether `apply` also takes uint8 photos, and then returns uint8 photos.
+      keeps_bytes: whether `apply` also takes uint8 photos, and then returns uint8 photos. A
+        subclass with another `apply` has to set it again.
     """
 
     name: str = "Augmentation"
@@ -43,6 +44,8 @@ class Augmentation:
         super().__init_subclass__()
         if "name" not in vars(cls):
             cls.name = cls.__name__
+        if "apply" in vars(cls) and "keeps_bytes" not in vars(cls):
+            cls.keeps_bytes = False
 
     def draw(self, generator: np.random.Generator, photos: int) -> np.ndarray:
         """Returns the random numbers of an epoch, float32 (photos, numbers), in [0, 1)."""
@@ -61,11 +64,12 @@ class Augmentation:
         """Changes a batch with TensorFlow, in the graph of the input pipeline.
 
         Args:
-          photos: float32 (batch, height, width, 3) in [0, 255].
+          photos: float32 (batch, height, width, 3) in [0, 255]. With `keeps_bytes`, they can also
+            be uint8.
           numbers: float32 (batch, numbers).
 
         Returns:
-          Photos of the same shape and range.
+          Photos of the same shape, dtype and range.
         """
         return photos
 

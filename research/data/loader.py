@@ -46,7 +46,7 @@ class DataLoader:
       mirror_averaging: whether evaluation batches also hold the mirror images.
       resize: how photos become squares: `squash`, `crop` or `pad`, see `decode_image`.
       photo_cache: where decoded photos are kept.
-      finishes_on_device: whether the steps call `finish`, and not the loader.
+      finishes_on_device: whether batches have photos before preprocessing; steps call `finish`.
 
     Attributes:
       loaded: the splits that were decoded so far.
@@ -138,16 +138,15 @@ class DataLoader:
         )
 
     def finish(self, batch: Batch) -> Batch:
-        """Returns a batch as `make_batches` describes it; the steps call it on the device.
+        """Returns a batch with preprocessed photos; the steps call it on the device.
 
         With `finishes_on_device`, photos are in [0, 255] until here: uint8, which are copied to a
         GPU in a quarter of the time, or float32 after augmentations that need it.
         """
-        finished = dict(batch)
-        if self.finishes_on_device and self.preprocessing is not None:
-            for name in {"image", "mirrored"} & batch.keys():
-                finished[name] = self.preprocessing(tf.cast(batch[name], tf.float32))
-        return finished
+        if not self.finishes_on_device or self.preprocessing is None:
+            return batch
+        photos = {name: batch[name] for name in ("image", "mirrored") if name in batch}
+        return batch | {k: self.preprocessing(tf.cast(v, tf.float32)) for k, v in photos.items()}
 
     def augmentation_of(self, split: str) -> AugmentationPipeline:
         """Returns the augmentation that defines the views of a split.

@@ -82,6 +82,7 @@ def find_learning_rates(run: Run) -> list[Sweep]:
             yield from share_out(epoch_batches, strategy, config.accumulate_steps)
 
     batches = endless_batches()
+    options = dataclasses.replace(run.options, xla=config.xla == "on")  # few steps per group
     sweeps = []
     for group in run.groups:
         before = [variable.numpy() for variable in network.model.variables]
@@ -89,7 +90,7 @@ def find_learning_rates(run: Run) -> list[Sweep]:
         with strategy.scope():
             trained = build_group(config, group.name, group.variables, rising, state.step)
         learner = Learner(
-            strategy, run.task, network, (trained,), state, run.options, finish=run.loader.finish
+            strategy, run.task, network, (trained,), state, options, finish=run.loader.finish
         )
         sweeps.append(sweep_rates(learner, rising, batches))
         for variable, value in zip(network.model.variables, before, strict=True):

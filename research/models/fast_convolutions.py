@@ -139,9 +139,7 @@ def pointwise_convolution(
 def _convolve(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     if not devices.has_gpu():
         return tf.nn.conv2d(inputs, kernel, 1, "VALID")
-    columns = tf.reshape(inputs, (-1, kernel.shape[2]))
-    outputs = tf.matmul(columns, kernel[0, 0])
-    return tf.reshape(outputs, (*tf.unstack(tf.shape(inputs))[:3], kernel.shape[3]))
+    return tf.tensordot(inputs, kernel[0, 0], 1)
 
 
 def with_fast_convolutions(model: keras.Model) -> keras.Model:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from research.data.loader import DataLoader
 from research.data.photo_cache import decoder_versions
 from research.loop.steps import Network
+from research.system import devices
 
 
 def describe_outputs(
@@ -52,7 +53,7 @@ def describe_outputs(
         "layers_sha256": _hash_of_json([layers, trained]),
         "weights_sha256": weights.hexdigest(),
         "crossing": list(parts.crossing),
-        "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
+        "device": "GPU" if devices.has_gpu() else "CPU",
         "tensorflow": importlib.metadata.version("tensorflow"),
         "keras": importlib.metadata.version("keras"),
     }
