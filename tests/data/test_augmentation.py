@@ -237,3 +237,16 @@ def test_each_operation_is_stronger_at_a_larger_magnitude(operation):
     else:
         assert distance(2) <= distance(10)
         assert distance(10) > 0
+
+
+def test_another_apply_gets_floats_unless_it_says_that_it_keeps_bytes():
+    class Brighter(HorizontalFlip):
+        def apply(self, photos, numbers):
+            return tf.minimum(photos + 30.0, 255.0)  # 250 as uint8 would become 24
+
+    class Renamed(HorizontalFlip):
+        pass
+
+    assert HorizontalFlip.keeps_bytes and Renamed.keeps_bytes and not Brighter.keeps_bytes
+    assert AugmentationPipeline([Renamed()]).keeps_bytes
+    assert not AugmentationPipeline([HorizontalFlip(), Brighter()]).keeps_bytes
