@@ -1,9 +1,22 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from research.loop.learning_rate_finder import IGNORED_STEPS, Sweep, smooth, suggest_rate
+from research.loop.learning_rate_finder import (
+    IGNORED_STEPS,
+    Sweep,
+    find_learning_rates,
+    smooth,
+    suggest_rate,
+)
+from research.loop.open_photos import photos_of_run
+from research.loop.preparation import set_up
+from research.system.team import Team
+from tests.helpers import SMALL_CONFIG
 
 RATES = np.geomspace(1e-6, 1.0, 60)
 
@@ -34,3 +47,17 @@ def test_why_there_is_none_is_told():
     assert "within 4 steps" in Sweep("head", (1e-3,) * 3, (1.0,) * 3, None).why_none
     flat = Sweep("head", (1e-3,) * 60, (1.0,) * 60, None)
     assert flat.why_none == "because the loss does not fall"
+
+
+def test_photos_that_the_step_finishes_give_the_same_losses(photo_folder):
+    config = dataclasses.replace(
+        SMALL_CONFIG, image_folder=str(photo_folder), unfreeze_from="none", trunk_cache="off"
+    )
+    sweeps = []
+    for finishes_on_device in (False, True):
+        run = set_up(config, Team(tf.distribute.get_strategy()), photos_of_run(config))
+        run.loader.finishes_on_device = finishes_on_device
+        sweeps.append(find_learning_rates(run))
+    (plain,), (finished,) = sweeps
+    assert len(plain.losses) > IGNORED_STEPS
+    np.testing.assert_allclose(finished.losses, plain.losses, rtol=1e-4)
