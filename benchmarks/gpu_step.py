@@ -21,7 +21,13 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness import data_flags, data_parser, print_table, seconds_of, write_result
-from benchmarks.train_step import TorchSteps, matrix_product_rate, torch_steps
+from benchmarks.train_step import (
+    TorchSteps,
+    add_peer_flags,
+    matrix_product_rate,
+    peer_flags,
+    torch_steps,
+)
 
 # Backbone, number format and batch size.
 CASES = (
@@ -113,8 +119,9 @@ def measure(arguments: argparse.Namespace, torch: TorchSteps | None) -> dict[str
                 waited = make_steps(count)
                 end_turn(kind, begin)
                 waiting[kind].append(waited / (count * turns[kind][-1]))
-            for kind in TORCH if torch is not None else ():
-                assert torch is not None
+            if torch is None:
+                return
+            for kind in TORCH:
                 turns.setdefault(kind, []).append(torch.ask(kind, count))
                 memory[kind] = torch.ask("memory")
 
@@ -156,10 +163,7 @@ def print_rows(title: str, rows: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     """Measures all cases, prints and writes the figures."""
     parser = data_parser(__doc__)
-    parser.add_argument("--peer", choices=("torch",), help="measure beside PyTorch")
-    parser.add_argument(
-        "--peer_python", default=sys.executable, help="interpreter with torch and timm"
-    )
+    add_peer_flags(parser)
     parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)), help="numbers")
     parser.add_argument("--steps", type=int, default=STEPS_IN_A_TURN, help="in a turn")
     parser.add_argument("--turns", type=int, default=TURNS)
@@ -176,8 +180,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.gpu_step", *data_flags(arguments)]
         command += [f"--backbone={backbone}", f"--precision={precision}", f"--batch_size={batch}"]
         command += [f"--steps={arguments.steps}", f"--turns={arguments.turns}"]
-        if arguments.peer:
-            command += [f"--peer={arguments.peer}", f"--peer_python={arguments.peer_python}"]
+        command += peer_flags(arguments)
         variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
         case = f"{backbone}, {precision}, {batch} photos per step"

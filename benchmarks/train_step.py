@@ -51,6 +51,21 @@ def matrix_product_rate(precision: str, size: int = 2048, repeats: int = 10) -> 
     return 2 * size**3 / statistics.median(seconds)
 
 
+def add_peer_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that measure beside PyTorch."""
+    parser.add_argument("--peer", choices=("torch",), help="measure beside PyTorch")
+    parser.add_argument(
+        "--peer_python", default=sys.executable, help="interpreter with torch and timm"
+    )
+
+
+def peer_flags(arguments: argparse.Namespace) -> list[str]:
+    """Returns the flags that pass the peer, if any, on to a subprocess."""
+    if not arguments.peer:
+        return []
+    return [f"--peer={arguments.peer}", f"--peer_python={arguments.peer_python}"]
+
+
 class TorchSteps:
     """The process of `torch_step.py`.
 
@@ -163,8 +178,7 @@ def measure_in(
     """Calls `measure` in a new process with the variables of an environment."""
     command = [sys.executable, "-m", "benchmarks.train_step", *data_flags(arguments)]
     command += [f"--backbone={backbone}", f"--precision={precision}"]
-    if arguments.peer:
-        command += [f"--peer={arguments.peer}", f"--peer_python={arguments.peer_python}"]
+    command += peer_flags(arguments)
     if environment == "no oneDNN":
         command += ["--fit_alone", f"--steps={max(3, steps // 4)}"]
     else:
@@ -242,10 +256,7 @@ def main() -> None:
     parser = data_parser(__doc__)
     parser.add_argument("--precision", default="float32", help="without --peer (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="processes per environment")
-    parser.add_argument("--peer", choices=("torch",), help="measure beside PyTorch")
-    parser.add_argument(
-        "--peer_python", default=sys.executable, help="interpreter with torch and timm"
-    )
+    add_peer_flags(parser)
     parser.add_argument("--backbone", help="measure only this one, in this process; print JSON")
     parser.add_argument("--steps", type=int, default=10, help="with --backbone")
     parser.add_argument("--fit_alone", action="store_true", help="with --backbone")

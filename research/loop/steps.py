@@ -1,7 +1,7 @@
 """The training step and the evaluation step of one device.
 
 Each function runs in a replica context, on its device's part of the batch. A training step has
-three parts: `Task.gradients` usually needs no communication, so XLA can always compile it;
+three parts: `Task.gradients` usually needs no communication, so XLA compiles it on any devices;
 `reduce_gradients` sums over the devices; `apply_gradients` is skipped if float16 overflowed.
 `learner.py` combines them in a `tf.function` that calls `strategy.run` for each part.
 """

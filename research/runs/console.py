@@ -74,9 +74,9 @@ def describe_run(run: Run) -> str:
     lines += precision_lines(config.precision, built.network.model.backbone)
     if run.options.exchange != config.exchange:
         count = team.strategy.num_replicas_in_sync
-        together = "1 device" if count == 1 else f"{count} devices"
+        quantity = "1 device" if count == 1 else f"{count} devices"
         lines.append(
-            f"note: --exchange={config.exchange} has no effect with {together}, only with 2 or 3"
+            f"note: --exchange={config.exchange} has no effect with {quantity}, only with 2 or 3"
         )
     return "\n".join(lines)
 
