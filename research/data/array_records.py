@@ -29,7 +29,7 @@ class ArrayRecords:
         }
         self._records = builder.as_data_source(expression, decoders=images)
         self._files = builder.info.splits[expression].file_instructions
-        self._ends = np.cumsum([file.examples_in_shard for file in self._files])
+        self._ends = np.cumsum([file.take for file in self._files])
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Returns the examples with these indices: features by name, and the example's `ID`."""
@@ -41,5 +41,14 @@ class ArrayRecords:
     def _name_of(self, index: int) -> bytes:
         place = int(np.searchsorted(self._ends, index, side="right"))
         file = self._files[place]
-        row = index - (int(self._ends[place]) - file.examples_in_shard) + file.skip
-        return f"{os.path.basename(file.filename)}__{row}".encode()
+        return name_of_record(file, index - (int(self._ends[place]) - file.take) + file.skip)
+
+
+def name_of_record(file: Any, row: int) -> bytes:
+    """Returns the name that `as_dataset` gives to an example.
+
+    Args:
+      file: the `FileInstruction` of TFDS for the file of the example.
+      row: position of the example in the file.
+    """
+    return f"{os.path.basename(file.filename)}__{row}".encode()

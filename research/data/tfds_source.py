@@ -27,6 +27,7 @@ from research.data.folder.findings import note_empty_splits
 from research.data.folder.folder_options import Shares
 from research.data.folder.photo_tree import state_of_file
 from research.data.source import Example, Source
+from research.data.tf_records import read_tf_records
 from research.system.errors import UserError, first_line
 from research.system.printable import printable
 
@@ -157,6 +158,11 @@ class TfdsSource(Source):
             for first in range(0, count, READ_AT_ONCE):
                 rows = range(first, min(first + READ_AT_ONCE, count))
                 yield from self._read_array_records(expression, rows)
+        elif self._builder.info.file_format is FileFormat.TFRECORD and not self._label_set:
+            kinds = {self._image: tf.string, self._label: tf.int64}
+            if self._file_name:
+                kinds[self._file_name] = tf.string
+            yield from read_tf_records(self._builder, expression, kinds)
         else:
             yield from self._read_in_order(expression)
 

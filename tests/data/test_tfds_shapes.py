@@ -30,6 +30,7 @@ def prepare(
     features: Mapping[str, Any],
     splits: Mapping[str, list[dict[str, Any]]],
     file_format: str = "tfrecord",
+    shards: int | None = None,
 ) -> str:
     """Prepares a TFDS data set of these examples. Returns its name."""
     tfds.dataset_builders.store_as_tfds_dataset(
@@ -39,6 +40,7 @@ def prepare(
         split_datasets={name: list(enumerate(found)) for name, found in splits.items()},
         data_dir=str(folder),
         file_format=file_format,
+        download_config=tfds.download.DownloadConfig(num_shards=shards),
     )
     return "drawn"
 
@@ -185,10 +187,18 @@ BOOLEANS = FEATURES.FeaturesDict({"young": np.bool_, "hat": np.bool_})
 )  # fmt: skip
 def test_array_records_are_the_same_photos_and_are_read_in_any_order(tmp_path, features, examples):
     ordered, random = (
-        TfdsSource(prepare(folder, features, {"train": examples}, folder.name), str(folder))
+        TfdsSource(prepare(folder, features, {"train": examples}, folder.name, 7), str(folder))
         for folder in (tmp_path / "tfrecord", tmp_path / "array_record")
     )
     assert (ordered.random_access, random.random_access) == (False, True)
+    if "file_name" not in features:  # the examples of each part have the names that TFDS gives them
+        builder = tfds.builder("drawn", data_dir=str(tmp_path / "tfrecord"))
+        read_config = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1)
+        parts = ("train[:80%]", "train[80%:90%]", "train[90%:]")
+        for split, part in zip(SPLITS, parts, strict=True):
+            stored = builder.as_dataset(split=part, read_config=read_config).as_numpy_iterator()
+            ids = [one["tfds_id"].decode() for one in stored]
+            assert [one.name for one in ordered.examples(split)] == ids
     for split in SPLITS:
         expected, found = list(ordered.examples(split)), list(random.examples(split))
         assert len(found) == ordered.count(split)

@@ -1,0 +1,43 @@
+"""Data sets of TFDS in the TFRecord format, parsed in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from research.data.array_records import ID, name_of_record
+
+EXAMPLES_PER_BATCH = 64
+
+
+def read_tf_records(
+    builder: tfds.core.DatasetBuilder, expression: str, kinds: Mapping[str, tf.DType]
+) -> Iterator[dict[str, Any]]:
+    """Yields the examples of a part of a data set, in the order of its files.
+
+    `as_dataset` parses one example at a time, which takes three times as long.
+
+    Args:
+      builder: of a prepared data set in the TFRecord format.
+      expression: of TFDS, such as `train[:80%]`.
+      kinds: the type of each feature to read: `tf.string` or `tf.int64`, one value per example.
+
+    Yields:
+      Features by name, and the example's `ID`.
+    """
+    scalars = {key: tf.io.FixedLenFeature((), kind) for key, kind in kinds.items()}
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
+    for file in builder.info.splits[expression].file_instructions:
+        stored = tf.data.TFRecordDataset(file.filename).skip(file.skip).take(file.take)
+        parsed = stored.batch(EXAMPLES_PER_BATCH).map(
+            lambda records: tf.io.parse_example(records, scalars)
+        )
+        row = file.skip
+        for batch in parsed.with_options(options).as_numpy_iterator():
+            for values in zip(*batch.values(), strict=True):
+                yield {**dict(zip(batch, values, strict=True)), ID: name_of_record(file, row)}
+                row += 1
