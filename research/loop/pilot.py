@@ -20,7 +20,7 @@ from research.tasks.task import Task
 
 BATCH_SIZE = 32
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-PRIORS = (0.01, 0.1, 1.0)  # variances of the weights of the regression
+PRIORS = (0.01, 0.1, 1.0, 2.0)  # variances of the weights of the regression
 USUAL_PRIOR, FOLDS = 1.0, 5
 
 
