@@ -17,10 +17,12 @@ from PIL import Image, ImageEnhance
 from research.data.built_in.sketches import sketch_jpeg
 from research.data.folder.folder_source import FolderSource
 from research.data.source import SPLITS
+from research.inspect_data.__main__ import main
 from research.inspect_data.fingerprints import MAX_PAIRS, fingerprint, similar_pairs
 from research.inspect_data.inspect import Duplicate, Inspection, Photo, inspect
 from research.inspect_data.report import _shorten, report
 from research.settings.program_configs import InspectConfig
+from research.system.errors import UserError
 from tests.helpers import ROOT, draw_photos, launcher, script_environment
 
 
@@ -241,6 +243,21 @@ def test_a_set_without_any_usable_photo_is_reported(tmp_path):
         (tmp_path / name / "1.jpg").write_bytes(b"")
     found = inspect(FolderSource(str(tmp_path)), 72)
     assert report(found).endswith("2 photos, 2 damaged, 0 duplicates, 0 leaks, 0 contradictions")
+
+
+def test_several_labels_of_a_photo_are_no_damage(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    draw_photos(tmp_path / "photos", 3)
+    names = sorted(str(one.relative_to(tmp_path / "photos")) for one in tmp_path.rglob("*.jpg"))
+    rows = [f"{name},{label}" for name in names for label in ("a", "b")]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows[:-2], f"{names[-1]},"]))
+    config = InspectConfig(
+        image_folder=f"{tmp_path}/photos", labels=f"{tmp_path}/labels.csv", task="multi_label"
+    )
+    main(config)
+    assert "6 photos, 0 damaged" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no image"):
+        main(dataclasses.replace(config, task="classification"))
 
 
 def test_help_names_every_setting_at_once(tmp_path):

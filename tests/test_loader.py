@@ -87,6 +87,16 @@ def test_short_epochs_together_show_all_photos(photo_folder):
     np.testing.assert_array_equal(rest["image"], list(loader.epoch_batches(1))[1]["image"])
 
 
+def test_two_visits_of_a_photo_in_one_epoch_differ(photo_folder):
+    source = FolderSource(str(photo_folder))
+    steps = 3 * source.count("train") // (2 * 4)  # one and a half passes
+    jitter = AugmentationPipeline([ColourJitter(0.5)])
+    loader = DataLoader(16, 4, source=source, augmentation=jitter, steps_per_epoch=steps)
+    for epoch in range(4):
+        images = np.concatenate([batch["image"] for batch in loader.epoch_batches(epoch)])
+        assert len({image.tobytes() for image in images}) == len(images) == 4 * steps
+
+
 @pytest.mark.parametrize("batch_size", [8, 1000])
 def test_batches_are_not_larger_than_a_split(photo_folder, batch_size):
     loader = DataLoader(16, batch_size, source=FolderSource(str(photo_folder)))

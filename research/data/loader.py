@@ -114,7 +114,7 @@ class DataLoader:
         length = self.steps_per_epoch * photos_per_step if self.steps_per_epoch else count
         order = continued_order(count, self.shuffle_size, self.seed, epoch, length)
         # Each visit of a photo in an epoch has its own random numbers.
-        visits = np.arange(length) // count
+        visits = (epoch * length + np.arange(length)) // count - epoch * length // count
         return make_batches(
             examples,
             (order + visits * count)[start * photos_per_step :],

@@ -175,7 +175,7 @@ class _Chunks:
         self.nbytes = math.prod((count, size, size, 3))
         step = max(1, CHUNK_BYTES // (3 * size * size))
         common = {
-            "format": 1,
+            "format": 2,
             "kept": "photos",
             "origin": self.origin,
             "photos": count,
@@ -218,6 +218,7 @@ class _Chunks:
             examples = self._examples(chunk.first, chunk.end)
             decoded = decode_examples(examples, pixels, self._resize, on_photo)
             texts = {name: getattr(decoded, name) for name in TEXTS}
+            texts["damaged"] = [(*one, chunk.first + index) for *one, index in decoded.damaged]
             texts["arrays"] = list(decoded.arrays)
             written = np.frombuffer(json.dumps(texts).encode(), np.uint8)
             others = []
@@ -230,22 +231,33 @@ class _Chunks:
         return _unpacked(self._store.find_or_make(chunk.described, decode, is_unchanged))
 
     def _is_unchanged(self, chunk: _Chunk, arrays: Sequence[np.ndarray]) -> bool:
-        """Returns whether the first photo of a chunk still gives the same pixels."""
-        if self.source.random_access:
-            example = self.source.read(self.split, chunk.first)
-        elif chunk.first:
-            return True
-        else:
-            example = next(iter(self.source.examples(self.split)))
+        """Returns whether the first photo has the same pixels, and damaged ones are still damaged.
+
+        A photo that could not be read only once, because of its disk or network, is used again.
+        """
         found = _unpacked(arrays)
+        damaged = {index for _, _, index in found.damaged}
+        if not self.source.random_access:
+            if chunk.first:
+                return True
+            first = next(iter(self.source.examples(self.split)))
+            return self._is_same(first, found, 0 in damaged)
+        return all(
+            self._is_same(self.source.read(self.split, index), found, index in damaged)
+            for index in sorted({chunk.first, *damaged})
+        )
+
+    def _is_same(self, example: Example, found: SplitArrays, was_damaged: bool) -> bool:
+        """Returns whether a photo is damaged as before, or the first one of a chunk as before."""
         try:
             if example.image is None:
                 raise DamagedImageError(example.problem)
             pixels = decode_image(example.image, self._size, self._resize)
         except DamagedImageError:
-            return bool(found.damaged)
+            return was_damaged
         return (
-            found.digests[:1] == (digest_of(example.image),)
+            not was_damaged
+            and found.digests[:1] == (digest_of(example.image),)
             and found.names[0] == example.name
             and np.array_equal(found.inputs[0][0], pixels)
         )
@@ -269,7 +281,7 @@ def _unpacked(arrays: Sequence[np.ndarray]) -> SplitArrays:
         (pixels,),
         np.asarray(labels),
         tuple(texts["names"]),
-        tuple((name, reason) for name, reason in texts["damaged"]),
+        tuple((name, reason, index) for name, reason, index in texts["damaged"]),
         digests=tuple(texts["digests"]),
         arrays=dict(zip(texts["arrays"], map(np.asarray, others), strict=True)),
     )
@@ -327,7 +339,7 @@ def _on_demand(source: Source, split: str, size: int, resize: str) -> SplitArray
         (pixels,),
         labels,
         tuple(example.name for example in usable),
-        tuple((one.name, one.problem) for one in listed if one.image is None),
+        tuple((one.name, one.problem, i) for i, one in enumerate(listed) if one.image is None),
         digests=("",) * len(usable),  # the contents are not read in advance
         arrays=arrays,
         weights=pixels.weights,

@@ -41,7 +41,7 @@ class PhotosOnDemand:
         self.weights = np.ones(len(indices), np.float32)
         self._source, self._split, self._indices = source, split, indices
         self._size, self._resize = size, resize
-        self._damaged: dict[int, tuple[str, str]] = {}
+        self._damaged: dict[int, tuple[str, str, int]] = {}
         self._pool = ThreadPoolExecutor(processors())
         weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         warnings.filterwarnings("ignore", module=r"PIL\.")  # about unusual but readable photos
@@ -50,8 +50,8 @@ class PhotosOnDemand:
         return self.shape[0]
 
     @property
-    def damaged(self) -> tuple[tuple[str, str], ...]:
-        """Names and reasons of the damaged photos that were read so far, in their order."""
+    def damaged(self) -> tuple[tuple[str, str, int], ...]:
+        """Name, reason and index of each damaged photo that was read so far, in their order."""
         return tuple(self._damaged[row] for row in sorted(self._damaged))
 
     def subset(self, rows: np.ndarray) -> PhotosOnDemand:
@@ -72,7 +72,8 @@ class PhotosOnDemand:
         return pixels
 
     def _decode(self, row: int, out: np.ndarray) -> None:
-        example = self._source.read(self._split, int(self._indices[row]))
+        index = int(self._indices[row])
+        example = self._source.read(self._split, index)
         try:
             if example.image is None:
                 raise DamagedImageError(example.problem)
@@ -80,7 +81,7 @@ class PhotosOnDemand:
         except DamagedImageError as damage:
             self.weights[row] = 0
             if row not in self._damaged:
-                self._damaged[row] = example.name, str(damage)
+                self._damaged[row] = example.name, str(damage), index
                 self._report(example.name, str(damage))
 
     def _report(self, name: str, reason: str) -> None:

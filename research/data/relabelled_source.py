@@ -37,7 +37,7 @@ class RelabelledSource(Source):
 
     def origin(self, split: str) -> str | None:
         origin = self._source.origin(split)
-        return origin and f"{origin} {self._labels}"
+        return origin and f"{origin} {self._labels} of {len(self.class_names)}"
 
     def listed(self, split: str) -> list[Example]:
         return [

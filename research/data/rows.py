@@ -36,7 +36,16 @@ class Rows:
         self._count = 0
 
     def append(self, rows: np.ndarray) -> None:
-        """Adds rows of shape (rows, ...); raises `UserError` if they cannot be written."""
+        """Adds rows of shape (rows, ...).
+
+        Raises:
+          UserError: there are more rows than the shape has, or they cannot be written.
+        """
+        if self._count + len(rows) > self.shape[0]:
+            raise UserError(
+                f"the source yields more photos than its count, {self.shape[0]:,}; correct its "
+                "method `count`"
+            )
         if self.file is None:
             self._memory[self._count : self._count + len(rows)] = rows
         else:

@@ -30,7 +30,7 @@ class SplitArrays:
         objects than arrays have `shape`, `dtype` and `take`.
       labels: (examples, ...), int32 for whole numbers such as class indices, otherwise float32.
       names: a readable name of each example.
-      damaged: names and reasons of the photos that could not be decoded and are left out.
+      damaged: name, reason and index in the split of each photo that is left out as damaged.
       views: number of views of each example in `inputs`. All examples in the first view come
         first, then all examples in the second view, and so on.
       digests: 16 hexadecimal digits of the hash of each photo's content; empty for activations.
@@ -41,7 +41,7 @@ class SplitArrays:
     inputs: tuple[Any, ...]
     labels: np.ndarray
     names: tuple[str, ...]
-    damaged: tuple[tuple[str, str], ...] = ()
+    damaged: tuple[tuple[str, str, int], ...] = ()
     views: int = 1
     digests: tuple[str, ...] = ()
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -87,16 +87,16 @@ def decode_examples(
     size = pixels.shape[1]
     used: list[Example] = []
     digests: list[str] = []
-    damaged: list[tuple[str, str]] = []
+    damaged: list[tuple[str, str, int]] = []
 
     def decode(image: bytes | np.ndarray) -> tuple[np.ndarray, str]:
         return decode_image(image, size, resize), digest_of(image)
 
     photos_per_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
     with in_parallel(examples, decode, photos_per_chunk) as decoded:
-        for example, result in decoded:
+        for index, (example, result) in enumerate(decoded):
             if isinstance(result, DamagedImageError):
-                damaged.append((example.name, str(result)))
+                damaged.append((example.name, str(result), index))
             else:
                 pixels.append(result[0][np.newaxis])
                 digests.append(result[1])

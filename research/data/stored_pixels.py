@@ -8,6 +8,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 
 def upright_pixels(encoded: bytes, image: Image.Image) -> np.ndarray:
@@ -51,12 +53,28 @@ def _jpeg_pixels(encoded: bytes, image: Image.Image) -> np.ndarray | None:
 def _pillow_pixels(image: Image.Image) -> np.ndarray:
     """Returns the pixels of a decoded image, uint8 (height, width, 3), or 4 with transparency."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # Pillow would clip 16-bit values at 255, so that nearly all of them would become white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
+        return _grey_pixels(image)
+    if image.mode in ("I", "F"):
         raise ValueError("its pixels are 32-bit numbers, whose range is unknown")
     mode = "RGBA" if image.has_transparency_data else "RGB"
     return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _grey_pixels(image: Image.Image) -> np.ndarray:
+    """Returns the pixels of a grey image of 9 to 16 bits, uint8 (height, width, 3 or 4).
+
+    Pillow would clip the values at 255, so that nearly all of them would become white.
+    """
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    values = np.asarray(image)
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # 0 is white
+        grey = 255 - grey
+    channels = [grey] * 3
+    if "transparency" in image.info:
+        channels.append(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    return np.stack(channels, axis=-1)
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

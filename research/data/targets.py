@@ -36,7 +36,8 @@ def join_targets(parts: Sequence[np.ndarray], name: str) -> np.ndarray:
     """Joins stacked values of several groups of examples; raises `UserError` if shapes differ."""
     if len({part.shape[1:] for part in parts}) > 1:
         raise UserError(_message(name, "the shapes differ"))
-    return np.concatenate(parts)
+    joined = np.concatenate(parts)
+    return joined.astype(np.float32) if joined.dtype.kind == "f" else joined
 
 
 def _stack(name: str, values: list[Any]) -> np.ndarray:
@@ -45,6 +46,11 @@ def _stack(name: str, values: list[Any]) -> np.ndarray:
         array = np.asarray(values if values else np.zeros(0, np.int32))
         if array.dtype.kind not in "fiub":
             raise ValueError(f"{array.dtype} is not numeric")
+        limits = np.iinfo(np.int32)
+        if array.dtype.kind in "iu" and array.size:
+            for value in (array.min(), array.max()):
+                if not limits.min <= value <= limits.max:
+                    raise ValueError(f"{value} needs more than 32 bits")
         return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
     except (TypeError, ValueError) as error:
         raise UserError(_message(name, error)) from error

@@ -73,7 +73,8 @@ class TfdsSource(Source):
                 f"dataset is {name!r}, whose {self._image!r} has pixels of type "
                 f"{np.dtype(features[self._image].np_dtype).name}; expected 8 or 16 bits"
             )
-        self._file_name = next((key for key in features if "file" in key and "name" in key), None)
+        texts = [key for key, one in features.items() if isinstance(one, tfds.features.Text)]
+        self._file_name = next((key for key in texts if "file" in key and "name" in key), None)
         label = features[self._label]
         if isinstance(label, tfds.features.Sequence):
             label = label.feature

@@ -286,6 +286,7 @@ def open_evaluated(
         config.source,
         trained.split,
         has_several_labels(task),
+        trained.cache_dir,
     )
     opened, classes = source, directory.read_class_names()
     present = set(source.class_names)

@@ -28,11 +28,16 @@ def main(config: InspectConfig) -> None:
     from research.runs.console import notes_lines, splits_lines
     from research.runs.durable_files import write_file
     from research.runs.pictures import png
+    from research.tasks.checks import find_task
+    from research.tasks.multi_label import has_several_labels
 
     out = Path(config.out) if config.out else None
     if out and out.exists() and not out.is_dir():
         raise UserError(f"out is {str(out)!r}, not a folder; expected a folder or a new name")
-    source = open_photos(config, config.dataset, config.data_dir, split=config.split)
+    several = has_several_labels(find_task(config.task))
+    source = open_photos(
+        config, config.dataset, config.data_dir, split=config.split, several_labels=several
+    )
     inspection = inspect(source, config.distance)
     if out:
         write_file(out / "inspection.json", as_json(inspection))

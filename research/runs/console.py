@@ -126,7 +126,7 @@ def damage_report(loader: DataLoader) -> str | None:
     damaged = [entry for loaded in loader.loaded.values() for entry in loaded.damaged]
     if not damaged:
         return None
-    shown = [f"  {name}: {reason}" for name, reason in damaged[:10]]
+    shown = [f"  {name}: {reason}" for name, reason, _ in damaged[:10]]
     if len(damaged) > len(shown):
         shown.append(f"  ... and {len(damaged) - len(shown)} more")
     photos = "photo" if len(damaged) == 1 else "photos"

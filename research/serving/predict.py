@@ -125,7 +125,7 @@ def predict_files(
         examples = load_split(Files(chunk), "", config.image_size, config.resize)
         names = [photo.name for photo in chunk]
         found: dict[int, Prediction | DamagedFile] = {
-            int(index): DamagedFile(names[int(index)], reason) for index, reason in examples.damaged
+            index: DamagedFile(names[index], reason) for _, reason, index in examples.damaged
         }
         if len(examples):
             probabilities = answers.probabilities(classifier.logits(examples))

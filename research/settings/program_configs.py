@@ -7,6 +7,7 @@ import dataclasses
 from research.settings import fields as settings
 from research.settings.durations import parse_shares
 from research.settings.photo_config import PhotoConfig
+from research.settings.train_config import TASKS
 from research.system.errors import UserError
 
 CHECKPOINT_HELP = (
@@ -172,6 +173,13 @@ class InspectConfig(PhotoConfig):
     )
     split: str = settings.declare(
         "80/10/10", "percentages for training, validation and test, as for run_train.py"
+    )
+    task: str = settings.choice(
+        "classification",
+        TASKS,
+        "'multi_label' if a photo can have any number of labels, as for run_train.py; for your "
+        "own task, FILE.py:CLASS",
+        or_python_file=True,
     )
     distance: int = settings.count(
         72,

@@ -107,9 +107,23 @@ def test_a_photo_that_is_damaged_in_the_archive_is_named(tmp_path, photos):
     content[place : place + 40] = bytes(40)
     made.write_bytes(content)
     source = FolderSource(str(made))
-    damaged = dict(one for split in SPLITS for one in load_split(source, split, 16).damaged)
-    assert list(damaged) == ["cat/cat003.jpg"]
-    assert damaged["cat/cat003.jpg"].startswith("cannot be read: ")
+    found = [one for split in SPLITS for one in load_split(source, split, 16).damaged]
+    ((name, reason, _),) = found
+    assert name == "cat/cat003.jpg"
+    assert reason.startswith("cannot be read: ")
+
+
+def test_a_tar_file_that_ends_with_a_zip_file_is_read_as_a_tar_file(tmp_path, photos):
+    shutil.make_archive(str(tmp_path / "inner"), "zip", photos / "cat")
+    with tarfile.open(tmp_path / "photos.tar", "w") as file:
+        file.add(photos, "photos")
+        file.add(tmp_path / "inner.zip", "inner.zip")
+    assert FolderSource(str(tmp_path / "photos.tar")).class_names == ("cat", "dog")
+
+
+def _late_header(content: bytes) -> int:
+    """Returns the place of a header in the second half of a tar file."""
+    return content.index(b"./@PaxHeader", len(content) // 2)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +136,7 @@ def test_a_photo_that_is_damaged_in_the_archive_is_named(tmp_path, photos):
         ),
         ("gztar", lambda content: content[:30], "a file that is not a complete zip or tar file"),
         ("gztar", lambda content: content[:-200], "an archive that cannot be read"),
+        ("tar", lambda content: content[: _late_header(content) + 100], "it ends too early"),
         ("zip", lambda content: b"text", "a file that is not a complete zip or tar file"),
     ],
 )

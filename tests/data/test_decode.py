@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 
@@ -91,6 +92,36 @@ def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(kind, size):
     shades = np.repeat(np.arange(16, dtype=np.uint16) * 4369, 16).reshape(16, 16)
     pixels = decode_image(encode(Image.fromarray(shades), kind), size)
     np.testing.assert_array_equal(pixels, np.stack([shades // 257] * 3, axis=-1))
+
+
+def test_grey_tiff_files_of_twelve_bits_and_with_white_as_zero_have_their_brightness():
+    shades = np.repeat(np.arange(16, dtype=np.uint16) * 273, 16).reshape(16, 16)  # up to 4095
+    high, low = shades[:, ::2], shades[:, 1::2]
+    packed = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=-1)
+    tiff = tiff_of(packed.astype(np.uint8).tobytes(), bits=12, black_is_zero=True)
+    expected = np.stack([shades >> 4] * 3, axis=-1)
+    np.testing.assert_array_equal(decode_image(tiff), expected)
+    tiff = tiff_of((65535 - shades * 16).astype("<u2").tobytes(), bits=16, black_is_zero=False)
+    np.testing.assert_allclose(decode_image(tiff), expected, atol=1)
+
+
+def tiff_of(strip: bytes, bits: int, black_is_zero: bool) -> bytes:
+    """Returns a grey TIFF file of 16 x 16 pixels, which Pillow cannot write."""
+    tags = [(256, 16), (257, 16), (258, bits), (259, 1), (262, int(black_is_zero))]
+    tags += [(273, 8), (277, 1), (278, 16), (279, len(strip))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(strip))
+    return header + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_transparent_parts_of_a_sixteen_bit_png_become_white(size):
+    shades = np.full((16, 16), 30_000, np.uint16)
+    shades[8:] = 7  # nearly black
+    image = Image.fromarray(shades)
+    pixels = decode_image(encode(image, "PNG", transparency=7), size)
+    np.testing.assert_array_equal(pixels[0], 30_000 >> 8)
+    np.testing.assert_array_equal(pixels[15], 255)
 
 
 def test_sixteen_bits_per_channel_are_scaled_to_eight():

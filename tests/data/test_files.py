@@ -20,7 +20,7 @@ from tests.helpers import draw_photos
 def damaged_in(folder: Path) -> dict[str, str]:
     source = FolderSource(str(folder))
     loaded = [load_split(source, split, 16) for split in SPLITS]
-    return {name: reason for examples in loaded for name, reason in examples.damaged}
+    return {name: reason for examples in loaded for name, reason, _ in examples.damaged}
 
 
 @pytest.fixture(scope="module")

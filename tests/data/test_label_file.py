@@ -48,7 +48,7 @@ def labels_of(source: FolderSource) -> dict[str, str]:
 
 def problems_of(source: FolderSource) -> dict[str, str]:
     loaded = [load_split(source, split, 8) for split in SPLITS if source.count(split)]
-    return {name: reason for split in loaded for name, reason in split.damaged}
+    return {name: reason for split in loaded for name, reason, _ in split.damaged}
 
 
 @pytest.mark.parametrize(
@@ -350,6 +350,24 @@ def test_linked_hidden_and_absolute_photos_of_the_table_are_used(photos, tmp_pat
     pattern = FolderOptions(label_pattern="(cat|dog)")
     linked = FolderSource(str(tmp_path / "root"), pattern)
     assert sum(linked.count(split) for split in SPLITS) == 24
+
+
+def test_photos_in_linked_folders_are_found_by_their_name(photos, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(photos)
+    table = write(tmp_path, "file,label", "cat.1.jpg,cat", "dog.1.jpg,dog")
+    options = FolderOptions(labels=table, shares=(100, 0, 0))
+    assert len(labels_of(FolderSource(str(tmp_path / "root"), options))) == 2
+
+
+def test_a_message_names_the_line_after_a_separator_line(photos, tmp_path):
+    table = write(tmp_path, "sep=;", "file;label", "cat.1.jpg;cat", "dog.1.jpg;dog", "gone.jpg;cat")
+    source = FolderSource(str(photos), FolderOptions(labels=table, shares=(100, 0, 0)))
+    (unusable,) = [one for one in source.listed("train") if one.image is None]
+    assert unusable.problem.endswith("(line 5)")
+    renamed = write(tmp_path, "sep=;", "file;label", "cat.1.jpg;cat", "dog.1.jpg;dog", "no.jpg;cat")
+    other = FolderSource(str(photos), FolderOptions(labels=renamed, shares=(100, 0, 0)))
+    assert other.origin("train") != source.origin("train")  # the report is another one
 
 
 def test_groups_and_odd_separators_are_said(photos, tmp_path):

@@ -136,6 +136,25 @@ def test_a_cache_that_does_not_match_the_photos_is_made_again(photos, tmp_path, 
     np.testing.assert_array_equal(found.take(np.arange(5), axis=0), right)
 
 
+def test_a_photo_that_could_not_be_read_once_is_used_again(photos, tmp_path, monkeypatch):
+    source = FolderSource(str(photos))
+    read, failing = FolderSource.read, source.listed("train")[5].name
+
+    def read_with_failure(self, split, index):
+        example = read(self, split, index)
+        failed = example._replace(image=None, problem="cannot be read: Stale file handle")
+        return failed if example.name == failing else example
+
+    monkeypatch.setattr(FolderSource, "read", read_with_failure)
+    for _ in range(2):
+        damaged = loader_of(tmp_path, "disk").examples("train").damaged
+        assert damaged == ((failing, "cannot be read: Stale file handle", 5),)
+    monkeypatch.setattr(FolderSource, "read", read)
+    loaders = [loader_of(tmp_path, setting) for setting in SETTINGS]
+    assert_same_batches(loaders, lambda loader: loader.epoch_batches(0))
+    assert loaders[1].examples("train").damaged == ()
+
+
 def test_a_damaged_photo_has_no_weight(photos, tmp_path, capsys):
     name = damage(photos)
     loaders = [loader_of(tmp_path, setting) for setting in SETTINGS]
@@ -300,6 +319,8 @@ def test_relabelled_photos_can_be_read_on_demand_and_kept(photos, tmp_path):
     loaders = [loader_of(tmp_path, setting, other) for setting in SETTINGS]
     assert_same_batches(loaders, lambda loader: loader.epoch_batches(0))
     assert other.origin("train") != source.origin("train")
+    more = RelabelledSource(source, (*other.class_names, "last"))
+    assert more.origin("train") != other.origin("train")  # label vectors have another length
 
 
 def test_copies_among_many_photos_are_kept(photos, tmp_path, monkeypatch):

@@ -39,6 +39,15 @@ def test_a_full_disk_is_an_error_with_a_way_out():
             rows.append(np.zeros((2, 3), np.float32))
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_more_rows_than_announced_are_refused(tmp_path, on_disk):
+    with (tmp_path / "rows").open("wb+") as file:
+        rows = Rows((2, 3), np.float32, file if on_disk else None)
+        rows.append(np.zeros((2, 3), np.float32))
+        with pytest.raises(UserError, match="yields more photos than its count, 2; correct its"):
+            rows.append(np.zeros((1, 3), np.float32))
+
+
 def test_without_rows_the_array_is_empty(tmp_path):
     with (tmp_path / "rows").open("wb+") as file:
         assert Rows((3, 2), np.float32, file).finish().shape == (0, 2)

@@ -18,7 +18,8 @@ from research.data.folder.findings import find_copies
 from research.data.folder.folder_source import FolderSource
 from research.data.folder.photo_tree import FolderTree
 from research.data.open_source import open_source
-from research.data.source import SPLITS
+from research.data.source import SPLITS, Example
+from research.data.targets import join_targets, stack_targets
 from research.data.tfds_source import TfdsSource, standard_splits
 from research.system.errors import UserError
 from tests.helpers import ROOT, draw_photos
@@ -297,3 +298,15 @@ def test_only_files_that_end_alike_are_read_to_find_copies(tmp_path, monkeypatch
     monkeypatch.setattr(tree, "read", lambda path, label: read.append(path) or whole(path, label))
     assert find_copies(tree, paths) == [[0, 1], [3, 8], [4, 6]]
     assert sorted(read) == ["a.jpg", "b.jpg", "c.jpg", "e.jpg", "g.jpg"]
+
+
+@pytest.mark.parametrize("label", [2**31, -(2**31) - 1, 2**40])
+def test_labels_of_more_than_32_bits_are_refused(label):
+    with pytest.raises(UserError, match=rf"label cannot .* \({label} needs more than 32 bits\)"):
+        stack_targets([Example(b"", 0, "a"), Example(b"", label, "b")])
+
+
+def test_whole_numbers_and_others_become_float32_together():
+    whole, fractions = (stack_targets([Example(b"", one, "a")])[0] for one in (3, 0.5))
+    joined = join_targets([whole, fractions], "label")
+    assert (joined.dtype, joined.tolist()) == (np.float32, [3, 0.5])

@@ -90,7 +90,7 @@ def test_a_test_split_without_labels_is_left_out(tmp_path):
     assert [source.count(split) for split in SPLITS] == [16, 2, 2]
     assert source.summary.endswith("test train[90%:]; left out: test (no labels)")
     damaged = [load_split(source, split, 8).damaged for split in SPLITS]
-    assert [reason for found in damaged for _, reason in found] == ["has no label"]
+    assert [reason for found in damaged for _, reason, _ in found] == ["has no label"]
     unlabelled = {"train": [{"image": GREY, "label": -1}]}
     name = prepare(tmp_path / "other", {"image": IMAGE, "label": LABEL}, unlabelled)
     with pytest.raises(UserError, match="whose splits train have no labels"):
@@ -159,6 +159,14 @@ def test_further_splits_are_left_out_and_named(tmp_path):
     )
     with pytest.raises(UserError, match="the splits a, b and no split named train"):
         standard_splits(("a", "b"))
+
+
+def test_only_a_text_is_taken_for_the_file_name(tmp_path):
+    features = {"image": IMAGE, "label": LABEL, "file_names": FEATURES.Sequence(FEATURES.Text())}
+    source = open_drawn(tmp_path, features, train=labelled(10, file_names=["a", "b"]))
+    names = [example.name for split in SPLITS for example in source.examples(split)]
+    assert len(set(names)) == 10
+    assert all(name.startswith("drawn-train.tfrecord-") for name in names)
 
 
 def test_a_test_split_without_several_labels_is_left_out(tmp_path):

@@ -46,7 +46,7 @@ class Member(NamedTuple):
 def is_archive(path: str) -> bool:
     """Returns whether a file is a zip or tar file, by its content."""
     with contextlib.suppress(*DAMAGED):
-        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
     return False
 
 
@@ -125,7 +125,8 @@ class ArchiveTree(ListedFolders, PhotoTree):
 def _open(path: str, files: contextlib.ExitStack) -> tuple[dict[str, Member], set[str]]:
     """Opens an archive until `files` is closed. Returns its files by path, and its folders."""
     members, folders = {}, set()
-    if zipfile.is_zipfile(path):
+    # `is_zipfile` only looks at the end of a file, which in a tar file may be a zip file.
+    if not tarfile.is_tarfile(path):
         archive = files.enter_context(zipfile.ZipFile(path))
         for info in archive.infolist():
             name = _normal(info.filename.replace("\\", "/"))  # as some Windows programs write it
@@ -137,7 +138,11 @@ def _open(path: str, files: contextlib.ExitStack) -> tuple[dict[str, Member], se
     else:
         plain = _plain(path, files)
         tar = files.enter_context(tarfile.open(fileobj=plain))  # noqa: SIM115
-        for one in tar.getmembers():
+        listed = tar.getmembers()
+        plain.seek(tar.offset)
+        if len(plain.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it ends too early")
+        for one in listed:
             if one.isdir():
                 folders.add(_normal(one.name))
             elif not one.isdev():  # pipes and devices

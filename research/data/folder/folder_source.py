@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from research.data.folder.label_file import FileFinder, LabelRow, LabelTable, re
 from research.data.folder.listed_photo import (
     ListedPhoto,
     Listing,
+    all_images,
     list_by_folder,
     list_by_pattern,
     list_by_table,
@@ -79,8 +81,10 @@ class FolderSource(Source):
         self._unusable = [photo for photo in listing.photos if photo.problem is not None]
         names = sorted({label for photo in usable for label in photo.labels})
         paths = [photo.path for photo in usable]
-        is_kept = len(paths) >= MANY_PHOTOS
-        store = PhotoCache(folder=options.cache_dir).store if is_kept else None
+        store = None
+        if len(paths) >= MANY_PHOTOS:
+            with contextlib.suppress(UserError):  # without a home folder, nothing is kept
+                store = PhotoCache(folder=options.cache_dir).store
         states = [_short_digest(self._tree.state(path)) for path in paths]
         copies = find_copies(self._tree, paths, states, store)
         splits = assign_splits(usable, options.shares, copies)
@@ -132,7 +136,7 @@ class FolderSource(Source):
 
         else:
             self._tree = _open_tree(folder)
-            images = self._tree.images("")
+            images = all_images(self._tree, "")
             find = FileFinder(self._tree, images).find
         return list_by_table(table.rows, find, images, layout_of_photos, several)
 
@@ -151,6 +155,8 @@ class FolderSource(Source):
         for _, path, _, label, state in self._listed(split):
             line = f"{path}\0{label if isinstance(label, int) else label.tolist()}\0"
             digest.update(line.encode("utf-8", "surrogateescape") + state)
+        for example in self._known_unusable(split):
+            digest.update(f"{example.name}\0{example.problem}\0".encode())
         return digest.hexdigest()
 
     def listed(self, split: str) -> list[Example]:

@@ -72,7 +72,7 @@ def list_by_pattern(tree: PhotoTree, layout: FolderLayout, pattern: str) -> List
     unused = []
     for part, split in layout.parts.items():
         before = len(photos)
-        for path in _all_images(tree, part):
+        for path in all_images(tree, part):
             key = path[len(part) + 1 :] if part else path
             match = re.search(pattern, key)
             if match and match[1]:
@@ -147,7 +147,7 @@ def list_by_table(
     return Listing(photos + unusable, " and ".join(origins), tuple(notes))
 
 
-def _all_images(tree: PhotoTree, folder: str) -> list[str]:
+def all_images(tree: PhotoTree, folder: str) -> list[str]:
     """Returns the images in a folder, also those in its subfolders that are links."""
     below = (joined(folder, name) for name in tree.folders(folder) if not is_hidden(name))
     found = {*tree.images(folder), *(path for one in below for path in tree.images(one))}
