@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from research.evaluation import evaluation_size
-from research.evaluation.evaluation_size import choose_evaluation_scale
+from research.evaluation.evaluation_size import choose_evaluation_scale, validation_losses
 from research.loop import builder, preparation
 from research.loop.builder import build_network, head_schedule
 from research.loop.plan import make_plan
@@ -278,11 +278,28 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     choice = choose_evaluation_scale(run, last_epoch)
     assert choice.value == scale
     assert "at 192 pixels, and 0.4000 at 160 pixels" in choice.reason
+    losses[192] = np.array([0.6, np.nan, 0.6])  # the second photo was found to be damaged
+    choice = choose_evaluation_scale(run, last_epoch)
+    assert choice.value == 1.0
+    assert "is 0.6000 at 192 pixels, and 0.4500 at 160 pixels" in choice.reason
+    losses[192] = np.full(3, np.nan)
+    assert "no usable validation photo" in choose_evaluation_scale(run, last_epoch).reason
     model.set_weights = refuse
     choice = choose_evaluation_scale(run, last_epoch)
     assert choice == Choice(1.0, "the network does not take 192 pixels: another shape")
     run.plan.validates = False
     assert choose_evaluation_scale(run, last_epoch).value == 1.0
+
+
+def test_the_validation_loss_of_a_damaged_photo_is_unknown(monkeypatch):
+    batch = {"weight": tf.constant([1.0, 0.0, 1.0]), "label": tf.constant([1, 0, 0])}
+    loader = SimpleNamespace(
+        finish=lambda batch: batch,
+        split_batches=lambda split: tf.data.Dataset.from_tensors(batch),
+    )
+    monkeypatch.setattr(evaluation_size, "predict_step", lambda *_: tf.constant([[0.0]] * 3))
+    found = validation_losses(Task(("a", "b")), None, loader)
+    np.testing.assert_allclose(found, [np.log(2), np.nan, np.log(2)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("trunk_cache", ["off", "memory"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +19,12 @@ from tensorboard.util import tensor_util
 from research.data.built_in.sketches import sketch_jpeg
 from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
+from research.data.split_arrays import SplitArrays
 from research.evaluation import classifier
 from research.evaluation import evaluate as evaluating
 from research.evaluation.comparison import comparison_table, difference
 from research.evaluation.evaluate import evaluate, new_checkpoints
-from research.evaluation.one_run import size_note
+from research.evaluation.one_run import Evaluator, name_of, size_note
 from research.evaluation.scores import Predictions
 from research.evaluation.single_label import SingleLabel
 from research.loop.builder import build_network
@@ -30,6 +33,7 @@ from research.runs.run_directory import RunDirectory
 from research.runs.sealed_files import point as point_at
 from research.settings.program_configs import EvalConfig
 from research.system.errors import UserError
+from research.tasks.task import Task
 from tests.helpers import draw_photos, make_run
 
 VARIANT = SingleLabel(("cat", "dog"))
@@ -86,6 +90,14 @@ def test_the_table_compares_with_the_first_run_in_80_columns(evaluated):
     assert lines[at + 1].startswith(f"  accuracy minus the first: {gain:+.4f} (95 % interval")
 
 
+def test_runs_with_other_classes_are_not_compared(evaluated):
+    first, other = evaluated[0], evaluated[2]
+    renamed = [dataclasses.replace(one, name=f"no {one.name}") for one in other.scores.classes]
+    other = dataclasses.replace(other, scores=dataclasses.replace(other.scores, classes=renamed))
+    lines = comparison_table(VARIANT, [first, other], 50).splitlines()
+    assert lines[-1] == "  not compared with the first: the classes are not the same"
+
+
 def test_learning_curves_of_the_runs_are_drawn_on_shared_axes(runs, evaluated):
     with Image.open(runs / "one" / "pictures" / "learning_curves.png") as picture:
         assert picture.size[0] > 500
@@ -130,10 +142,10 @@ def test_the_precision_recall_curve_contains_counts(runs, evaluated):
 
 
 def test_pictures_of_an_earlier_checkpoint_are_removed(runs, photo_folder):
-    folder = runs / "two" / "pictures" / f"{photo_folder.name}.test"
+    config = EvalConfig(ckpt_dir=(str(runs / "two"),), image_folder=str(photo_folder), resamples=0)
+    folder = runs / "two" / "pictures" / name_of(config, "test")
     folder.mkdir()
     (folder / "earlier_mistakes.png").write_bytes(b"")
-    config = EvalConfig(ckpt_dir=(str(runs / "two"),), image_folder=str(photo_folder), resamples=0)
     (evaluation,) = evaluate(config)
     assert (folder / "reliability.png").exists()
     assert not (folder / "earlier_mistakes.png").exists()
@@ -406,7 +418,58 @@ def test_other_photos_that_were_trained_on_are_counted(one_device, split_folder,
     printed = capsys.readouterr().out.splitlines()
     assert "note: 40 of these 80 photos were trained on" in printed
     assert "note: 40 of these 80 photos were validated on" in printed
-    assert json.loads(Path(f"{one.checkpoint}.other.test.json").read_text())["leaked"] == one.leaked
+    latest = run / "checkpoints" / "latest"
+    (file,) = latest.glob("*.other-??????.test.json")
+    assert json.loads(file.read_text())["leaked"] == one.leaked
+    namesake = shutil.copytree(other, tmp_path / "elsewhere" / "other")
+    evaluate_quickly(run, image_folder=f"{namesake}/")
+    assert len(list(latest.glob("*.other-??????.test.json"))) == 2
+
+
+def test_photos_that_are_all_damaged_are_refused_wherever_they_are_kept(one_device, split_folder):
+    photos, run = split_folder
+    for file in photos.rglob("*.jpg"):
+        file.write_bytes(b"x")
+    config = json.loads((run / "config.json").read_text())
+    for place, expected in (("memory", "has no usable photo"), ("none", "split can be decoded")):
+        (run / "config.json").write_text(json.dumps({**config, "photo_cache": place}))
+        with pytest.raises(UserError, match=expected):
+            evaluate_quickly(run, image_folder=str(photos), split=("all",))
+
+
+class Shares(Task):
+    """A task whose metrics have the names of built-in figures, or need an array of the source."""
+
+    needs_array = False
+
+    def metrics(self, logits, batch):
+        if self.needs_array:
+            return {"distance": logits[:, 0] - batch["teacher"]}
+        return {"roc_auc": tf.ones(len(logits)), "mine": tf.zeros(len(logits))}
+
+
+def test_metrics_of_a_task_replace_no_other_figure_and_may_need_an_array(capsys):
+    task = Shares(("cat", "dog"))
+    examples = SplitArrays((), np.array([0, 1], np.int32), ("a", "b"))
+    evaluator = SimpleNamespace(
+        classifier=SimpleNamespace(task=task),
+        variant=VARIANT,
+        _loader=SimpleNamespace(examples=lambda split: examples),
+        _is_own=False,
+    )
+    logits = np.zeros((2, 1), np.float32)
+    found = Evaluator._task_figures(evaluator, "test", logits, {"loss": None, "roc_auc": None})
+    assert {name: figure.value for name, figure in found.items()} == pytest.approx(
+        {"task_loss": np.log(2), "task_roc_auc": 1.0, "mine": 0.0}
+    )
+    task.needs_array = True
+    assert Evaluator._task_figures(evaluator, "test", logits, {}) == {}
+    assert capsys.readouterr().err == (
+        "note: the metrics of Shares are left out: these photos have no array 'teacher'\n"
+    )
+    evaluator._is_own = True
+    with pytest.raises(KeyError):
+        Evaluator._task_figures(evaluator, "test", logits, {})
 
 
 def test_a_copy_of_a_training_photo_in_the_test_split_is_counted(one_device, split_folder):

@@ -181,6 +181,7 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
     source = f"--source={ROOT / 'examples' / 'array_source.py'}:Shapes"
     process = run_script(tmp_path, "run_train.py", *FLAGS, "--head_epochs=0", source)
     assert process.returncode == 0, process.stderr
+    assert f"python run_eval.py --ckpt_dir=run {source}\n" in process.stdout
     refused = run_script(tmp_path, "run_eval.py", "--ckpt_dir=run")
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()

@@ -62,6 +62,9 @@ def comparison_table(
         reference = first.setdefault((evaluation.data, evaluation.split), evaluation)
         if reference is evaluation:
             continue
+        if evaluation.class_names != reference.class_names:
+            lines.append("  not compared with the first: the classes are not the same")
+            continue
         found = difference(variant, evaluation.predictions, reference.predictions, resamples)
         if found is None:
             lines.append("  not compared with the first: the photos are not the same")

@@ -70,8 +70,14 @@ def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:
             other.model.set_weights(run.built.network.model.get_weights())
         except (UserError, ValueError) as error:
             return Choice(1.0, f"the network does not take {larger} pixels: {first_line(error)}")
-        before = validation_losses(run.task, last_epoch.network, last_epoch.loader)
-        after = validation_losses(run.task, other, make_loader(enlarged, run.loader.source))
+        losses = [
+            validation_losses(run.task, last_epoch.network, last_epoch.loader),
+            validation_losses(run.task, other, make_loader(enlarged, run.loader.source)),
+        ]
+    usable = ~np.isnan(losses).any(axis=0)
+    if not usable.any():
+        return Choice(1.0, "there is no usable validation photo to try a larger size on")
+    before, after = (one[usable] for one in losses)
     worse = after - before
     deviation = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
     return Choice(
@@ -84,6 +90,8 @@ def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:
 def validation_losses(task: Task, network: Network, loader: DataLoader) -> np.ndarray:
     """Returns the loss of each validation photo, float32 (photos,), in inference mode.
 
+    It is NaN for a photo without weight, which was found to be damaged.
+
     Args:
       task: defines the losses.
       network: for the image size of the loader.
@@ -94,6 +102,7 @@ def validation_losses(task: Task, network: Network, loader: DataLoader) -> np.nd
     @tf.function(autograph=False)
     def losses(batch: Batch) -> tf.Tensor:
         batch = loader.finish(batch)
-        return task.losses(predict_step(network, batch), batch)
+        found = task.losses(predict_step(network, batch), batch)
+        return tf.where(batch["weight"] > 0, found, np.nan)
 
     return np.concatenate([losses(batch) for batch in loader.split_batches("validation")])

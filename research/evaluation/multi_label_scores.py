@@ -18,7 +18,7 @@ from research.evaluation.scores import (
     BINS,
     Figure,
     Resamples,
-    percentiles,
+    bootstrap_interval,
     wilson_interval,
 )
 from research.evaluation.thresholds import DEFAULT, Thresholds
@@ -156,7 +156,7 @@ def score(
         "micro_average_precision": micro_average,
         "roc_auc": mean_of_known(roc, axis=0),
         "micro_roc_auc": micro_roc,
-        "calibration_error": _calibration_errors(predictions, rows),
+        "calibration_error": _calibration_errors(predictions, rows[:1]),  # see `overall`
     }
     figures = _figures(drawn)
     used = _count(labels, predictions.predicted(), rows)
@@ -201,7 +201,7 @@ def score(
 def _figures(drawn: Mapping[str, np.ndarray]) -> dict[str, Figure]:
     """Returns figures from values for all photos and for each resample, without those of NaN."""
     return {
-        name: Figure(float(values[0]), percentiles(values[1:]))
+        name: Figure(float(values[0]), bootstrap_interval(name, values[0], values[1:]))
         for name, values in drawn.items()
         if not np.isnan(values[0])
     }

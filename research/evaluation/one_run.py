@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,8 @@ class Evaluator:
         logits = self.classifier.logits(examples)
         # Photos that are read on demand are only now known to be damaged; they have no logits.
         examples = self._loader.loaded[split] = without_damaged(examples)
+        if not len(examples):
+            raise UserError(f"no photo of the {split} split can be decoded; give other photos")
         return self.variant.predictions(examples.names, examples.labels, logits)
 
     @functools.cached_property
@@ -160,6 +164,7 @@ class Evaluator:
     def _evaluate(self, split: str, decisions: Any) -> Evaluation:
         classifier = self.classifier
         predictions = self._predict(split)
+        scores = self.variant.score(predictions, decisions, self._config.resamples)
         return Evaluation(
             ckpt_dir=str(classifier.directory.path),
             backbone=classifier.built.backbone.name,
@@ -172,13 +177,18 @@ class Evaluator:
             photos=len(predictions),
             damaged=len(self._loader.examples(split).damaged),
             leaked=self._leaked(split, self._loader.examples(split)),
-            scores=self.variant.score(predictions, decisions, self._config.resamples),
-            task_figures=self._task_figures(split, predictions.logits),
+            scores=scores,
+            task_figures=self._task_figures(split, predictions.logits, scores.figures),
             predictions=predictions,
         )
 
-    def _task_figures(self, split: str, logits: np.ndarray) -> dict[str, Figure]:
-        """Returns the loss and the metrics of a task in the user's own file, by name."""
+    def _task_figures(
+        self, split: str, logits: np.ndarray, others: Container[str]
+    ) -> dict[str, Figure]:
+        """Returns the loss and the metrics of a task in the user's own file, by name.
+
+        Those with the name of one of the other figures, which are exact, begin with `task_`.
+        """
         task = self.classifier.task
         if type(task) in TASKS.values():
             return {}
@@ -186,10 +196,21 @@ class Evaluator:
         batch = {"label": examples.labels, **examples.arrays}
         batch["weight"] = np.ones(len(examples), np.float32)
         tensors = {name: tf.constant(values) for name, values in batch.items()}
-        sums = task.for_validation().sums(tf.constant(logits), tensors)
+        try:
+            sums = task.for_validation().sums(tf.constant(logits), tensors)
+        except KeyError as error:
+            if self._is_own:
+                raise
+            print(
+                f"note: the metrics of {type(task).__name__} are left out: these photos have no "
+                f"array {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return {}
         found = mean_metrics({name: sum.numpy() for name, sum in sums.items()}, task.figures)
         return {
-            "task_loss" if name == "loss" else name: Figure(value, None)
+            f"task_{name}" if name in others else name: Figure(value, None)
             for name, value in found.values.items()
             if not self.variant.is_built_in(name) and not math.isnan(value)
         }
@@ -319,13 +340,21 @@ def check_not_empty(source: Source, split: str) -> None:
         )
 
 
+def _name_of_photos(given: str | None, field: str) -> str:
+    """Returns the name of a data set, or the name of a file or folder and a hash of its path."""
+    if not given or field == "dataset":
+        return given or ""
+    path = os.path.abspath(given)
+    return f"{os.path.basename(path)}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
+
+
 def name_of(config: EvalConfig, split: str, checkpoint: str = "") -> str:
     """Returns a name for an evaluation that is allowed in a file name.
 
     It consists of the data (unless it is the run's own), the checkpoint, the split, and the image
     size and mirror averaging if the config sets them.
     """
-    others = [os.path.basename(getattr(config, field) or "") for field in PHOTO_SETTINGS]
+    others = [_name_of_photos(getattr(config, field), field) for field in PHOTO_SETTINGS]
     size = f"{config.image_size}px" if config.image_size else ""
     mirror = {"on": "mirrored", "off": "unmirrored"}.get(config.mirror_averaging, "")
     return ".".join(

@@ -90,6 +90,11 @@ class Evaluation:
         return {**self.scores.figures, **self.task_figures}
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
+        return tuple(one.name for one in self.scores.classes)
+
+    @property
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
         return self.figures["loss"].value

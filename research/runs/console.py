@@ -214,11 +214,11 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
     metric = f", {SHORT_NAMES.get(main, main)} {value:.4f}" if main and value is not None else ""
     title = f"best after epoch {best['epoch']}: validation" if best else "training"
     config = directory.read_config()
-    files = [(name, getattr(config, name)) for name in ("task", "backbone")]
+    files = [(name, getattr(config, name)) for name in ("task", "backbone", "source")]
     own = "".join(
         f" --{name}={shlex.quote(short_path(file))}"
         for name, file in files
-        if is_python_reference(file)
+        if file and is_python_reference(file)
     )
     return (
         f"\n{counted(last['epoch'], 'epoch')} in {last['seconds']:.0f} s; "

@@ -16,6 +16,10 @@ EXIF = int.from_bytes(b"\xff\xe1", "big"), int.from_bytes(b"Exif\0\0", "big")
 START_OF_SCAN = 0xFFDA  # the marker before the pixels
 LITTLE_ENDIAN = int.from_bytes(b"II", "big")
 ORIENTATION, SHORT = 0x0112, 3
+# Regular expressions of RE2, where an escaped C is any byte. A PNG file can have transparent parts
+# if its colour type is 4 or 6, or if it has a chunk tRNS.
+TRANSPARENT_PNG = r"\CPNG(?:\C{21}[\x04\x06]\C*|\C*tRNS\C*)"
+PALETTE_BMP = r"BM\C{26}\x08\C*"
 
 
 def decode_upright(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
@@ -23,7 +27,7 @@ def decode_upright(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
 
     Args:
       encoded: string scalar, the content of a JPEG, PNG, GIF or BMP file. Only the first frame is
-        decoded.
+        decoded. Transparent parts of a GIF file are black, not white as in training.
       size: height and width of the result in pixels.
       resize: how the photo becomes a square: `squash`, `crop` or `pad`.
 
@@ -38,7 +42,7 @@ def decode_upright(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     return tf.cond(
         tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
         lambda: turn(square(_decode_jpeg(encoded, size, resize)), exif_orientation(encoded)),
-        lambda: square(tf.io.decode_image(encoded, channels=3, expand_animations=False)),
+        lambda: square(_decode_other(encoded)),
     )
 
 
@@ -95,6 +99,38 @@ def _decode_jpeg(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
         for ratio in (1, 2, 4, 8)
     ]
     return tf.switch_case(tf.reduce_sum(tf.cast(larger >= [2, 4, 8], tf.int32)), branches)
+
+
+def _decode_other(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a PNG, GIF or BMP file; transparent parts of a PNG file become white."""
+    start = tf.strings.substr(encoded, 0, SEARCHED_BYTES)
+    branches = [
+        lambda: tf.cast(tf.io.decode_image(encoded, channels=3, expand_animations=False), tf.int32),
+        lambda: _on_white(tf.io.decode_png(encoded, channels=4)),
+        lambda: _decode_bmp_with_palette(encoded),
+    ]
+    is_kind = [tf.strings.regex_full_match(start, kind) for kind in (TRANSPARENT_PNG, PALETTE_BMP)]
+    return tf.switch_case(tf.reduce_sum(tf.cast(is_kind, tf.int32) * [1, 2]), branches)
+
+
+def _on_white(photo: tf.Tensor) -> tf.Tensor:
+    opacity = tf.cast(photo[..., 3:], tf.float32) / 255
+    blended = tf.cast(photo[..., :3], tf.float32) * opacity + 255 * (1 - opacity)
+    return tf.cast(tf.round(blended), tf.int32)
+
+
+def _decode_bmp_with_palette(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a BMP file of 8 bits per pixel, whose palette TensorFlow does not apply."""
+
+    def number(offset: int) -> tf.Tensor:
+        return tf.io.decode_raw(tf.strings.substr(encoded, offset, 4), tf.int32)[0]
+
+    pixels, palette = number(10), 14 + number(14)
+    length = tf.minimum(pixels - palette, 4 * 256)
+    colours = tf.io.decode_raw(tf.strings.substr(encoded, palette, length), tf.uint8)
+    colours = tf.reshape(tf.pad(colours, [[0, 4 * 256 - tf.size(colours)]]), (256, 4))
+    indices = tf.io.decode_bmp(encoded)[..., 0]
+    return tf.gather(tf.cast(colours[:, 2::-1], tf.int32), tf.cast(indices, tf.int32))
 
 
 def turn(photo: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

@@ -60,7 +60,7 @@ class EvalConfig(ModelConfig, PhotoConfig):
     )
     checkpoint: tuple[str, ...] = settings.declare(("latest",), CHECKPOINT_HELP)
     split: tuple[str, ...] = settings.declare(
-        ("test",), "train, validation, test, or a TFDS expression such as 'train[:10%]'"
+        ("test",), "train, validation, test, all, or a TFDS expression such as 'train[:10%]'"
     )
     dataset: str | None = settings.declare(
         None,

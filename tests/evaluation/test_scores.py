@@ -20,6 +20,7 @@ from research.evaluation.scores import (
     Decisions,
     Predictions,
     Resamples,
+    bootstrap_interval,
     calibration_error,
     confusion,
     of_classes,
@@ -316,3 +317,31 @@ def test_threshold_maximizes_accuracy():
     assert fit_threshold(of_logits([1, 1], [[-3.0], [-2.0]])) == pytest.approx(1 / (1 + math.e**3))
     assert fit_threshold(of_logits([0, 0], [[3.0], [2.0]])) > 1 / (1 + math.e**-3)
     assert decide(drawn(3)).threshold is None
+
+
+def test_intervals_of_average_precision_contain_the_true_value():
+    """With ten photos per class, the percentiles of resampled photos are all too high."""
+    generator, classes = np.random.default_rng(0), 30
+
+    def draw(photos: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = generator.integers(classes, size=photos)
+        logits = generator.normal(size=(photos, classes))
+        logits[np.arange(photos), labels] += 1.5
+        return labels, logits.astype(np.float32)
+
+    names = ("roc_auc", "average_precision")
+    many, covered = of_logits(*draw(20_000)), dict.fromkeys(names, 0)
+    exact = dict(zip(names, areas(many.labels, many.probabilities, [])[:, 0], strict=True))
+    for _ in range(12):
+        figures = overall(of_logits(*draw(10 * classes)), resamples=60)
+        for name, true in exact.items():
+            low, high = figures[name].interval
+            assert 0 <= low <= figures[name].value <= high <= 1
+            covered[name] += low <= true <= high
+    assert covered["average_precision"] >= 7  # none without the correction
+    assert covered["roc_auc"] >= 10
+    assert bootstrap_interval("average_precision", 0.5, [math.nan]) is None
+
+
+def test_the_calibration_error_has_no_interval():
+    assert overall(drawn(3), resamples=5)["calibration_error"].interval is None
