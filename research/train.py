@@ -130,7 +130,7 @@ def train_together(
         validated = run.position.steps_done < run.plan.steps_per_epoch
         records.resume(run.config, run.figures, run.state.current_step, validated)
         if run.is_finished:
-            print(console.finished_note(config), flush=True)
+            print(console.finished_note(config, run.has_stalled), flush=True)
     else:
         records.begin(run.config, run.loader, run.figures)
     traced_steps = parse_steps(config.profile_steps) if directory else range(0)

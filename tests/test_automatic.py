@@ -20,6 +20,7 @@ from research.loop.builder import build_network, head_schedule
 from research.loop.plan import make_plan
 from research.loop.trunk.frozen_layers import EpochInput
 from research.models.backbone import FirstLayers
+from research.runs.console import finished_note
 from research.runs.find_run import find_run
 from research.settings.automatic import (
     Choice,
@@ -208,6 +209,42 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys)
     with pytest.raises(UserError, match=f"backbone_learning_rate was {rate} and is now 0.5"):
         find_run(dataclasses.replace(config, backbone_learning_rate=0.5))
     assert json.loads(directory.config_file.read_text()) == written
+
+
+def test_a_longer_run_chooses_its_evaluation_size_again(photo_folder, tmp_path):
+    config = small_run(
+        photo_folder,
+        tmp_path / "run",
+        image_size=48,
+        epochs=1,
+        head_epochs=0,
+        evaluation_scale="auto",
+        **dict.fromkeys(("head_schedule", "backbone_schedule"), "constant"),
+    )
+    reasons = []
+    for epochs in (1, 2, 2):
+        directory = train(dataclasses.replace(config, epochs=epochs))
+        reasons.append(directory.read_choices()["evaluation_scale"].reason)
+        assert directory.read_config().evaluation_scale in (1.0, 1.2)
+    assert reasons[0] != reasons[1] == reasons[2]
+    assert "the validation loss is" in reasons[1]
+
+
+def test_early_stopping_counts_the_epochs_in_which_all_groups_that_train_are_trained():
+    def counted(*beginnings: int) -> list[bool]:
+        groups = [SimpleNamespace(schedule=SimpleNamespace(first_step=one)) for one in beginnings]
+        run = SimpleNamespace(groups=groups, plan=SimpleNamespace(steps=12, steps_per_epoch=3))
+        return [preparation.Run.counts_for_early_stopping(run, epoch) for epoch in range(4)]
+
+    assert counted(0) == [True] * 4
+    assert counted(0, 6) == [False, False, True, True]
+    assert counted(0, 12) == [True] * 4  # --epochs=0: the backbone is never trained
+
+
+def test_a_run_that_early_stopping_ended_cannot_be_made_longer():
+    config = TrainConfig(head_schedule="constant", backbone_schedule="constant")
+    assert finished_note(config, False).endswith("to train longer, increase --epochs")
+    assert finished_note(config, True).endswith("ended this run; to train longer, start a new run")
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_from_the_same_head(

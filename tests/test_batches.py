@@ -82,6 +82,10 @@ def test_padding_repeats_examples_with_weight_0():
     np.testing.assert_array_equal(batch["weight"], [1, 1, 1, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], [0, 1, 2, 0, 1, 2, 0, 1])
     assert batch["label"].shape == (8,)
+    # A part that is only padding has different photos, as the statistics of BatchNorm need.
+    rows, weights = Share(parts=4).rows(np.arange(5), 4)
+    np.testing.assert_array_equal(rows, [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0]])
+    np.testing.assert_array_equal(weights, [[1] * 5 + [0] * 11])
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 7])

@@ -105,7 +105,8 @@ def test_endless_views_and_a_cached_trunk_exclude_each_other(setting, endless):
     with pytest.raises(UserError, match=f"{endless} shows .* give --trunk_cache=auto"):
         check(**{endless: 0.3})
     check(horizontal_flip=True)
-    check(epochs=0, **{endless: 0.3})
+    with pytest.raises(UserError, match=f"{endless} is given, but epochs is 0"):
+        check(epochs=0, **{endless: 0.3})
 
 
 def test_balanced_class_weights_count_the_photos_that_are_trained_on():

@@ -12,18 +12,20 @@ from research.system.errors import UserError
 @pytest.mark.parametrize(
     ("photos", "updates", "warmup", "mixup"),
     [
+        (20, 500, 100, 0.0),
         (1_600, 500, 100, 0.0),
         (19_999, 500, 100, 0.0),
         (20_000, 10_000, 500, 0.1),
         (600_000, 20_000, 500, 0.1),
     ],
 )
-def test_the_number_of_photos_determines_the_settings(photos, updates, warmup, mixup):
-    config = TrainConfig(hyperrule=True, batch_size=512)
+@pytest.mark.parametrize("batch_size", [8, 32, 512])
+def test_the_number_of_photos_determines_the_settings(photos, updates, warmup, mixup, batch_size):
+    config = TrainConfig(hyperrule=True, batch_size=batch_size)
     ruled = follow_hyperrule(config, photos)
-    steps = ruled.epochs * -(-photos // 512)
-    assert steps == pytest.approx(updates, rel=0.06)
+    assert ruled.epochs * ruled.steps_per_epoch == pytest.approx(updates, rel=0.02)
     assert (ruled.warmup, ruled.mixup) == (f"{warmup}steps", mixup)
+    assert ruled.steps_per_epoch <= config.steps_per_pass(photos)
     assert ruled.head_schedule == ruled.backbone_schedule == "staircase"
 
 

@@ -9,7 +9,15 @@ from research.models.backbone import build_backbone, first_trainable_layer
 from research.models.backbone_table import find_backbone
 from research.models.residual import build_small_resnet
 from research.models.split import SplitBackbone, cheapest_cut, crossing_tensors, split_backbone
-from research.models.wrapper import Wrapper, freeze_below, summarize_parts
+from research.models.wrapper import (
+    Wrapper,
+    freeze_below,
+    is_kernel,
+    penalize,
+    summarize_parts,
+)
+from research.system.errors import UserError
+from research.tasks.task import Task
 
 IMAGES = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("f4"))
 WEIGHT = tf.ones(len(IMAGES))
@@ -129,6 +137,60 @@ def test_the_cut_moves_down_to_the_smallest_activations(name, index, cut):
     assert model.layers[place].name == cut
     assert index - 10 < place <= index
     assert len(crossing_tensors(model, place)) == 1
+
+
+class DropPath(keras.layers.Layer):
+    def call(self, inputs, training=False):
+        return 0.5 * inputs if training else inputs
+
+
+@pytest.mark.parametrize(
+    "random", [keras.layers.Dropout(0.5), keras.layers.GaussianNoise(1.0), DropPath()]
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_cut_does_not_move_below_a_layer_that_is_random_in_training(random, nested):
+    image = keras.Input((8, 8, 3))
+    hidden = keras.layers.Conv2D(4, 1)(image)
+    wide = keras.layers.Conv2D(64, 1)(hidden)  # more expensive to keep than what it is made from
+    if nested:
+        inner = keras.Input((8, 8, 64))
+        random = keras.Model(inner, random(inner))
+    outputs = keras.layers.Conv2D(8, 1, name="first")(random(wide))
+    model = keras.Model(image, outputs)
+    index = model.layers.index(model.get_layer("first"))
+    assert cheapest_cut(model, index) == index
+    assert cheapest_cut(model, index - 1) < index - 1
+
+
+def test_only_kernels_without_a_regularizer_of_their_own_are_penalized():
+    class WithOwn(Task):
+        def make_head(self, feature_shape, class_names, seed):
+            pooling, _ = super().make_head(feature_shape, class_names, seed)
+            head = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L1(0.1))
+            return pooling, head
+
+    model = Wrapper(build_small_resnet((32, 32, 3), None), task=WithOwn())
+    penalize(model, 0.01)
+    assert isinstance(model.head.kernel.regularizer, keras.regularizers.L1)
+    assert model.head.bias.regularizer is None
+    penalized = [one for one in model.backbone.trainable_variables if one.regularizer is not None]
+    assert {one.name for one in penalized} == {"kernel"}
+
+
+def test_one_number_per_channel_is_no_kernel():
+    shapes = {(7,): False, (1, 1, 7): False, (1, 1, 1, 7): False, (7, 1): True, (1, 1, 3, 7): True}
+    for shape, expected in shapes.items():
+        assert is_kernel(keras.Variable(np.zeros(shape))) is expected
+
+
+def test_an_activity_regularizer_is_refused():
+    class WithPenalty(Task):
+        def make_head(self, feature_shape, class_names, seed):
+            pooling, _ = super().make_head(feature_shape, class_names, seed)
+            return pooling, keras.layers.Dense(1, activity_regularizer="l2", name="mine")
+
+    with pytest.raises(UserError, match="returns the layer 'mine' with an activity_regularizer"):
+        Wrapper(build_small_resnet((32, 32, 3), None), task=WithPenalty())
 
 
 def test_splitting_twice_gives_correct_parts(backbone):

@@ -96,6 +96,8 @@ def test_a_class_index_is_the_only_label_of_its_photo():
 def test_balanced_weights_are_the_ratio_of_photos_without_and_with_a_label():
     labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]], np.int32)
     assert MultiLabel().balanced_weights(labels, 3) == (3.0, 1 / 3, 1.0)
+    always = np.array([[1, 1], [1, 0], [1, 0]], np.int32)
+    assert MultiLabel().balanced_weights(always, 2) == (1.0, 2.0)
     assert MultiLabel().balanced_weights(np.array([0, 1, 1, 1], np.int32), 3) == (3.0, 1 / 3, 1.0)
 
 

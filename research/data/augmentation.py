@@ -250,8 +250,8 @@ class AugmentationPipeline:
       augmentations: with different names, and with at most one `Mixing`.
 
     Raises:
-      UserError: two augmentations have the same name, and so would get the same random numbers; or
-        there are two `Mixing`.
+      UserError: two augmentations have the same name, and so would get the same random numbers;
+        there are two `Mixing`; or the numbers of a view do not select this view.
     """
 
     def __init__(self, augmentations: Sequence[Augmentation] = ()) -> None:
@@ -265,6 +265,13 @@ class AugmentationPipeline:
             raise UserError(
                 f"augmentations are {', '.join(names)}; expected at most one that mixes photos"
             )
+        for one in augmentations:
+            views = range(one.views or 1)
+            if [int(one.view_of(one.numbers_of(view))) for view in views] != list(views):
+                raise UserError(
+                    f"augmentation {one.name} has {one.views} views, but view_of(numbers_of(view)) "
+                    "is not view for each of them; define both methods"
+                )
         self.steps = [one for one in augmentations if not isinstance(one, Mixing)]
         self.mixing = next((one for one in augmentations if isinstance(one, Mixing)), None)
         # Each augmentation with its columns in the array of all numbers.

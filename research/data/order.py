@@ -66,8 +66,10 @@ class Share:
     def rows(self, order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Divides batches of `batch_size` examples equally among the devices.
 
-        Short batches are padded with repeated examples of weight 0, so that all steps have the same
-        shape. The number of devices does not change which batch holds an example.
+        Short batches are padded with other examples of weight 0, so that all steps have the same
+        shape. One example repeated would distort the statistics of a BatchNorm layer that takes no
+        weights, in a head of the user. The number of devices does not change which batch holds an
+        example.
 
         Args:
           order: int64 (examples,), in the order to visit them.
@@ -82,7 +84,7 @@ class Share:
         first = np.arange(batches)[:, np.newaxis] * batch_size
         counts = np.clip(len(order) - first, 0, batch_size)
         columns = np.arange(self.replicas * width)
-        positions = np.where(counts > 0, first + columns % np.maximum(counts, 1), 0)
+        positions = (first + columns) % max(len(order), 1)
         weights = (columns < counts).astype(np.float32)
 
         def select(table: np.ndarray) -> np.ndarray:

@@ -109,13 +109,18 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether all epochs are trained, or early stopping ended the run."""
+        return self.has_stalled or self.position.epoch >= self.plan.epochs
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether early stopping ended the run."""
         patience = self.config.early_stopping
-        stalled = patience is not None and int(self.state.epochs_without_gain.numpy()) >= patience
-        return stalled or self.position.epoch >= self.plan.epochs
+        return patience is not None and int(self.state.epochs_without_gain.numpy()) >= patience
 
     def counts_for_early_stopping(self, epoch: int) -> bool:
         """Returns whether all groups are trained in an epoch, so that early stopping counts it."""
-        last_beginning = max(group.schedule.first_step for group in self.groups)
+        beginnings = [group.schedule.first_step for group in self.groups]
+        last_beginning = max(step for step in beginnings if step < self.plan.steps)
         return epoch * self.plan.steps_per_epoch >= last_beginning
 
 
@@ -253,7 +258,10 @@ def with_earlier_choices(
       team: this process and the other workers of the run.
       directory: the run's folder, on the chief; None for a new run.
     """
-    earlier = team.from_chief(directory.read_choices() if directory else {})
+    found = directory.read_choices() if directory else {}
+    if directory and config.epochs > directory.read_config().epochs:
+        found.pop("evaluation_scale", None)  # chosen again at the end of the longer run
+    earlier = team.from_chief(found)
     return with_choices(config, {name: Choice(*one) for name, one in earlier.items()})
 
 
@@ -375,8 +383,13 @@ def check_validation(config: TrainConfig, source: Source) -> bool:
 
 
 def check_views(config: TrainConfig, loader: DataLoader) -> None:
-    """Raises `UserError` if a cache is requested, but the views of photos cannot be counted."""
+    """Raises `UserError` if an endless augmentation has no epoch, or its outputs need a cache."""
     endless = loader.augmentation.endless
+    if endless and not config.epochs:
+        raise UserError(
+            f"{endless} is given, but epochs is 0, and it begins after the epochs of the head "
+            "alone; give --epochs and --unfreeze_from=none to train the head with it"
+        )
     if endless and config.epochs and config.trunk_cache in ("memory", "disk"):
         raise UserError(
             f"trunk_cache is {config.trunk_cache!r}, but {endless} shows each photo differently in "

@@ -175,7 +175,7 @@ def trained_statistics(model: keras.Model) -> list[keras.Variable]:
     """Returns the moving means and variances of trained BatchNorm layers."""
     return [
         variable
-        for layer in model.backbone._flatten_layers()
+        for layer in (*model.backbone._flatten_layers(), *model.head._flatten_layers())
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         for variable in (layer.moving_mean, layer.moving_variance)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 
@@ -16,6 +17,13 @@ from research.models.recompute import cut_into_blocks, run_blocks
 
 # About one block of a mobile network.
 MAX_LAYERS_TO_REPEAT = 10
+# Dense layers have the argument `training` for quantization; models pass it to their layers.
+SAME_IN_TRAINING = (
+    keras.layers.BatchNormalization,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.Model,
+)
 
 Activations = tuple[tf.Tensor, ...]
 
@@ -87,15 +95,28 @@ def cheapest_cut(model: keras.Model, index: int) -> int:
 
     Inside a block, several large tensors cross the cut; at the beginning of a block, one small
     tensor does. Running a few frozen layers again costs less than moving their output. The cut does
-    not move below a dropout layer, which would then run in training mode.
+    not move below a layer that is random in training, such as dropout, which would then run in this
+    mode.
     """
 
     def crossing_size(cut: int) -> int:
         return sum(math.prod(tensor.shape[1:]) for tensor in crossing_tensors(model, cut))
 
     lower = range(index - 1, max(index - MAX_LAYERS_TO_REPEAT, 1), -1)
-    allowed = itertools.takewhile(lambda cut: not hasattr(model.layers[cut], "rate"), lower)
+    allowed = itertools.takewhile(lambda cut: not may_be_random(model.layers[cut]), lower)
     return min([index, *allowed], key=crossing_size)
+
+
+def may_be_random(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer, or one inside it, may compute something else in training.
+
+    BatchNorm is not meant: it does so only where it is trained.
+    """
+    return any(
+        "training" in inspect.signature(one.call).parameters
+        and not isinstance(one, SAME_IN_TRAINING)
+        for one in layer._flatten_layers()
+    )
 
 
 def split_backbone(model: keras.Model, index: int, recompute: bool = False) -> SplitBackbone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import keras
 import tensorflow as tf
@@ -27,8 +28,8 @@ class Wrapper(keras.Model):
 
     Raises:
       ValueError: if there are fewer than 2 classes.
-      UserError: if the task's pooling has weights, or if the shape or dtype of the head's output is
-        not that of logits for these classes.
+      UserError: if the task's pooling has weights, if a layer has an activity regularizer, or if
+        the shape or dtype of the head's output is not that of logits for these classes.
     """
 
     def __init__(
@@ -58,6 +59,17 @@ class Wrapper(keras.Model):
             raise UserError(
                 f"{kind} returns a pooling with weights, but pooling is never trained; move layers "
                 "with weights to the head"
+            )
+        penalized = [
+            layer.name
+            for part in (self.pooling, self.head)
+            for layer in part._flatten_layers()
+            if getattr(layer, "activity_regularizer", None) is not None
+        ]
+        if penalized:
+            raise UserError(
+                f"{kind} returns the layer {penalized[0]!r} with an activity_regularizer, which is "
+                "not used; add the penalty to the losses of the task"
             )
         sizes = (1, 2) if len(names) == 2 else (len(names),)
         if len(logits.shape) != 2 or logits.shape[1] not in sizes or logits.dtype != "float32":
@@ -95,12 +107,20 @@ def freeze_below(backbone: keras.Model, index: int, bn_mode: str) -> None:
 def penalize(model: Wrapper, l2_penalty: float) -> None:
     """Adds `keras.regularizers.L2(l2_penalty)` to each trained kernel, unless it is 0.
 
-    Biases, and the scales and offsets of normalization layers, have no penalty.
+    Other weights have no penalty, see `is_kernel`. A kernel with a regularizer of its own keeps it.
     """
     if l2_penalty:
         for variable in model.trainable_variables:
-            if len(variable.shape) > 1:
+            if is_kernel(variable) and variable.regularizer is None:
                 variable.regularizer = keras.regularizers.L2(l2_penalty)
+
+
+def is_kernel(variable: keras.Variable) -> bool:
+    """Returns whether a variable is more than one number per channel.
+
+    Biases, scales and offsets of normalization layers, and scales of layers are not.
+    """
+    return math.prod(variable.shape[:-1]) > 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from research.models.wrapper import is_kernel
 from research.optimization.schedules import LearningRate
 
 
@@ -55,15 +56,15 @@ def make_group(
       step: the step counter of the run. All groups read their learning rates at this step and not
         at their optimizers' own counters.
       weight_decay: decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101): each step
-        subtracts this factor times the learning rate times the weight. Biases, and the scales and
-        offsets of normalization layers, are excluded. None keeps the optimizer's default: 0.004 for
+        subtracts this factor times the learning rate times the weight. Biases and scales are
+        excluded, see `is_kernel`. None keeps the optimizer's default: 0.004 for
         AdamW, no decay for the others.
     """
     optimizer = build(lambda: schedule(step))
     optimizer.name = f"{name}_{optimizer.name}"
     if weight_decay is not None:
         optimizer.weight_decay = weight_decay or None
-    excluded = [variable for variable in variables if len(variable.shape) < 2]
+    excluded = [variable for variable in variables if not is_kernel(variable)]
     if excluded:
         optimizer.exclude_from_weight_decay(var_list=excluded)
     optimizer.build(list(variables))

@@ -229,8 +229,10 @@ def closing_lines(directory: RunDirectory, ended_early: bool = False) -> str:
     )
 
 
-def finished_note(config: TrainConfig) -> str:
+def finished_note(config: TrainConfig, ended_early: bool) -> str:
     """Returns a note for a run that is resumed although nothing is left to train."""
+    if ended_early:
+        return "note: --early_stopping ended this run; to train longer, start a new run"
     reason = length_is_fixed(config)
     way_out = f"start a new run, because {reason}" if reason else "increase --epochs"
     return f"note: nothing is left to train; to train longer, {way_out}"

@@ -16,6 +16,7 @@ import filelock
 
 from research.runs.durable_files import append_line, write_atomically, write_file
 from research.settings.automatic import Choice
+from research.settings.fields import AUTO
 from research.settings.train_config import AUTOMATIC, FILE_DIGESTS, TrainConfig, python_files
 from research.system.errors import UserError
 from research.system.printable import printable
@@ -168,7 +169,8 @@ class RunDirectory:
 
     def _write_config(self, config: TrainConfig, choices: Mapping[str, Choice]) -> None:
         written = {**dataclasses.asdict(config), FILE_DIGESTS: python_files(config)}
-        written[AUTOMATIC] = {name: choice.reason for name, choice in choices.items()}
+        made = {name: one for name, one in choices.items() if getattr(config, name) != AUTO}
+        written[AUTOMATIC] = {name: choice.reason for name, choice in made.items()}
         write_atomically(self.config_file, json.dumps(written, indent=2) + "\n")
 
     def read_config(self) -> TrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from research.settings.train_config import TrainConfig
 
@@ -22,13 +23,13 @@ def follow_hyperrule(config: TrainConfig, photos: int) -> TrainConfig:
     if not config.hyperrule:
         return config
     updates = 500 if photos < 20_000 else 10_000 if photos < 500_000 else 20_000
-    steps = config.steps_per_pass(photos)
+    epochs = math.ceil(updates / config.steps_per_pass(photos))
     return dataclasses.replace(
         config,
         hyperrule=False,
-        epochs=max(1, round(updates / steps)),
+        epochs=epochs,
         head_epochs=0,
-        steps_per_epoch=0,
+        steps_per_epoch=round(updates / epochs),
         head_schedule="staircase",
         backbone_schedule="staircase",
         warmup=f"{min(500, updates // 5)}steps",

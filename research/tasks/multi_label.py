@@ -59,10 +59,13 @@ class MultiLabel(Task):
         check_label_vectors(labels, class_names)
 
     def balanced_weights(self, labels: np.ndarray, classes: int) -> tuple[float, ...]:
-        """Returns photos without the label / photos with it, by class; 1 if no photo has it."""
+        """Returns photos without the label / photos with it, by class.
+
+        It is 1 if no photo has the label, or each: a weight of 0 would leave it out of the loss.
+        """
         positives = label_vectors(labels, classes).sum(axis=0)
-        weights = (len(labels) - positives) / np.maximum(positives, 1)
-        return tuple(float(weight) for weight in np.where(positives > 0, weights, 1.0))
+        weights = np.where(positives > 0, (len(labels) - positives) / np.maximum(positives, 1), 1.0)
+        return tuple(float(weight) for weight in np.where(weights > 0, weights, 1.0))
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns the mean binary cross-entropy over the classes, in nats, float32 (batch,).

@@ -68,6 +68,14 @@ def test_equal_names_and_two_mixings_are_refused():
         AugmentationPipeline([Mixing(mixup=0.2), Mixing(cutmix=1.0)])
 
 
+def test_views_that_their_numbers_do_not_select_are_refused():
+    class Turned(Augmentation):
+        numbers, views = 1, 4
+
+    with pytest.raises(UserError, match=r"Turned has 4 views, but .* define both methods"):
+        AugmentationPipeline([Turned()])
+
+
 class QuarterTurn(Augmentation):
     """Rotates by a multiple of 90 degrees: four views."""
 

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from research.data.augmentation import (
+    Augmentation,
     AugmentationPipeline,
     HorizontalFlip,
     Mixing,
@@ -26,7 +27,8 @@ from research.loop.learner import Learner
 from research.loop.plan import make_plan
 from research.loop.run_state import RunState
 from research.loop.steps import Network
-from research.loop.trunk.frozen_layers import FrozenLayers, bytes_per_photo
+from research.loop.trunk.description import describe_outputs
+from research.loop.trunk.frozen_layers import FrozenLayers, _first_rows_match, bytes_per_photo
 from research.models import residual
 from research.models.backbone import stage_starts
 from research.models.backbone_table import find_backbone
@@ -397,6 +399,49 @@ def test_a_layer_whose_code_changed_is_noticed(decoded, on_disk, monkeypatch):
     assert expected != before
     found, _ = train(make_network(small_resnet, 20), photos, on_disk)
     assert found == expected
+
+
+class Turned(Augmentation):
+    """Two views, of which one is turned by `quarters`."""
+
+    numbers, views, quarters = 1, 2, 1
+
+    def view_of(self, numbers):
+        return (numbers[..., 0] >= 0.5).astype(np.int64)
+
+    def numbers_of(self, view):
+        return np.float32([view / 2])
+
+    def change_pixels(self, photos, numbers):
+        turned = np.rot90(photos, self.quarters, axes=(1, 2))
+        return np.where(self.view_of(numbers)[:, None, None, None] == 1, turned, photos)
+
+
+def test_the_code_of_an_augmentation_and_the_pooling_are_described(decoded, monkeypatch):
+    def described(network, kind="features"):
+        photos = loader_of(decoded, Turned())
+        return describe_outputs(network, photos, kind, {"train": 2})["train"]
+
+    network = make_network(small_resnet, None)
+    before = described(network)
+    assert described(network) == before
+    monkeypatch.setattr(Turned, "quarters", 2)
+    other = described(network)
+    assert {name for name in other if other[name] != before[name]} == {"prepared_sha256"}
+    activations = described(network, "activations")
+    monkeypatch.setattr(network.model, "pooling", keras.layers.Flatten())
+    flat = described(network)
+    assert {name for name in flat if flat[name] != other[name]} == {"layers_sha256"}
+    assert described(network, "activations") == activations
+
+
+def test_cached_rows_of_another_shape_do_not_match(decoded):
+    computed = tf.zeros((4, 6))
+    for shape, expected in (((9, 6), True), ((9, 5), False), ((3, 6), False)):
+        found = [np.zeros(shape, np.float32)]
+        assert (
+            _first_rows_match(lambda _: [computed], loader_of(decoded), "train", found) == expected
+        )
 
 
 class Nameless(keras.layers.Layer):

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.models.batch_norm import WeightedBatchNorm, takes_weights, weigh_batch_norm
+from research.models.batch_norm import (
+    WeightedBatchNorm,
+    takes_weights,
+    trained_statistics,
+    weigh_batch_norm,
+)
 
 VALUES = np.random.default_rng(0).normal(3, 2, (6, 4, 4, 5)).astype("f4")
 ALL = np.ones(6, "f4")
@@ -98,3 +105,14 @@ def test_only_trained_batch_norm_layers_take_weights():
     )
     second.trainable = False
     assert weigh_batch_norm(model) is model
+
+
+def test_the_statistics_of_a_head_are_averaged_over_devices_too():
+    def network() -> keras.Sequential:
+        return keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+
+    model = SimpleNamespace(backbone=network(), head=network())
+    wanted = [variable for part in (model.backbone, model.head) for variable in part.weights[2:]]
+    assert [id(one) for one in trained_statistics(model)] == [id(one) for one in wanted]
+    model.backbone.layers[0].trainable = False
+    assert len(trained_statistics(model)) == 2

@@ -43,6 +43,7 @@ def describe_outputs(
         # Only frozen BatchNorm layers are folded, and folding changes the last bits of the outputs.
         frozen = model.backbone
         trained = [layer.trainable for layer in model.backbone._flatten_layers()]
+        trained += [type(model.pooling).__name__, list(model.feature_shape)]
     weights = hashlib.sha256()
     for variable in frozen.weights if frozen else ():
         weights.update(f"{variable.shape}".encode())
@@ -75,13 +76,15 @@ def describe_outputs(
 
 def _hash_of_preprocessing(loader: DataLoader, split: str, size: int, views: int) -> str:
     """Hashes the input of the first layer for a test image, in each view."""
-    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.float32)
+    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.uint8)
     digest = hashlib.sha256()
     for view in range(views):
-        image: tf.Tensor = tf.constant(picture)
         augmentation = loader.augmentation_of(split)
+        numbers = augmentation.numbers_of(view)[np.newaxis]
+        changed = augmentation.change_pixels(picture, numbers).astype(np.float32)
+        image: tf.Tensor = tf.constant(changed)
         if views > 1:
-            image = augmentation.apply(image, augmentation.numbers_of(view)[np.newaxis])
+            image = augmentation.apply(image, numbers)
         if loader.preprocessing:
             image = loader.preprocessing(image)
         digest.update(image.numpy().data)

@@ -276,7 +276,9 @@ def _first_rows_match(
         expected = tensor.numpy().astype(np.float32)
         tolerance = 0.02 * float(np.abs(expected).max())
         first = np.asarray(rows[: len(expected)]).astype(np.float32)
-        if not np.allclose(first, expected, rtol=0, atol=tolerance):
+        if first.shape != expected.shape or not np.allclose(
+            first, expected, rtol=0, atol=tolerance
+        ):
             return False
     return True
 
