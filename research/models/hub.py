@@ -55,7 +55,8 @@ def download_weights(weights: str) -> HubFile:
       weights: the repository, as `hf://OWNER/NAME[@REVISION]`.
 
     Raises:
-      UserError: huggingface_hub is not installed, the download failed, or the hash is wrong.
+      UserError: huggingface_hub is not installed, the download failed, or the hash is wrong or
+        not known.
     """
     repository, revision = parse_repository(weights)
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -75,6 +76,12 @@ def download_weights(weights: str) -> HubFile:
         ) from error
     # The cache has a link in a folder named by the commit, to a file named by its hash.
     file = os.path.realpath(path)
+    if not os.path.islink(path):
+        raise UserError(
+            f"weights is {weights!r}; the cache of huggingface_hub has no symbolic links there, so "
+            f"the hash of {path} cannot be verified; set HF_HOME to a folder on a file system with "
+            "links, or give the path of the file"
+        )
     if not _has_hash(file, os.path.basename(file)):
         raise UserError(
             f"weights is {weights!r}; the downloaded file {file} does not have the hash of the "

@@ -122,6 +122,16 @@ def test_a_changed_download_is_refused(endpoint, tmp_path, monkeypatch):
     assert "does not have the hash of the hub" in message
 
 
+def test_a_cache_without_links_is_refused_with_the_way_out(monkeypatch, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(CONTENT)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
+    with pytest.raises(
+        UserError, match=r"no symbolic links there, .* or give the path of the file"
+    ):
+        hub.download_weights("hf://owner/name")
+
+
 @pytest.mark.parametrize("weights", ["hf://owner/other", "hf://owner/name@v2"])
 def test_an_unknown_repository_or_revision_is_one_line(weights, endpoint, tmp_path):
     (message,) = download(weights, tmp_path, endpoint)
