@@ -35,6 +35,7 @@ from benchmarks.ablation_report import report
 from benchmarks.ablation_rows import (
     EVALUATIONS,
     FIT_ROWS,
+    PRECISION,
     ROWS,
     evaluations_of,
     has_few_views,
@@ -139,7 +140,7 @@ class Planned:
         first = [*self.task.photos, f"--backbone={backbone}", f"--weights={weights}"]
         place = "disk" if has_few_views(self.row) else "auto"
         first += [f"--trunk_cache={place}", f"--cache_dir={cache / self.group}"]
-        first += ["--precision=float32"]  # what `auto` chooses depends on the machine
+        first += [PRECISION]
         # The default and `fast` find out by themselves that digits must not be mirrored.
         return [*first, *ROWS.get(self.row, self.task.others)]
 

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.fit_recipes import ARTICLE, KERAS_IO, TENSORFLOW_ORG
 from benchmarks.harness import RESULTS
 from flags.command_line import parse_config
+from research.settings.automatic import automatic_settings
 from research.settings.fields import setting_of
 from research.settings.train_config import TrainConfig
 
@@ -68,6 +69,11 @@ FIT_ROWS = {
 # of the default changes the hash. If a new setting changes results by default, write its value in
 # earlier runs into this file before the next run.
 SETTINGS = RESULTS / "ablation_settings.json"
+# What `auto` chooses depends on the machine.
+PRECISION = "--precision=float32"
+# The version of the rules of `auto` and of the regression that a head starts from, which are not
+# settings. Increase it when they change.
+RULES = 2
 # Ways to evaluate a run, with the changed fields of `EvalConfig`.
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "": {},
@@ -107,14 +113,14 @@ def settings_of(row: str) -> str:
         return _hash(dataclasses.asdict(FIT_ROWS[row]))
     known = json.loads(SETTINGS.read_text(encoding="utf-8"))
     unchanged = {**_settings(TrainConfig()), **known["later"]}
-    found = _settings(parse_config(TrainConfig, list(ROWS[row])))
-    return _hash(
-        {
-            name: value
-            for name, value in found.items()
-            if name in known["first"] or value != unchanged[name]
-        }
-    )
+    config = parse_config(TrainConfig, [PRECISION, *ROWS[row]])
+    found = _settings(config)
+    used = {
+        name: value
+        for name, value in found.items()
+        if name in known["first"] or value != unchanged[name]
+    }
+    return _hash({**used, "rules": RULES} if automatic_settings(config) else used)
 
 
 def record_new_settings(file: Path = SETTINGS) -> None:

@@ -8,7 +8,8 @@ the test photos, which are the same in all runs. A draw takes some of the other 
 They are all used for training: there is no validation split. The photos of a draw with few photos
 are also in the same draw with more. The logistic regression is that of scikit-learn with its
 defaults. It is trained on the features that the row `fast` is trained on, and predicts from those
-that `fast` is evaluated on.
+that `fast` is evaluated on. The test photos are also those of the fold on which the rules of the
+default were chosen.
 
 The figures of each run are appended to `benchmarks/results/few_photos.jsonl`. It begins by printing
 how long it will take. `--report` prints the table.
@@ -40,7 +41,7 @@ from benchmarks.ablation import (
     expected_time,
     train_and_evaluate,
 )
-from benchmarks.ablation_rows import ROWS, record_new_settings, settings_of
+from benchmarks.ablation_rows import PRECISION, ROWS, record_new_settings, settings_of
 from benchmarks.harness import RESULTS, ROOT
 from benchmarks.tasks import (
     DividedSource,
@@ -109,7 +110,9 @@ def frozen_features(
 
     from research.loop.builder import build_network, make_loader
     from research.loop.trunk.frozen_layers import BATCH_SIZE, view_batches
+    from research.system.devices import set_precision
 
+    set_precision(config.precision)
     network, loader = build_network(config, source.class_names).network, make_loader(config, source)
     compute = tf.function(lambda batch: network.features(batch, training=False), autograph=False)
     views = [
@@ -150,7 +153,7 @@ def run_draw(
       draw: number of the draw.
       missing: the row and the photos per class of each run.
     """
-    common = [f"--backbone={backbone}", f"--weights={weights}"]
+    common = [f"--backbone={backbone}", f"--weights={weights}", PRECISION]
     head_alone = parse_config(TrainConfig, [*common, *ROWS["fast"], *flags])
     import_tensorflow()
     import tensorflow as tf

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ablation import BACKBONE
+from benchmarks.ablation_rows import PRECISION, settings_of
 from benchmarks.harness import ROOT, data_parser, write_result
-from benchmarks.tasks import DividedSource, Fold
+from benchmarks.tasks import DividedSource, Fold, hash_of_weights
 from flags.command_line import parse_config
 from research.data.resizing import RESIZES
 from research.settings.train_config import TrainConfig
@@ -79,15 +80,17 @@ def run_fold(flags: list[str], fold: Fold) -> dict[str, dict[str, tuple[float, b
 def run_all(arguments: argparse.Namespace) -> None:
     """Makes the runs that the file does not have, one after another."""
     done = {key_of(run) for run in read_runs(arguments.runs)}
+    weights = hash_of_weights(arguments.weights)
     data = {"cats_vs_dogs": ["--dataset=cats_vs_dogs", f"--data_dir={arguments.data_dir}"]}
     for folder in arguments.image_folders:
         data[Path(folder).name] = [f"--image_folder={Path(folder).absolute()}"]
     turns = itertools.product(range(FOLDS), data, arguments.recipes, RESIZES)
     for index, name, recipe, resize in turns:
         run: dict[str, Any] = {"data": name, "recipe": recipe, "resize": resize, "fold": index}
+        run |= {"weights": weights, "settings": settings_of(recipe)}
         if key_of(run) in done:
             continue
-        flags = [f"--flagfile={ROOT}/recipes/{recipe}.flags", f"--backbone={BACKBONE}"]
+        flags = [PRECISION, f"--flagfile={ROOT}/recipes/{recipe}.flags", f"--backbone={BACKBONE}"]
         flags += [f"--weights={Path(arguments.weights).absolute()}", f"--resize={resize}"]
         command = [sys.executable, "-m", "benchmarks.resize", f"--runs={arguments.runs}"]
         command += [f"--run={index}", "--", *flags, *data[name]]
@@ -100,7 +103,7 @@ def run_all(arguments: argparse.Namespace) -> None:
             f"{split}: log loss {loss:.4f}, accuracy {hits:.4f}"
             for split, (loss, hits) in means.items()
         )
-        print(f"{' '.join(map(str, key_of(run)))}  {shown}", flush=True)
+        print(f"{' '.join(map(str, key_of(run)[:4]))}  {shown}", flush=True)
 
 
 def read_runs(file: Path) -> list[dict[str, Any]]:
@@ -111,7 +114,8 @@ def read_runs(file: Path) -> list[dict[str, Any]]:
 
 def key_of(run: dict[str, Any]) -> tuple[Any, ...]:
     """Returns what distinguishes a run from the others."""
-    return run["data"], run["recipe"], run["resize"], run["fold"]
+    names = ("data", "recipe", "resize", "fold", "weights", "settings")
+    return tuple(run[name] for name in names)
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

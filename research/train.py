@@ -133,8 +133,8 @@ def train_together(
             print(console.finished_note(config, run.has_stalled), flush=True)
     else:
         records.begin(run.config, run.loader, run.figures)
-    traced_steps = parse_steps(config.profile_steps) if directory else range(0)
-    profiler = StepProfiler(traced_steps, directory.events / "train" if directory else None)
+    events = directory.events / "train" if directory else None
+    profiler = StepProfiler(parse_steps(config.profile_steps), events)
     with deferred() as request:
         loop = Loop(run, records, profiler, StopRequest(team, request))
         while not run.is_finished:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research.system import interruption
 from tests.helpers import (
     FINISHED_RUN,
     ROOT,
@@ -168,3 +171,18 @@ def test_the_other_programs_end_with_one_line_and_leave_no_files(
     name = script.removesuffix("/__main__.py").rpartition("/")[2]
     assert process.stderr == f"{name}: interrupted by Ctrl-C (SIGINT)\n"
     assert {path for path in whole.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("in_a_program", [False, True])
+def test_handlers_are_restored_after_a_signal_unless_the_program_ends(in_a_program):
+    with contextlib.ExitStack() as stack:
+        if in_a_program:
+            stack.enter_context(interruption.raised())
+        before = signal.getsignal(signal.SIGTERM)
+        with interruption.deferred() as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.number == signal.SIGTERM
+        found = signal.getsignal(signal.SIGTERM)
+        assert found == (signal.SIG_DFL if in_a_program else before)
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -189,8 +189,40 @@ def test_an_activity_regularizer_is_refused():
             pooling, _ = super().make_head(feature_shape, class_names, seed)
             return pooling, keras.layers.Dense(1, activity_regularizer="l2", name="mine")
 
-    with pytest.raises(UserError, match="returns the layer 'mine' with an activity_regularizer"):
+    with pytest.raises(UserError, match="the layer 'mine' has an activity_regularizer"):
         Wrapper(build_small_resnet((32, 32, 3), None), task=WithPenalty())
+
+
+def test_a_variable_of_a_task_outside_of_the_head_is_refused():
+    class WithVariable(Task):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.temperature = keras.Variable(1.0)
+
+    class WithVariableOfTheHead(Task):
+        def make_head(self, feature_shape, class_names, seed):
+            pooling, head = super().make_head(feature_shape, class_names, seed)
+            head.build((None, feature_shape[-1]))
+            self.kernel = head.kernel
+            return pooling, head
+
+    backbone = build_small_resnet((32, 32, 3), None)
+    with pytest.raises(UserError, match="has the variable 'temperature', which is neither trained"):
+        Wrapper(backbone, task=WithVariable())
+    task = WithVariableOfTheHead()
+    assert Wrapper(backbone, task=task).head.kernel is task.kernel
+
+
+def test_a_head_with_several_outputs_is_refused(backbone):
+    class TwoHeads(Task):
+        def make_head(self, feature_shape, class_names, seed):
+            pooling, _ = super().make_head(feature_shape, class_names, seed)
+            features = keras.Input(feature_shape[-1:])
+            outputs = [keras.layers.Dense(1, dtype="float32")(features) for _ in range(2)]
+            return pooling, keras.Model(features, outputs)
+
+    with pytest.raises(UserError, match="returns a head with several outputs; expected one tensor"):
+        Wrapper(backbone, task=TwoHeads())
 
 
 def test_splitting_twice_gives_correct_parts(backbone):

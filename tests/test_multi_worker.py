@@ -405,7 +405,11 @@ def test_unsupported_settings_of_several_workers_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("workers", "flags", "reason"),
     [
-        (2, ("--unfreeze_from=none", "--epochs=3", "--trunk_cache=memory"), "features in memory"),
+        (
+            2,
+            ("--unfreeze_from=none", "--epochs=3", "--trunk_cache=memory", "--profile_steps=2:3"),
+            "features in memory",
+        ),
         (4, ("--head_epochs=1", "--epochs=1", "--trunk_cache=off", "--horizontal_flip"), "off"),
     ],
 )

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from research.loop.builder import make_task
-from research.runs.tracker import Tracker
+from research.runs.tracker import Tracker, open_tracker
 from research.system.errors import UserError
 from research.system.python_file import load_from_file
+from research.tasks.task import Task
 from research.train import train
 from tests.helpers import (
     SMALL_CONFIG,
@@ -266,6 +268,42 @@ def test_smoothing_is_refused_where_the_task_s_losses_leave_it_out():
     task = f"{ROOT / 'examples' / 'focal_loss.py'}:FocalLoss"
     with pytest.raises(UserError, match="but the losses of FocalLoss do not take it"):
         make_task(dataclasses.replace(SMALL_CONFIG, task=task, label_smoothing=0.1))
+
+
+class Unreachable(Tracker):
+    def __init__(self):
+        raise OSError("no route to host")
+
+
+def test_a_tracker_that_cannot_be_constructed_is_told(capsys):
+    open_tracker(f"{__file__}:Unreachable").send("end", {})
+    assert capsys.readouterr().err == (
+        "note: the tracker Unreachable cannot be constructed (OSError: no route to host); training "
+        "continues without it\n"
+    )
+
+
+def test_a_task_that_takes_no_smoothing_is_refused(tmp_path):
+    class Bare(Task):
+        def __init__(self):
+            super().__init__()
+
+    with pytest.raises(UserError, match="the task Bare cannot be constructed with label_smoothing"):
+        make_task(SMALL_CONFIG, Bare)
+
+
+def test_losses_of_a_mixin_support_no_setting_either():
+    class Mixin:
+        def losses(self, logits, batch):
+            return tf.zeros(len(logits))
+
+    class Mixed(Mixin, Task):
+        pass
+
+    class Further(Mixed):
+        pass
+
+    assert Mixed.supports == Further.supports == frozenset()
 
 
 def test_a_method_that_the_base_class_does_not_have_is_told(tmp_path, capsys):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from research.optimization.schedules import Rising, Schedule, SequentialSchedule
+from research.optimization.schedules import Rising, Schedule, SequentialSchedule, Shape
 
 
 def test_constant():
@@ -57,3 +59,15 @@ def test_a_rising_rate_is_geometric():
     np.testing.assert_allclose(
         [float(rising(step)) for step in range(7, 12)], [1e-4, 1e-3, 1e-2, 0.1, 1], rtol=1e-4
     )
+
+
+def test_a_factor_may_be_an_object_and_return_float64():
+    class Falling:
+        def __call__(self, share):
+            return 1.0 - tf.cast(share, tf.float64)
+
+    for factor, name in ((Falling(), "Falling"), (functools.partial(pow, 0.5), "partial")):
+        schedule = Schedule(Shape(factor), 0.2, 0, 100)
+        assert str(schedule) == f"0.2, {name}"
+        assert schedule(0).dtype == tf.float32
+    assert float(Schedule(Shape(Falling()), 0.2, 0, 100)(50)) == pytest.approx(0.1)

@@ -9,6 +9,7 @@ import numpy as np
 from research.data.decode import DamagedImageError, decode_image
 from research.data.source import Source
 from research.data.thread_pool import pillow_warnings_hidden
+from research.system.errors import UserError
 
 
 def random_raw_images(
@@ -31,6 +32,11 @@ def random_raw_images(
         places, order = order[:tried], order[tried:]
         stored = zip(range(max(places) + 1), source.examples("train"), strict=False)
         found = {place: example for place, example in stored if place in places}
+        if len(found) < len(places):
+            raise UserError(
+                "the source yields fewer training photos than its count, "
+                f"{source.count('train'):,}; correct its method `count`"
+            )
         for place in places:
             with contextlib.suppress(DamagedImageError), pillow_warnings_hidden():
                 if len(drawn) < n:

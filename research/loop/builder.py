@@ -350,6 +350,13 @@ def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:
     """
     kind = kind or find_task(config.task)
     check_supported(config, kind)
+    try:
+        inspect.signature(kind).bind(label_smoothing=config.label_smoothing)
+    except TypeError as error:
+        raise UserError(
+            f"the task {kind.__name__} cannot be constructed with label_smoothing ({error}); give "
+            "its __init__ the arguments label_smoothing and class_weights of Task, with defaults"
+        ) from error
     return kind(label_smoothing=config.label_smoothing)
 
 

@@ -172,12 +172,17 @@ def _is_weighable(layer: keras.layers.Layer) -> bool:
 
 
 def trained_statistics(model: keras.Model) -> list[keras.Variable]:
-    """Returns the moving means and variances of trained BatchNorm layers."""
+    """Returns what trained layers change without gradients, such as the statistics of BatchNorm.
+
+    The states of random generators are whole numbers, and are not among them.
+    """
     return [
         variable
-        for layer in (*model.backbone._flatten_layers(), *model.head._flatten_layers())
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-        for variable in (layer.moving_mean, layer.moving_variance)
+        for part in (model.backbone, model.head)
+        for layer in part._flatten_layers()
+        if layer.trainable
+        for variable in layer._non_trainable_variables
+        if tf.as_dtype(variable.dtype).is_floating
     ]
 
 

@@ -28,8 +28,9 @@ class Wrapper(keras.Model):
 
     Raises:
       ValueError: if there are fewer than 2 classes.
-      UserError: if the task's pooling has weights, if a layer has an activity regularizer, or if
-        the shape or dtype of the head's output is not that of logits for these classes.
+      UserError: if the task's pooling has weights, if a layer has an activity regularizer, if the
+        task has variables outside of the head, or if the shape or dtype of the head's output is not
+        that of logits for these classes.
     """
 
     def __init__(
@@ -51,6 +52,11 @@ class Wrapper(keras.Model):
         image = keras.Input(base_model.output_shape[1:])
         pooled = self.pooling(image)
         logits = self.head(pooled, training=False)
+        if not isinstance(logits, keras.KerasTensor):
+            raise UserError(
+                f"the task {type(task).__name__} returns a head with several outputs; expected one "
+                "tensor of logits: concatenate them"
+            )
         self.built = True
         self.feature_shape: tuple[int, ...] = tuple(pooled.shape[1:])
         self.logits: int = logits.shape[-1]
@@ -62,15 +68,22 @@ class Wrapper(keras.Model):
             )
         penalized = [
             layer.name
-            for part in (self.pooling, self.head)
+            for part in (base_model, self.pooling, self.head)
             for layer in part._flatten_layers()
             if getattr(layer, "activity_regularizer", None) is not None
         ]
         if penalized:
             raise UserError(
-                f"{kind} returns the layer {penalized[0]!r} with an activity_regularizer, which is "
-                "not used; add the penalty to the losses of the task"
+                f"the layer {penalized[0]!r} has an activity_regularizer, which is not used; add "
+                "the penalty to the losses of a task"
             )
+        owned = {id(variable) for variable in self.head.variables}
+        for name, value in vars(task).items():
+            if isinstance(value, (keras.Variable, tf.Variable)) and id(value) not in owned:
+                raise UserError(
+                    f"{kind} has the variable {name!r}, which is neither trained nor saved; create "
+                    "it in a layer of the head"
+                )
         sizes = (1, 2) if len(names) == 2 else (len(names),)
         if len(logits.shape) != 2 or logits.shape[1] not in sizes or logits.dtype != "float32":
             raise UserError(

@@ -102,14 +102,17 @@ class Schedule:
         begin = self.warmup_steps if shape.after_warmup else 0
         steps = max(1, self.last_step - self.first_step - begin)
         share = tf.clip_by_value((elapsed - begin) / steps, 0.0, 1.0)
-        rate = tf.constant(self.peak, tf.float32) * shape.factor(share)
+        rate = tf.constant(self.peak, tf.float32) * tf.cast(shape.factor(share), tf.float32)
         if self.warmup_steps and shape.warms_up:
             rate *= tf.minimum((elapsed + 1.0) / self.warmup_steps, 1.0)
         return tf.where(elapsed < 0, 0.0, rate)
 
     def __str__(self) -> str:
         shape = self.shape
-        return f"{self.peak:g}, {shape if isinstance(shape, str) else shape.factor.__name__}"
+        if isinstance(shape, str):
+            return f"{self.peak:g}, {shape}"
+        factor = shape.factor  # a function, or an object that can be called
+        return f"{self.peak:g}, {getattr(factor, '__name__', type(factor).__name__)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -200,7 +201,7 @@ class RunDirectory:
     def check_class_names(self, found: tuple[str, ...]) -> None:
         """Raises `UserError` unless the run was trained on exactly these classes."""
         trained = self.read_class_names()
-        if found != trained:
+        if tuple(found) != trained:
             raise UserError(
                 f"the photos have the classes {', '.join(found[:10])}; the run in "
                 f"{str(self.path)!r} was trained on {', '.join(trained[:10])}; expected the same"
@@ -275,13 +276,12 @@ class RunDirectory:
         return []
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Appends a row to metrics.jsonl, with null for NaN, which JSON lacks.
+        """Appends a row to metrics.jsonl, with null for NaN and infinity, which JSON lacks.
 
         Raises:
           UserError: the file cannot be written.
         """
-        known = {name: None if value != value else value for name, value in row.items()}
-        append_line(self.metrics_file, json.dumps(known))
+        append_line(self.metrics_file, json.dumps(_without_infinities(row)))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, without damaged or truncated lines."""
@@ -300,7 +300,7 @@ class RunDirectory:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes result.json, which marks the run as finished."""
-        write_file(self.result_file, json.dumps(result, indent=2) + "\n")
+        write_file(self.result_file, json.dumps(_without_infinities(result), indent=2) + "\n")
 
     def forget_result(self) -> None:
         """Removes result.json, if it exists: the run is not finished."""
@@ -340,3 +340,10 @@ def not_writable(path: Path, reason: str | None) -> UserError:
         f"ckpt_dir is {str(path)!r}, which cannot be written ({reason}); free disk space, change "
         "the permissions, or give another --ckpt_dir"
     )
+
+
+def _without_infinities(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }

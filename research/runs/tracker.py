@@ -54,12 +54,16 @@ class SafeTracker:
             getattr(self._tracker, method)(*arguments)
         except Exception as error:  # user code may raise anything
             name, self._tracker = type(self._tracker).__name__, None
-            print(
-                f"note: the tracker {name} failed in {method}() ({type(error).__name__}: "
-                f"{one_line(error)}); training continues without it",
-                file=sys.stderr,
-                flush=True,
-            )
+            _note_failure(f"{name} failed in {method}()", error)
+
+
+def _note_failure(what: str, error: Exception) -> None:
+    print(
+        f"note: the tracker {what} ({type(error).__name__}: {one_line(error)}); training continues "
+        "without it",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def open_tracker(reference: str | None) -> SafeTracker:
@@ -68,4 +72,11 @@ def open_tracker(reference: str | None) -> SafeTracker:
     Raises:
       UserError: the file cannot be imported, or defines no such subclass of `Tracker`.
     """
-    return SafeTracker(load_from_file("tracker", reference, Tracker)() if reference else None)
+    if reference is None:
+        return SafeTracker(None)
+    kind = load_from_file("tracker", reference, Tracker)
+    try:
+        return SafeTracker(kind())
+    except Exception as error:  # user code may raise anything
+        _note_failure(f"{kind.__name__} cannot be constructed", error)
+        return SafeTracker(None)

@@ -74,17 +74,23 @@ def deferred() -> Iterator[Request]:
     try:
         yield request
     finally:
-        if request.number is None:
+        # In a program, a second signal ends the process. A Python session goes on.
+        if request.number is None or not any(isinstance(one, _Raise) for one in before.values()):
             _restore(before)
+
+
+class _Raise:
+    """A handler that raises `Interrupted` at the first signal; the program then ends."""
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        _handle(signal.SIG_DFL)
+        raise Interrupted(number)
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
     """Raises `Interrupted` in the main thread at the first signal."""
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        _handle(signal.SIG_DFL)
-        raise Interrupted(number)
+    interrupt = _Raise()
 
     def end_if_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
         # Python drops exceptions that are raised in finalizers.

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from research.system.errors import UserError, first_line, one_line
 from research.system.python_file import is_python_reference, load_from_file
-from research.tasks.metrics import mean_metrics
+from research.tasks.metrics import Means, mean_metrics
 from research.tasks.multi_label import MultiLabel
 from research.tasks.task import Task
 
@@ -74,8 +74,16 @@ def sum_shapes(
             )
     sums = task.sums(zeros, examples)
     read = {name: value.numpy() for name, value in sums.items()}
+
+    def figures_of(means: Means) -> Mapping[str, float]:
+        found = task.figures(means)
+        for name in RESERVED:
+            if name in found:
+                raise UserError(f"{kind}.figures returns the reserved name {name!r}; rename it")
+        return found
+
     try:
-        figures = mean_metrics(read, task.figures)
+        figures = mean_metrics(read, figures_of)
     except TypeError as error:
         raise UserError(
             f"{kind}.figures cannot be computed ({one_line(error)}); expected floats: remove means "

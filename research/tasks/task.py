@@ -57,8 +57,8 @@ class Task:
     communicates: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "losses" in vars(cls) and "supports" not in vars(cls):
+        base = next(one for one in cls.__mro__[1:] if issubclass(one, Task))
+        if cls.losses is not base.losses and "supports" not in vars(cls):
             cls.supports = frozenset()
 
     def __init__(
@@ -169,8 +169,8 @@ class Task:
             tape.watch(at)
             sums = self.sums(network.logits(batch, training=True), batch)
             scaled = sums["loss"] * scale
-        zero = tf.UnconnectedGradients.ZERO
-        return Gradients(tape.gradient(scaled, at, unconnected_gradients=zero), sums)
+        found = tape.gradient(scaled, at, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return Gradients([tf.convert_to_tensor(one) for one in found], sums)  # of IndexedSlices
 
     def sums(self, logits: tf.Tensor, batch: Batch) -> Sums:
         """Returns the weighted sums of losses and metrics over a batch, and of the weights."""

@@ -116,3 +116,13 @@ def test_the_statistics_of_a_head_are_averaged_over_devices_too():
     assert [id(one) for one in trained_statistics(model)] == [id(one) for one in wanted]
     model.backbone.layers[0].trainable = False
     assert len(trained_statistics(model)) == 2
+
+
+def test_other_state_of_trained_layers_is_averaged_and_that_of_generators_is_not():
+    class Centred(keras.layers.Layer):
+        def build(self, shape):
+            self.centre = self.add_weight(shape=(3,), trainable=False, name="centre")
+
+    head = keras.Sequential([keras.Input((3,)), Centred(), keras.layers.Dropout(0.5)])
+    model = SimpleNamespace(backbone=keras.Sequential([keras.Input((3,))]), head=head)
+    assert [variable.name for variable in trained_statistics(model)] == ["centre"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from research.runs.durable_files import write_file
 from research.runs.find_run import default_path, find_run, length_is_fixed
 from research.runs.logbook import Logbook
+from research.runs.profiler import StepProfiler
 from research.runs.run_directory import FIGURES, PhotoEntry, RunDirectory
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
@@ -221,3 +223,46 @@ def test_several_processes_write_the_same_file(tmp_path):
     left.write_text("half")
     write_file(file, "whole")
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path):
+    directory = RunDirectory(tmp_path)
+    row = {"epoch": 1, "a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 0.5}
+    directory.append_metrics(row)
+    directory.write_result(row)
+    for file in (directory.metrics_file, directory.result_file):
+        found = json.loads(file.read_text(), parse_constant=pytest.fail)
+        assert found == {"epoch": 1, "a": None, "b": None, "c": None, "d": 0.5}
+
+
+def test_class_names_may_be_a_list(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.labels_file.write_text("cat\ndog\n")
+    directory.check_class_names(["cat", "dog"])
+    with pytest.raises(UserError, match="the photos have the classes dog, cat"):
+        directory.check_class_names(["dog", "cat"])
+
+
+def test_a_worker_without_a_folder_runs_the_same_steps_per_call_as_the_chief(tmp_path, capsys):
+    chief, other = (StepProfiler(range(3, 5), folder) for folder in (tmp_path / "x", None))
+    limits = [(step, planned) for step in range(6) for planned in (step + 1, 10)]
+    assert [chief.limit(*one) for one in limits] == [other.limit(*one) for one in limits]
+    with other.traced(3), other.traced(4):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_trace_that_cannot_be_written_is_told_and_one_that_is_interrupted_is_closed(
+    tmp_path, capsys
+):
+    (tmp_path / "plugins").write_text("a file")
+    profiler = StepProfiler(range(1, 2), tmp_path)
+    with profiler.traced(1):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: the trace of the profiler cannot be written (")
+    with pytest.raises(KeyError), StepProfiler(range(1, 3), tmp_path / "x").traced(1):
+        raise KeyError
+    with StepProfiler(range(1, 2), tmp_path / "y").traced(1):
+        pass
+    assert "profile      steps 1 to 1" in capsys.readouterr().out
