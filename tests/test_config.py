@@ -86,6 +86,8 @@ def test_runs_from_before_the_setting_resize_were_trained_on_squashed_photos():
     assert TrainConfig.from_json(json.dumps(settings)).resize == "pad"
     del settings["resize"]
     assert TrainConfig.from_json(json.dumps(settings)).resize == "squash"
+    del settings["weight_averaging"]  # these runs have no averages in their checkpoints
+    assert TrainConfig.from_json(json.dumps(settings)).weight_averaging == 0
 
 
 @pytest.mark.parametrize(

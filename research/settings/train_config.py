@@ -516,7 +516,9 @@ class TrainConfig(PhotoConfig):
             raise UserError("config.json does not contain a JSON object of settings")
         values.pop(FILE_DIGESTS, None)
         values.pop(AUTOMATIC, None)
-        if values.get("steps_per_epoch", 0) is None:  # in runs of earlier versions
+        # Runs of earlier versions averaged no weights.
+        values.setdefault("weight_averaging", 0.0)
+        if values.get("steps_per_epoch", 0) is None:
             values["steps_per_epoch"] = 0
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
