@@ -83,7 +83,7 @@ def test_predictions_that_are_corrected_by_hand_are_labels(trained, folder):
     flags = ("--image_folder=photos.zip", "--labels=labels.csv", "--split=train+validation+test")
     process = run_script(folder, "run_eval.py", "--ckpt_dir=run", "--nopictures", *flags)
     assert process.returncode == 0, process.stderr
-    (file,) = (folder / "run" / "checkpoints" / "latest").glob("*.photos_zip.*.json")
+    (file,) = (folder / "run" / "checkpoints" / "latest").glob("*.photos_zip-??????.*.json")
     found = json.loads(file.read_text())
     assert found["photos"] == 51
     assert found["accuracy"]["value"] == pytest.approx(34 / 51)
