@@ -125,7 +125,6 @@ def train_together(
     get_learner = functools.cache(
         functools.partial(make_learner, run, records.make_histograms(config.histogram_every))
     )
-
     if resumed:
         validated = run.position.steps_done < run.plan.steps_per_epoch
         records.resume(run.config, run.figures, run.state.current_step, validated)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from research.data.array_records import ID, name_of_record
 
-EXAMPLES_PER_BATCH = 64
+READ_AT_ONCE = 64  # examples
 
 
 def read_tf_records(
@@ -29,15 +29,22 @@ def read_tf_records(
       Features by name, and the example's `ID`.
     """
     scalars = {key: tf.io.FixedLenFeature((), kind) for key, kind in kinds.items()}
-    options = tf.data.Options()
-    options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
     for file in builder.info.splits[expression].file_instructions:
         stored = tf.data.TFRecordDataset(file.filename).skip(file.skip).take(file.take)
-        parsed = stored.batch(EXAMPLES_PER_BATCH).map(
+        parsed = stored.batch(READ_AT_ONCE).map(
             lambda records: tf.io.parse_example(records, scalars)
         )
-        row = file.skip
-        for batch in parsed.with_options(options).as_numpy_iterator():
-            for values in zip(*batch.values(), strict=True):
-                yield {**dict(zip(batch, values, strict=True)), ID: name_of_record(file, row)}
-                row += 1
+        for row, example in enumerate(examples_of(parsed), file.skip):
+            yield {**example, ID: name_of_record(file, row)}
+
+
+def examples_of(batches: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Yields the examples of batches of dictionaries, with values of NumPy.
+
+    Reading examples one by one in Python would be slower than decoding them.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
+    for batch in batches.with_options(options).as_numpy_iterator():
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))

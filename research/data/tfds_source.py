@@ -27,12 +27,11 @@ from research.data.folder.findings import note_empty_splits
 from research.data.folder.folder_options import Shares
 from research.data.folder.photo_tree import state_of_file
 from research.data.source import Example, Source
-from research.data.tf_records import read_tf_records
+from research.data.tf_records import READ_AT_ONCE, examples_of, read_tf_records
 from research.system.errors import UserError, first_line
 from research.system.printable import printable
 
 BUILT_IN = (Sketches, Digits)
-READ_AT_ONCE = 64  # examples
 WAYS_OUT = (
     "give --data_dir=DIR with the prepared data set, --image_folder=DIR with the unzipped photos "
     "(one subfolder per class), or --dataset=sketches, which needs no download"
@@ -177,8 +176,6 @@ class TfdsSource(Source):
         return records
 
     def _read_in_order(self, expression: str) -> Iterator[dict[str, Any]]:
-        options = tf.data.Options()
-        options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
         stored = self._builder.as_dataset(
             split=expression,
             decoders=tfds.decode.PartialDecoding(
@@ -188,7 +185,6 @@ class TfdsSource(Source):
             # Files are read one after another, so that the order is the same on every machine.
             # Its own name of an example takes as long as the rest, so only where it is used.
             read_config=tfds.ReadConfig(
-                options=options,
                 add_tfds_id=not self._file_name,
                 try_autocache=False,
                 interleave_cycle_length=1,
@@ -196,10 +192,7 @@ class TfdsSource(Source):
         )
         if self._label_set:
             stored = stored.map(self._with_label_vector)
-        # Reading examples one by one in Python would be slower than decoding them.
-        for batch in stored.batch(READ_AT_ONCE).as_numpy_iterator():
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+        yield from examples_of(stored.batch(READ_AT_ONCE))
 
     def _with_label_vector(self, example: dict[str, Any]) -> dict[str, Any]:
         """Replaces the labels of an example by int32 (classes,), 1 for each of its classes."""

@@ -390,7 +390,7 @@ def check_views(config: TrainConfig, loader: DataLoader) -> None:
             f"{endless} is given, but epochs is 0, and it begins after the epochs of the head "
             "alone; give --epochs and --unfreeze_from=none to train the head with it"
         )
-    if endless and config.epochs and config.trunk_cache in ("memory", "disk"):
+    if endless and config.trunk_cache in ("memory", "disk"):
         raise UserError(
             f"trunk_cache is {config.trunk_cache!r}, but {endless} shows each photo differently in "
             "every epoch; give --trunk_cache=auto, or only --horizontal_flip, whose two views can "

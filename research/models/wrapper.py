@@ -52,15 +52,26 @@ class Wrapper(keras.Model):
         image = keras.Input(base_model.output_shape[1:])
         pooled = self.pooling(image)
         logits = self.head(pooled, training=False)
+        kind = f"the task {type(task).__name__}"
         if not isinstance(logits, keras.KerasTensor):
             raise UserError(
-                f"the task {type(task).__name__} returns a head with several outputs; expected one "
-                "tensor of logits: concatenate them"
+                f"{kind} returns a head with several outputs; expected one tensor of logits: "
+                "concatenate them"
             )
+        self._check_parts(task, kind)
         self.built = True
         self.feature_shape: tuple[int, ...] = tuple(pooled.shape[1:])
         self.logits: int = logits.shape[-1]
-        kind = f"the task {type(task).__name__}"
+        sizes = (1, 2) if len(names) == 2 else (len(names),)
+        if len(logits.shape) != 2 or logits.shape[1] not in sizes or logits.dtype != "float32":
+            raise UserError(
+                f"{kind} returns a head with {logits.dtype} outputs {logits.shape}; expected "
+                f"float32 (batch, {' or '.join(map(str, sizes))}): set the units of the last layer "
+                'to the number of logits, and its dtype to "float32"'
+            )
+
+    def _check_parts(self, task: Task, kind: str) -> None:
+        """Raises `UserError` for weights that are not trained, and penalties that are not used."""
         if self.pooling.weights:
             raise UserError(
                 f"{kind} returns a pooling with weights, but pooling is never trained; move layers "
@@ -68,7 +79,7 @@ class Wrapper(keras.Model):
             )
         penalized = [
             layer.name
-            for part in (base_model, self.pooling, self.head)
+            for part in (self.backbone, self.pooling, self.head)
             for layer in part._flatten_layers()
             if getattr(layer, "activity_regularizer", None) is not None
         ]
@@ -84,13 +95,6 @@ class Wrapper(keras.Model):
                     f"{kind} has the variable {name!r}, which is neither trained nor saved; create "
                     "it in a layer of the head"
                 )
-        sizes = (1, 2) if len(names) == 2 else (len(names),)
-        if len(logits.shape) != 2 or logits.shape[1] not in sizes or logits.dtype != "float32":
-            raise UserError(
-                f"{kind} returns a head with {logits.dtype} outputs {logits.shape}; expected "
-                f"float32 (batch, {' or '.join(map(str, sizes))}): set the units of the last layer "
-                'to the number of logits, and its dtype to "float32"'
-            )
 
     def call(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps preprocessed images (batch, height, width, 3) to logits (batch, 1 or classes)."""

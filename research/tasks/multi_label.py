@@ -64,8 +64,9 @@ class MultiLabel(Task):
         It is 1 if no photo has the label, or each: a weight of 0 would leave it out of the loss.
         """
         positives = label_vectors(labels, classes).sum(axis=0)
-        weights = np.where(positives > 0, (len(labels) - positives) / np.maximum(positives, 1), 1.0)
-        return tuple(float(weight) for weight in np.where(weights > 0, weights, 1.0))
+        ratios = (len(labels) - positives) / np.maximum(positives, 1)
+        has_both = (positives > 0) & (positives < len(labels))
+        return tuple(float(weight) for weight in np.where(has_both, ratios, 1.0))
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns the mean binary cross-entropy over the classes, in nats, float32 (batch,).

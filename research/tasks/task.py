@@ -24,7 +24,7 @@ class Gradients(NamedTuple):
     """The sums that one device computes from its part of a batch.
 
     Attributes:
-      values: the gradient of the scaled, weighted sum of the losses, one for each variable.
+      values: the gradient of the scaled, weighted sum of the losses for each variable, dense.
       sums: the sums of the losses, the metrics and the weights, by name.
     """
 
@@ -57,6 +57,7 @@ class Task:
     communicates: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         base = next(one for one in cls.__mro__[1:] if issubclass(one, Task))
         if cls.losses is not base.losses and "supports" not in vars(cls):
             cls.supports = frozenset()
@@ -170,7 +171,7 @@ class Task:
             sums = self.sums(network.logits(batch, training=True), batch)
             scaled = sums["loss"] * scale
         found = tape.gradient(scaled, at, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return Gradients([tf.convert_to_tensor(one) for one in found], sums)  # of IndexedSlices
+        return Gradients([tf.convert_to_tensor(one) for one in found], sums)
 
     def sums(self, logits: tf.Tensor, batch: Batch) -> Sums:
         """Returns the weighted sums of losses and metrics over a batch, and of the weights."""

@@ -417,6 +417,13 @@ class Turned(Augmentation):
         return np.where(self.view_of(numbers)[:, None, None, None] == 1, turned, photos)
 
 
+class Darkened(Augmentation):
+    views, factor = 1, 1.0
+
+    def apply(self, photos, numbers):
+        return self.factor * photos
+
+
 def test_the_code_of_an_augmentation_and_the_pooling_are_described(decoded, monkeypatch):
     def described(network, kind="features"):
         photos = loader_of(decoded, Turned())
@@ -428,6 +435,15 @@ def test_the_code_of_an_augmentation_and_the_pooling_are_described(decoded, monk
     monkeypatch.setattr(Turned, "quarters", 2)
     other = described(network)
     assert {name for name in other if other[name] != before[name]} == {"prepared_sha256"}
+    # So are augmentations that change all photos in the same way.
+    with_one_view = []
+    for factor in (1.0, 0.5):
+        monkeypatch.setattr(Darkened, "factor", factor)
+        (found,) = describe_outputs(
+            network, loader_of(decoded, Darkened()), "features", {"train": 1}
+        ).values()
+        with_one_view.append(found["prepared_sha256"])
+    assert with_one_view[0] != with_one_view[1]
     activations = described(network, "activations")
     monkeypatch.setattr(network.model, "pooling", keras.layers.Flatten())
     flat = described(network)

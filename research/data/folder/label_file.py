@@ -80,9 +80,9 @@ def read_label_file(path: str, columns: str | None = None) -> LabelTable:
       UserError: the file cannot be read, or its columns are not known.
     """
     text = _read_text(path)
-    first_line = 0
+    skipped_lines = 0
     if text.lower().startswith("sep="):  # a line that Excel writes and reads
-        text, first_line = text.partition("\n")[2], 1
+        text, skipped_lines = text.partition("\n")[2], 1
     header = text.partition("\n")[0]
     if not header.strip():
         raise UserError(f"labels is {path!r}, whose first line is empty; {_EXPECTED}")
@@ -94,7 +94,8 @@ def read_label_file(path: str, columns: str | None = None) -> LabelTable:
         columns_used = _find_columns(path, names, columns)
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                rows.append(_row(first_line + reader.line_num, cells, len(names), columns_used))
+                line = skipped_lines + reader.line_num
+                rows.append(_row(line, cells, len(names), columns_used))
     except csv.Error as error:
         raise UserError(
             f"labels is {path!r}, which is not a table ({error}); {_EXPECTED}"

@@ -38,12 +38,14 @@ def describe_outputs(
         layers = _without(json.loads(model.backbone.to_json()), ("trainable", "synchronized"))
     except (NotImplementedError, TypeError, ValueError):  # a layer without get_config()
         return None
-    frozen, trained = parts.trunk, None
+    frozen, of_features = parts.trunk, None
     if input_kind == "features":
         # Only frozen BatchNorm layers are folded, and folding changes the last bits of the outputs.
         frozen = model.backbone
-        trained = [layer.trainable for layer in model.backbone._flatten_layers()]
-        trained += [type(model.pooling).__name__, list(model.feature_shape)]
+        of_features = [
+            *(layer.trainable for layer in model.backbone._flatten_layers()),
+            *(type(model.pooling).__name__, list(model.feature_shape)),
+        ]
     weights = hashlib.sha256()
     for variable in frozen.weights if frozen else ():
         weights.update(f"{variable.shape}".encode())
@@ -51,7 +53,7 @@ def describe_outputs(
     common = {
         "format": 3,
         "kept": input_kind,
-        "layers_sha256": _hash_of_json([layers, trained]),
+        "layers_sha256": _hash_of_json([layers, of_features]),
         "weights_sha256": weights.hexdigest(),
         "crossing": list(parts.crossing),
         "device": "GPU" if devices.has_gpu() else "CPU",
@@ -82,9 +84,7 @@ def _hash_of_preprocessing(loader: DataLoader, split: str, size: int, views: int
         augmentation = loader.augmentation_of(split)
         numbers = augmentation.numbers_of(view)[np.newaxis]
         changed = augmentation.change_pixels(picture, numbers).astype(np.float32)
-        image: tf.Tensor = tf.constant(changed)
-        if views > 1:
-            image = augmentation.apply(image, numbers)
+        image = augmentation.apply(tf.constant(changed), tf.constant(numbers))
         if loader.preprocessing:
             image = loader.preprocessing(image)
         digest.update(image.numpy().data)
