@@ -183,13 +183,30 @@ def test_one_number_per_channel_is_no_kernel():
         assert is_kernel(keras.Variable(np.zeros(shape))) is expected
 
 
-def test_an_activity_regularizer_is_refused():
+class AddsLoss(keras.layers.Dense):
+    def call(self, inputs):
+        outputs = super().call(inputs)
+        self.add_loss(keras.ops.mean(outputs))
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (lambda: AddsLoss(1, name="mine"), "calls add_loss"),
+        (
+            lambda: keras.layers.Dense(1, activity_regularizer="l2", name="mine"),
+            "has an activity_regularizer",
+        ),
+    ],
+)
+def test_a_penalty_of_outputs_is_refused(layer, reason):
     class WithPenalty(Task):
         def make_head(self, feature_shape, class_names, seed):
             pooling, _ = super().make_head(feature_shape, class_names, seed)
-            return pooling, keras.layers.Dense(1, activity_regularizer="l2", name="mine")
+            return pooling, keras.Sequential([layer()])
 
-    with pytest.raises(UserError, match="the layer 'mine' has an activity_regularizer"):
+    with pytest.raises(UserError, match=f"the layer 'mine' {reason}, which is not used"):
         Wrapper(build_small_resnet((32, 32, 3), None), task=WithPenalty())
 
 

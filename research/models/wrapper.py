@@ -28,9 +28,9 @@ class Wrapper(keras.Model):
 
     Raises:
       ValueError: if there are fewer than 2 classes.
-      UserError: if the task's pooling has weights, if a layer has an activity regularizer, if the
-        task has variables outside of the head, or if the shape or dtype of the head's output is not
-        that of logits for these classes.
+      UserError: if the task's pooling has weights, if a layer adds a penalty of its outputs to the
+        loss, if the task has variables outside of the head, or if the shape or dtype of the head's
+        output is not that of logits for these classes.
     """
 
     def __init__(
@@ -77,17 +77,14 @@ class Wrapper(keras.Model):
                 f"{kind} returns a pooling with weights, but pooling is never trained; move layers "
                 "with weights to the head"
             )
-        penalized = [
-            layer.name
-            for part in (self.backbone, self.pooling, self.head)
-            for layer in part._flatten_layers()
-            if getattr(layer, "activity_regularizer", None) is not None
-        ]
-        if penalized:
-            raise UserError(
-                f"the layer {penalized[0]!r} has an activity_regularizer, which is not used; add "
-                "the penalty to the losses of a task"
-            )
+        for part in (self.backbone, self.pooling, self.head):
+            for layer in part._flatten_layers():
+                penalty = penalty_of_outputs(layer)
+                if penalty:
+                    raise UserError(
+                        f"the layer {layer.name!r} {penalty}, which is not used; add the penalty "
+                        "to the losses of a task"
+                    )
         owned = {id(variable) for variable in self.head.variables}
         for name, value in vars(task).items():
             if isinstance(value, (keras.Variable, tf.Variable)) and id(value) not in owned:
@@ -100,6 +97,14 @@ class Wrapper(keras.Model):
         """Maps preprocessed images (batch, height, width, 3) to logits (batch, 1 or classes)."""
         features = self.pooling(self.backbone(image, training=training))
         return self.head(features, training=training)
+
+
+def penalty_of_outputs(layer: keras.layers.Layer) -> str | None:
+    """Returns how a layer adds a penalty of its outputs to the loss; None if it adds none."""
+    if getattr(layer, "activity_regularizer", None) is not None:
+        return "has an activity_regularizer"
+    code = getattr(type(layer).call, "__code__", None)
+    return "calls add_loss" if code and "add_loss" in code.co_names else None
 
 
 def freeze_below(backbone: keras.Model, index: int, bn_mode: str) -> None:
