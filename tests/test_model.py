@@ -210,6 +210,22 @@ def test_a_penalty_of_outputs_is_refused(layer, reason):
         Wrapper(build_small_resnet((32, 32, 3), None), task=WithPenalty())
 
 
+def test_a_tensorflow_variable_in_the_head_is_refused():
+    class Scaled(keras.layers.Dense):
+        def __init__(self, units, name):
+            super().__init__(units, name=name)
+            self.temperature = tf.Variable(5.0)
+
+    class WithScale(Task):
+        def make_head(self, feature_shape, class_names, seed):
+            return super().make_head(feature_shape, class_names, seed)[0], Scaled(1, name="mine")
+
+    with pytest.raises(
+        UserError, match=r"'mine' has the tf\.Variable 'temperature', which is neith"
+    ):
+        Wrapper(build_small_resnet((32, 32, 3), None), task=WithScale())
+
+
 def test_a_variable_of_a_task_outside_of_the_head_is_refused():
     class WithVariable(Task):
         def __init__(self, *arguments):

@@ -8,11 +8,14 @@ import shutil
 import signal
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.loop.builder import make_task
+from research.loop.builder import make_task, shape_of
+from research.optimization.groups import make_group
+from research.optimization.schedules import Schedule
 from research.runs.tracker import Tracker, open_tracker
 from research.system.errors import UserError
 from research.system.python_file import load_from_file
@@ -290,6 +293,42 @@ def test_a_task_that_takes_no_smoothing_is_refused(tmp_path):
 
     with pytest.raises(UserError, match="the task Bare cannot be constructed with label_smoothing"):
         make_task(SMALL_CONFIG, Bare)
+
+
+def test_a_task_that_does_not_pass_smoothing_on_is_refused():
+    class Forgetful(Task):
+        def __init__(self, label_smoothing=0.0, class_weights=None):
+            super().__init__()
+
+    assert make_task(SMALL_CONFIG, Forgetful).label_smoothing == 0
+    with pytest.raises(UserError, match=r"is 0\.1, but the task Forgetful has 0\.0; call super"):
+        make_task(dataclasses.replace(SMALL_CONFIG, label_smoothing=0.1), Forgetful)
+
+
+def test_a_schedule_of_steps_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import keras\nmine = keras.optimizers.schedules.CosineDecay(1e-3, 100)\n"
+    )
+    with pytest.raises(UserError, match="maps steps to learning rates; expected a function that"):
+        shape_of("head_schedule", f"{tmp_path / 'mine.py'}:mine")
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda rate: keras.optimizers.SGD(0.1), "does not use the learning rate"),
+        (
+            lambda rate: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate)),
+            "is a LossScaleOptimizer, but the training step scales the loss itself",
+        ),
+    ],
+)
+def test_an_optimizer_that_would_not_train_as_asked_is_refused(build, reason):
+    variables = [keras.Variable(np.ones((2, 2)))]
+    schedule, step = Schedule("constant", 0.1, 0, 10), tf.Variable(0, dtype=tf.int64)
+    assert make_group("head", variables, keras.optimizers.SGD, schedule, step).name == "head"
+    with pytest.raises(UserError, match=f"the optimizer of the group 'head' {reason}"):
+        make_group("head", variables, build, schedule, step)
 
 
 def test_losses_of_a_mixin_support_no_setting_either():

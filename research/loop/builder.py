@@ -222,9 +222,15 @@ def build_group(
 
 def shape_of(setting: str, schedule: str) -> str | Shape:
     """Returns the name of a schedule in `SCHEDULES`, or the shape loaded from the user's file."""
-    if is_python_reference(schedule):
-        return Shape(load_from_file(setting, schedule))
-    return schedule
+    if not is_python_reference(schedule):
+        return schedule
+    found = load_from_file(setting, schedule)
+    if isinstance(found, keras.optimizers.schedules.LearningRateSchedule):
+        raise UserError(
+            f"{setting} is {schedule!r}, which maps steps to learning rates; expected a function "
+            "that maps the share of the training that is done, in [0, 1], to a factor of the rate"
+        )
+    return Shape(found)
 
 
 def _check_unfreezing(plan: Plan, parts: int) -> None:
@@ -357,7 +363,14 @@ def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:
             f"the task {kind.__name__} cannot be constructed with label_smoothing ({error}); give "
             "its __init__ the arguments label_smoothing and class_weights of Task, with defaults"
         ) from error
-    return kind(label_smoothing=config.label_smoothing)
+    task = kind(label_smoothing=config.label_smoothing)
+    if task.label_smoothing != config.label_smoothing:
+        raise UserError(
+            f"label_smoothing is {config.label_smoothing}, but the task {kind.__name__} has "
+            f"{task.label_smoothing}; call super().__init__(label_smoothing, class_weights) in its "
+            "__init__"
+        )
+    return task
 
 
 def check_supported(config: TrainConfig, kind: type[Task]) -> None:

@@ -85,6 +85,13 @@ class Wrapper(keras.Model):
                         f"the layer {layer.name!r} {penalty}, which is not used; add the penalty "
                         "to the losses of a task"
                     )
+        for layer in self.head._flatten_layers():
+            for name, value in vars(layer).items():
+                if isinstance(value, tf.Variable):
+                    raise UserError(
+                        f"the layer {layer.name!r} has the tf.Variable {name!r}, which is neither "
+                        "trained nor saved; create it with add_weight"
+                    )
         owned = {id(variable) for variable in self.head.variables}
         for name, value in vars(task).items():
             if isinstance(value, (keras.Variable, tf.Variable)) and id(value) not in owned:

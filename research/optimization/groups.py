@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from research.models.wrapper import is_kernel
 from research.optimization.schedules import LearningRate
+from research.system.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,29 @@ def make_group(
         subtracts this factor times the learning rate times the weight. Biases and scales are
         excluded, see `is_kernel`. None keeps the optimizer's default: 0.004 for
         AdamW, no decay for the others.
+
+    Raises:
+      UserError: the optimizer does not use the learning rate, or scales the loss itself.
     """
-    optimizer = build(lambda: schedule(step))
+    is_read = False
+
+    def learning_rate() -> tf.Tensor:
+        nonlocal is_read
+        is_read = True
+        return schedule(step)
+
+    optimizer = build(learning_rate)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise UserError(
+            f"the optimizer of the group {name!r} is a LossScaleOptimizer, but the training step "
+            "scales the loss itself; return its inner optimizer, and give --precision=float16"
+        )
+    _ = optimizer.learning_rate  # calls the function, if the optimizer keeps it
+    if not is_read:
+        raise UserError(
+            f"the optimizer of the group {name!r} does not use the learning rate that it is given, "
+            "so that schedules would have no effect; pass it on to the Keras optimizer"
+        )
     optimizer.name = f"{name}_{optimizer.name}"
     if weight_decay is not None:
         optimizer.weight_decay = weight_decay or None

@@ -226,7 +226,7 @@ class TrainConfig(PhotoConfig):
     )
     backbone_learning_rate: float = settings.rate(
         AUTO,
-        "learning rate of the unfrozen backbone layers. 'auto' chooses up to 2e-4: the more photos "
+        "learning rate of the unfrozen backbone layers. 'auto' chooses up to 6e-4: the more photos "
         "a classifier on frozen features misclassifies, the higher",
         fallback=3e-5,
     )
@@ -283,9 +283,9 @@ class TrainConfig(PhotoConfig):
         AUTO,
         "run_eval.py resizes photos to --image_size times this factor, rounded to a multiple of 32 "
         "pixels, or of the patch of a transformer. Networks are often more accurate at a larger "
-        "size than in training (FixRes). 'auto' chooses 1.2, unless a classifier on frozen "
-        "features recognises enlarged photos worse, as for images whose content always has the "
-        "same scale",
+        "size than in training (FixRes). 'auto' chooses 1.2 after the last epoch, unless the "
+        "validation loss is clearly higher at that size, as for images whose content always has "
+        "the same scale",
         maximum=8.0,
         fallback=1.0,
     )
