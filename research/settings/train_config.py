@@ -161,7 +161,8 @@ class TrainConfig(PhotoConfig):
         AUTO,
         "first backbone layer to train: its index, its name, or a stage; 'none' trains only the "
         "head. 'auto' chooses layer 100, or the stage at half of the operations if frozen features "
-        "classify less than 93 % of the photos correctly, and 'none' for fewer than 160 photos",
+        "classify less than 93 % of the photos correctly or the backbone has at most 100 layers, "
+        "and 'none' for fewer than 160 photos if the head starts from a regression",
         fallback="100",
     )
     gradual_unfreezing: int | None = settings.count(
@@ -188,7 +189,9 @@ class TrainConfig(PhotoConfig):
     steps_per_epoch: int = settings.count(
         AUTO,
         "end each epoch after this many steps; the next epoch continues with the next photos. 0 "
-        "shows all photos once. 'auto' does so too, unless that is fewer than 20 steps",
+        "shows all photos once. 'auto' does so too; if that is fewer than 20 steps, it chooses 20, "
+        "unless frozen features suffice, there are fewer than 400 photos, or the head starts from "
+        "a regression",
         fallback=0,
     )
     early_stopping: int | None = settings.count(
@@ -226,8 +229,9 @@ class TrainConfig(PhotoConfig):
     )
     backbone_learning_rate: float = settings.rate(
         AUTO,
-        "learning rate of the unfrozen backbone layers. 'auto' chooses up to 6e-4: the more photos "
-        "a classifier on frozen features misclassifies, the higher",
+        "learning rate of the unfrozen backbone layers. 'auto' chooses 3e-5 if "
+        "frozen features suffice, and otherwise 1.5e-4 to 6e-4: the more photos a classifier on "
+        "them misclassifies, the higher. It is lower with few photos",
         fallback=3e-5,
     )
     backbone_schedule: str = settings.choice(
@@ -282,10 +286,10 @@ class TrainConfig(PhotoConfig):
     evaluation_scale: float = settings.rate(
         AUTO,
         "run_eval.py resizes photos to --image_size times this factor, rounded to a multiple of 32 "
-        "pixels, or of the patch of a transformer. Networks are often more accurate at a larger "
+        "pixels, or of 14 pixels for DINOv2. Networks are often more accurate at a larger "
         "size than in training (FixRes). 'auto' chooses 1.2 after the last epoch, unless the "
         "validation loss is clearly higher at that size, as for images whose content always has "
-        "the same scale",
+        "the same scale; 1 without validation photos",
         maximum=8.0,
         fallback=1.0,
     )
