@@ -221,7 +221,7 @@ def test_a_tensorflow_variable_in_the_head_is_refused():
             return super().make_head(feature_shape, class_names, seed)[0], Scaled(1, name="mine")
 
     with pytest.raises(
-        UserError, match=r"'mine' has the tf\.Variable 'temperature', which is neith"
+        UserError, match="the layer 'mine' has the variable 'temperature', which is n"
     ):
         Wrapper(build_small_resnet((32, 32, 3), None), task=WithScale())
 

@@ -317,6 +317,7 @@ def test_a_schedule_of_steps_is_refused(tmp_path):
     ("build", "reason"),
     [
         (lambda rate: keras.optimizers.SGD(0.1), "does not use the learning rate"),
+        (lambda rate: keras.optimizers.SGD(float(rate())), "does not use the learning rate"),
         (
             lambda rate: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate)),
             "is a LossScaleOptimizer, but the training step scales the loss itself",

@@ -85,20 +85,16 @@ class Wrapper(keras.Model):
                         f"the layer {layer.name!r} {penalty}, which is not used; add the penalty "
                         "to the losses of a task"
                     )
-        for layer in self.head._flatten_layers():
-            for name, value in vars(layer).items():
-                if isinstance(value, tf.Variable):
-                    raise UserError(
-                        f"the layer {layer.name!r} has the tf.Variable {name!r}, which is neither "
-                        "trained nor saved; create it with add_weight"
-                    )
         owned = {id(variable) for variable in self.head.variables}
-        for name, value in vars(task).items():
-            if isinstance(value, (keras.Variable, tf.Variable)) and id(value) not in owned:
-                raise UserError(
-                    f"{kind} has the variable {name!r}, which is neither trained nor saved; create "
-                    "it in a layer of the head"
-                )
+        holders: dict[str, object] = {kind: task}
+        holders |= {f"the layer {one.name!r}": one for one in self.head._flatten_layers()}
+        for holder, held in holders.items():
+            for name, value in vars(held).items():
+                if isinstance(value, (keras.Variable, tf.Variable)) and id(value) not in owned:
+                    raise UserError(
+                        f"{holder} has the variable {name!r}, which is neither trained nor saved; "
+                        "create it with add_weight in a layer of the head"
+                    )
 
     def call(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps preprocessed images (batch, height, width, 3) to logits (batch, 1 or classes)."""

@@ -77,6 +77,7 @@ def make_group(
             f"the optimizer of the group {name!r} is a LossScaleOptimizer, but the training step "
             "scales the loss itself; return its inner optimizer, and give --precision=float16"
         )
+    is_read = False  # also if the optimizer was built with the rate of the first step
     _ = optimizer.learning_rate  # calls the function, if the optimizer keeps it
     if not is_read:
         raise UserError(
