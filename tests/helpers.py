@@ -56,6 +56,7 @@ SMALL_CONFIG = TrainConfig(
     steps_per_epoch=0,
     head_epochs=3,
     horizontal_flip=True,
+    random_crop_area=1.0,
     backbone_learning_rate=3e-5,
     weight_averaging=0.0,
     mirror_averaging=False,

@@ -23,6 +23,7 @@ from research.models.backbone import FirstLayers
 from research.runs.console import finished_note
 from research.runs.find_run import find_run
 from research.settings.automatic import (
+    Change,
     Choice,
     Evidence,
     automatic_settings,
@@ -37,6 +38,7 @@ from research.train import train
 from tests.helpers import SMALL_CONFIG, read_checkpoint
 
 LAYERS = FirstLayers("100", "stage4")
+KEPT, WORSE = Change(lost=10, won=7), Change(lost=50, won=25)
 
 
 def small_run(photos: Path, folder: Path, **settings: Any) -> TrainConfig:
@@ -50,15 +52,19 @@ def small_run(photos: Path, folder: Path, **settings: Any) -> TrainConfig:
 
 
 def values(
-    config: TrainConfig, photos: int, found: Evidence | str, obstacle: str | None = None
+    config: TrainConfig,
+    photos: int,
+    found: Evidence | str,
+    obstacle: str | None = None,
+    cropped: Change = KEPT,
 ) -> dict[str, object]:
-    choices = choose(config, photos, LAYERS, lambda: found, lambda: obstacle)
+    choices = choose(config, photos, LAYERS, lambda: found, lambda: cropped, lambda: obstacle)
     return {name: one.value for name, one in choices.items()}
 
 
 def test_what_photos_tell_decides():
     config = TrainConfig()
-    hard = values(config, 1_600, Evidence(photos=256, accuracy=0.75, lost=20, won=18))
+    hard = values(config, 1_600, Evidence(photos=256, accuracy=0.75, mirrored=Change(20, 18)))
     assert hard == {
         "head_start": "initial",
         "unfreeze_from": "stage4",
@@ -66,26 +72,46 @@ def test_what_photos_tell_decides():
         "head_epochs": 3,
         "backbone_learning_rate": 1.5e-4,
         "horizontal_flip": True,
+        "random_crop_area": 0.5,
         "mirror_averaging": True,
     }
-    harder = values(config, 1_600, Evidence(photos=256, accuracy=0.3, lost=20, won=18))
+    harder = values(config, 1_600, Evidence(photos=256, accuracy=0.3, mirrored=Change(20, 18)))
     assert harder["backbone_learning_rate"] == 4.2e-4
-    easy = values(config, 1_600, Evidence(photos=256, accuracy=0.99, lost=0, won=0))
+    easy = values(config, 1_600, Evidence(photos=256, accuracy=0.99, mirrored=Change(0, 0)))
     assert (easy["unfreeze_from"], easy["backbone_learning_rate"]) == ("100", 3e-5)
-    few = values(config, 200, Evidence(photos=200, accuracy=0.99, lost=0, won=0))
+    few = values(config, 200, Evidence(photos=200, accuracy=0.99, mirrored=Change(0, 0)))
     assert few["backbone_learning_rate"] == 6e-6
-    few_hard = values(config, 200, Evidence(photos=200, accuracy=0.3, lost=0, won=0))
+    few_hard = values(config, 200, Evidence(photos=200, accuracy=0.3, mirrored=Change(0, 0)))
     assert few_hard["backbone_learning_rate"] == 2.1e-4
     assert values(config, 20, "too few")["backbone_learning_rate"] == 6e-7
     from_scratch = dataclasses.replace(config, weights="none")
     assert values(from_scratch, 20, "too few")["backbone_learning_rate"] == 3e-5
-    text = values(config, 1_600, Evidence(photos=256, accuracy=0.9, lost=73, won=3))
+    text = values(config, 1_600, Evidence(photos=256, accuracy=0.9, mirrored=Change(73, 3)))
     assert not text["horizontal_flip"]
     assert not text["mirror_averaging"]
 
 
+def test_photos_that_frozen_features_predict_wrongly_are_cropped_at_random():
+    harder, hard, easy = (
+        Evidence(photos=256, accuracy=share, mirrored=Change(0, 0)) for share in (0.4, 0.5, 0.95)
+    )
+
+    def area(photos: int, found: Evidence | str, cropped: Change = KEPT, **settings: Any) -> object:
+        found = values(TrainConfig(**settings), photos, found, cropped=cropped)
+        return found["random_crop_area"]
+
+    assert area(400, hard) == area(400, hard, trunk_cache="off") == 0.5
+    assert area(400, hard, WORSE) == 1  # as for letters
+    assert area(399, hard) == area(1_600, easy) == area(1_600, "no evidence") == 1
+    assert area(400, harder) == 1  # too few are right to tell what crops change
+    assert area(400, hard, unfreeze_from="none") == area(400, hard, epochs=0) == 1
+    # The outputs of frozen layers for random views cannot be cached.
+    assert area(400, hard, trunk_cache="memory") == area(400, hard, trunk_cache="disk") == 1
+    assert "random_crop_area" not in values(TrainConfig(random_crop_area=0.3), 400, hard)
+
+
 def test_with_few_photos_the_head_starts_from_a_regression():
-    found = Evidence(photos=150, accuracy=0.5, lost=0, won=0)
+    found = Evidence(photos=150, accuracy=0.5, mirrored=Change(0, 0))
     chosen = values(TrainConfig(), 150, found)
     assert (chosen["head_start"], chosen["head_epochs"]) == ("regression", 0)
     assert (chosen["unfreeze_from"], chosen["steps_per_epoch"]) == ("none", 0)
@@ -122,7 +148,9 @@ def test_few_photos_are_shown_several_times_per_epoch():
     def steps(photos: int, found: Evidence | str) -> object:
         return values(TrainConfig(), photos, found)["steps_per_epoch"]
 
-    hard, easy = (Evidence(photos=64, accuracy=share, lost=0, won=0) for share in (0.5, 0.95))
+    hard, easy = (
+        Evidence(photos=64, accuracy=share, mirrored=Change(0, 0)) for share in (0.5, 0.95)
+    )
 
     def head_epochs(steps: object) -> object:
         return values(TrainConfig(steps_per_epoch=steps), 20, "too few", "labels")["head_epochs"]
@@ -138,10 +166,10 @@ def test_without_evidence_the_choices_are_the_fallbacks():
     found = values(config, 1_600, "the labels are not one class per photo")
     plain = without_auto(config)
     assert found == {name: getattr(plain, name) for name in found}
-    assert len(found) == 6
+    assert len(found) == 7
     assert "backbone_learning_rate" not in found
     block = FirstLayers("block3", "block3")
-    small = choose(config, 1_600, block, lambda: "no evidence", lambda: None)
+    small = choose(config, 1_600, block, lambda: "no evidence", lambda: KEPT, lambda: None)
     assert small["unfreeze_from"] == Choice("block3", "no evidence")
 
 
@@ -153,9 +181,9 @@ def test_evidence_is_not_computed_if_no_setting_needs_it():
     def fail() -> str:
         raise AssertionError
 
-    assert choose(config, 100, LAYERS, fail, fail) == {}
+    assert choose(config, 100, LAYERS, fail, fail, fail) == {}
     config = dataclasses.replace(config, head_start="auto")
-    assert choose(config, 100, LAYERS, fail, fail)["head_start"].value == "initial"
+    assert choose(config, 100, LAYERS, fail, fail, fail)["head_start"].value == "initial"
 
 
 def test_the_hyperrule_chooses_its_settings_itself():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
+from research.data.augmentation import AugmentationPipeline
 from research.data.loader import DataLoader
 from research.loop.builder import make_augmentation, make_task, set_class_weights
 from research.loop.preparation import check_views
+from research.settings.automatic import without_auto
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
 from tests.learners import CONFIG, feed, make_learner, model_of, some_photos
@@ -78,9 +81,11 @@ def test_stages_that_would_never_begin_are_refused():
 
 
 def test_augmentation_comes_from_the_settings():
-    assert not make_augmentation(TrainConfig(horizontal_flip=False))
-    config = TrainConfig(mixup=0.1, cutmix=0.2, rand_augment=3, colour_jitter=0.4)
-    pipeline = make_augmentation(config)
+    def pipeline_of(**settings: Any) -> AugmentationPipeline:
+        return make_augmentation(without_auto(TrainConfig(**settings)))
+
+    assert not pipeline_of(horizontal_flip=False)
+    pipeline = pipeline_of(mixup=0.1, cutmix=0.2, rand_augment=3, colour_jitter=0.4)
     assert [one.name for one in pipeline.steps] == [
         "rand_augment",
         "horizontal_flip",
@@ -90,15 +95,15 @@ def test_augmentation_comes_from_the_settings():
     assert (pipeline.mixing.mixup, pipeline.mixing.cutmix) == (0.1, 0.2)
     assert (rand_augment.magnitude, jitter.strength) == (3, 0.4)
     for name in ("random_crop_area", "mixup", "cutmix", "rand_augment", "colour_jitter"):
-        assert make_augmentation(TrainConfig(**{name: 0.5})).endless == name
-    assert make_augmentation(TrainConfig(horizontal_flip=True)).endless is None
+        assert pipeline_of(**{name: 0.5}).endless == name
+    assert pipeline_of(horizontal_flip=True).endless is None
 
 
 @pytest.mark.parametrize("setting", ["memory", "disk"])
 @pytest.mark.parametrize("endless", ["random_crop_area", "colour_jitter"])
 def test_endless_views_and_a_cached_trunk_exclude_each_other(setting, endless):
     def check(**settings):
-        config = TrainConfig(trunk_cache=setting, **settings)
+        config = without_auto(TrainConfig(trunk_cache=setting, **settings))
         loader = DataLoader(source=object(), augmentation=make_augmentation(config))
         check_views(config, loader)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -13,7 +14,13 @@ from research.data.loader import DataLoader
 from research.data.split_arrays import SplitArrays
 from research.models.split import split_backbone
 from research.models.wrapper import Wrapper
-from research.settings.automatic import FEWEST_PHOTOS, PILOT_PHOTOS, Evidence
+from research.settings.automatic import (
+    FEWEST_PHOTOS,
+    PILOT_PHOTOS,
+    SMALLEST_CROP,
+    Change,
+    Evidence,
+)
 from research.system.errors import UserError
 from research.tasks.labels import check_class_indices
 from research.tasks.task import Task
@@ -73,25 +80,34 @@ class Pilot:
         return self._examples.labels[self._sample[0]]
 
     @functools.cached_property
-    def _views(self) -> list[np.ndarray]:
-        """Features of the photos and of their mirror images, float32 (photos, channels) each."""
-        _, photos = self._sample
-        model, loader = self.model, self._loader
+    def _compute(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns float32 features (batch, channels) of float32 photos."""
+        model, preprocessing = self.model, self._loader.preprocessing
         model.backbone.trainable = False  # so that its BatchNorm layers are folded
         backbone = split_backbone(model.backbone, len(model.backbone.layers))
         model.backbone.trainable = True
+        shape = (None, *self._sample[1].shape[1:])
 
-        @tf.function(input_signature=[tf.TensorSpec((None, *photos.shape[1:]))], autograph=False)
-        def features(images: tf.Tensor) -> tf.Tensor:
-            images = loader.preprocessing(images) if loader.preprocessing else images
-            pooled = model.pooling(*backbone.activations(images))
+        @tf.function(input_signature=[tf.TensorSpec(shape)], autograph=False)
+        def compute(images: tf.Tensor) -> tf.Tensor:
+            pooled = model.pooling(
+                *backbone.activations(preprocessing(images) if preprocessing else images)
+            )
             return tf.reshape(tf.cast(pooled, tf.float32), (tf.shape(images)[0], -1))
 
-        seen: list[list[np.ndarray]] = []
-        for first in range(0, len(photos), BATCH_SIZE):
-            images = tf.cast(photos[first : first + BATCH_SIZE], tf.float32)
-            seen.append([features(view).numpy() for view in (images, tf.reverse(images, [2]))])
-        return [np.concatenate(batches) for batches in zip(*seen, strict=True)]
+        return compute
+
+    def _features(self, view: Callable[[tf.Tensor], tf.Tensor]) -> np.ndarray:
+        """Returns the features of a view of each photo, float32 (photos, channels)."""
+        _, photos = self._sample
+        batches = np.split(photos, range(BATCH_SIZE, len(photos), BATCH_SIZE))
+        found = [self._compute(view(tf.cast(batch, tf.float32))).numpy() for batch in batches]
+        return np.concatenate(found)
+
+    @functools.cached_property
+    def _views(self) -> list[np.ndarray]:
+        """Features of the photos and of their mirror images."""
+        return [self._features(tf.identity), self._features(lambda batch: tf.reverse(batch, [2]))]
 
     def evidence(self) -> Evidence | str:
         """Returns what the photos tell, or why they tell nothing."""
@@ -100,8 +116,17 @@ class Pilot:
         if len(self._labels) < FEWEST_PHOTOS:
             return f"{len(self._labels):,} photos are too few to tell"
         right, mirrored = left_out_predictions(self._views, self._labels, self._classes)
-        lost, won = int((right & ~mirrored).sum()), int((mirrored & ~right).sum())
-        return Evidence(len(right), float(right.mean()), lost, won)
+        return Evidence(len(right), float(right.mean()), compare(right, mirrored))
+
+    def cropped(self) -> Change:
+        """Returns what central crops of the mean area of random crops change."""
+        side = math.sqrt((1 + SMALLEST_CROP) / 2)
+
+        def crop(batch: tf.Tensor) -> tf.Tensor:
+            return tf.image.resize(tf.image.central_crop(batch, side), batch.shape[1:3])
+
+        views = [self._views[0], self._features(crop)]
+        return compare(*left_out_predictions(views, self._labels, self._classes))
 
     @functools.cached_property
     def regression_obstacle(self) -> str | None:
@@ -131,6 +156,11 @@ class Pilot:
         kernel, bias = fit_head(views, self._labels, self._task.class_weights)
         self.model.head.kernel.assign(kernel)
         self.model.head.bias.assign(bias)
+
+
+def compare(right: np.ndarray, other: np.ndarray) -> Change:
+    """Compares which photos are predicted correctly, bool (photos,), with those of another view."""
+    return Change(lost=int((right & ~other).sum()), won=int((other & ~right).sum()))
 
 
 def fit_head(

@@ -240,6 +240,7 @@ def choose_settings(
             photos,
             suggest_first_layers(pilot.model.backbone, find_backbone(requested.backbone)),
             lambda: random if is_random else pilot.evidence(),
+            pilot.cropped,
             lambda: random if is_random else pilot.regression_obstacle,
         )
         if team.leads

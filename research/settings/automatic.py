@@ -22,7 +22,29 @@ FEWEST_PHOTOS = 32  # to tell anything
 FEWEST_TUNED = 160  # photos; with fewer, fine-tuning makes wrong predictions confident
 PILOT_PHOTOS = 256  # at most
 EASY_RATE = 3e-5
+SMALLEST_CROP = 0.5  # share of a photo's area
+RELIABLE = 0.5  # accuracy below which features do not tell whether crops keep what matters
 HARD_RATE, LOWEST_HARD_RATE = 6e-4, 1.5e-4  # the first if the frozen features are always wrong
+
+
+class Change(NamedTuple):
+    """How the predictions change if another view of each photo is shown.
+
+    Attributes:
+      lost: number of photos that are right, and whose other view is wrong.
+      won: number of photos that are wrong, and whose other view is right.
+    """
+
+    lost: int
+    won: int
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether more are lost than chance explains: two standard deviations (McNemar 1947)."""
+        return self.lost - self.won > 2 * math.sqrt(self.lost + self.won)
+
+    def __str__(self) -> str:
+        return f"{self.lost:,} answers wrong and {self.won:,} right"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,24 +54,17 @@ class Evidence:
     Attributes:
       photos: number of photos, a sample of the training photos.
       accuracy: share of them that is right, in [0, 1].
-      lost: number of photos that are right, and whose mirror image is wrong.
-      won: number of photos that are wrong, and whose mirror image is right.
+      mirrored: of mirror images.
     """
 
     photos: int
     accuracy: float
-    lost: int
-    won: int
+    mirrored: Change
 
     @property
     def is_easy(self) -> bool:
         """Whether the frozen features suffice for nearly all photos."""
         return self.accuracy >= EASY
-
-    @property
-    def mirrored_is_worse(self) -> bool:
-        """Whether more are lost than chance explains: two standard deviations (McNemar 1947)."""
-        return self.lost - self.won > 2 * math.sqrt(self.lost + self.won)
 
     def __str__(self) -> str:
         return f"frozen features classify {self.accuracy:.0%} of {self.photos:,} photos correctly"
@@ -92,6 +107,7 @@ def choose(
     photos: int,
     first_layers: FirstLayers,
     evidence: Callable[[], Evidence | str],
+    cropped: Callable[[], Change],
     regression_obstacle: Callable[[], str | None],
 ) -> dict[str, Choice]:
     """Returns a choice for each setting with the value `AUTO` that is chosen before the training.
@@ -101,6 +117,8 @@ def choose(
       photos: number of training photos.
       first_layers: of the backbone.
       evidence: returns the evidence, or why there is none. It is only called if it is needed.
+      cropped: returns how crops change the predictions of the evidence. It is only called if it is
+        needed.
       regression_obstacle: returns why the head cannot start from a logistic regression. It is only
         called if it is needed.
     """
@@ -117,6 +135,7 @@ def choose(
         "head_epochs": _head_epochs(config, photos),
         "backbone_learning_rate": _backbone_learning_rate(config, photos),
         "horizontal_flip": _flips,
+        "random_crop_area": _random_crop_area(config, photos, cropped),
         "mirror_averaging": _flips,
     }
     names = [name for name in rules if name in names]
@@ -199,8 +218,23 @@ def _backbone_learning_rate(config: TrainConfig, photos: int) -> Rule:
     return rule
 
 
+def _random_crop_area(config: TrainConfig, photos: int, cropped: Callable[[], Change]) -> Rule:
+    def rule(found: Evidence | str) -> Choice:
+        if config.unfreeze_from == "none" or not config.epochs:
+            return Choice(1.0, "only the head is trained")
+        if config.trunk_cache in ("memory", "disk"):
+            return Choice(1.0, f"--trunk_cache={config.trunk_cache} cannot keep random views")
+        if isinstance(found, str) or found.is_easy or found.accuracy < RELIABLE:
+            return Choice(1.0, str(found))
+        if photos < MANY_HARD:
+            return Choice(1.0, f"only {photos:,} photos; {found}")
+        change = cropped()
+        return Choice(1.0 if change.is_worse else SMALLEST_CROP, f"crops make {change}")
+
+    return rule
+
+
 def _flips(found: Evidence | str) -> Choice:
     if isinstance(found, str):
         return Choice(True, found)
-    reason = f"mirroring makes {found.lost:,} answers wrong and {found.won:,} right"
-    return Choice(not found.mirrored_is_worse, reason)
+    return Choice(not found.mirrored.is_worse, f"mirroring makes {found.mirrored}")
