@@ -172,7 +172,9 @@ def test_a_split_without_a_usable_photo_is_refused(tmp_path):
     folder = draw_photos(tmp_path, 10)
     for photo in folder.rglob("*.jpg"):
         photo.write_bytes(b"")
-    with pytest.raises(UserError, match=r"train split has no usable photo \(\d+ damaged\)"):
+    with pytest.raises(
+        UserError, match=r"train split has no usable photo \(\d+ damaged, for example"
+    ):
         DataLoader(16, 8, source=FolderSource(str(folder))).train_batches  # noqa: B018
 
 

@@ -221,7 +221,7 @@ def test_a_tensorflow_variable_in_the_head_is_refused():
             return super().make_head(feature_shape, class_names, seed)[0], Scaled(1, name="mine")
 
     with pytest.raises(
-        UserError, match="the layer 'mine' has the variable 'temperature', which is n"
+        UserError, match="the layer 'mine' has variables in 'temperature' that are n"
     ):
         Wrapper(build_small_resnet((32, 32, 3), None), task=WithScale())
 
@@ -240,7 +240,7 @@ def test_a_variable_of_a_task_outside_of_the_head_is_refused():
             return pooling, head
 
     backbone = build_small_resnet((32, 32, 3), None)
-    with pytest.raises(UserError, match="has the variable 'temperature', which is neither trained"):
+    with pytest.raises(UserError, match="has variables in 'temperature' that are neither trained"):
         Wrapper(backbone, task=WithVariable())
     task = WithVariableOfTheHead()
     assert Wrapper(backbone, task=task).head.kernel is task.kernel

@@ -33,6 +33,11 @@ from tests.launcher import ROOT
 
 FLAGS = (*SMALL_RUN, "--head_epochs=1", "--epochs=1", "--ckpt_dir=run")
 
+TASK = "from research.tasks.task import Task\nclass Mine(Task):\n"
+AUGMENTATION = (
+    "from research.data.augmentation import Augmentation\n"
+    "class Mine(Augmentation):\n    numbers = 1\n"
+)
 TRACKER = """
 from research.runs.tracker import Tracker
 class Lines(Tracker):
@@ -240,6 +245,61 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
             "        return super().make_head(shape, names, seed)[0], keras.layers.Dense(7)\n",
             "expected float32 (batch, 1 or 2)",
         ),
+        (
+            "--task=FILE:Mine",
+            TASK + "    def make_head(self, shape, names, seed):\n"
+            "        return super().make_head(shape, names, seed)[1]\n",
+            "from make_head; expected two Keras layers, the pooling and the head",
+        ),
+        (
+            "--task=FILE:Mine",
+            TASK + "    def losses(self, logits, batch): pass\n",
+            "Mine.losses returns None for two examples",
+        ),
+        (
+            "--task=FILE:Mine",
+            TASK + "    def metrics(self, logits, batch): return [1.0]\n",
+            "Mine.metrics returns [1.0]; expected a dictionary",
+        ),
+        (
+            "--task=FILE:Mine",
+            "import keras\n" + TASK + "    def __init__(self, **settings):\n"
+            "        super().__init__(**settings)\n"
+            "        self.parts = [keras.layers.Dense(1)]\n"
+            "    def losses(self, logits, batch):\n"
+            "        return self.parts[0](logits)[:, 0]\n",
+            "the task Mine has variables in 'parts' that are neither trained nor saved",
+        ),
+        (
+            "--augmentation=FILE:Mine",
+            AUGMENTATION + "    def apply(self, photos, numbers): return photos[:, ::2]\n",
+            "augmentation Mine returns float32 (None, 16, 32, 3) for float32 (None, 32, 32, 3)",
+        ),
+        (
+            "--augmentation=FILE:Mine",
+            AUGMENTATION + "    def __init__(self, strength): pass\n",
+            "whose call without arguments failed (TypeError: Mine.__init__() missing 1 required",
+        ),
+        (
+            "--head_optimizer=FILE:Mine",
+            "def Mine(): pass\n",
+            "whose call with a learning rate failed (TypeError: Mine() takes 0 positional",
+        ),
+        (
+            "--head_optimizer=FILE:Mine",
+            "def Mine(rate): return 3\n",
+            "the optimizer of the group 'head' is 3; expected an object of a subclass of keras.",
+        ),
+        (
+            "--head_schedule=FILE:Mine",
+            "def Mine(share):\n    return 1.0 if share < 0.5 else 0.1\n",
+            "whose call with a share of the steps failed (OperatorNotAllowedInGraphError",
+        ),
+        (
+            "--head_schedule=FILE:Mine",
+            "import tensorflow as tf\ndef Mine(share): return tf.stack([share, share])\n",
+            "which returns a tensor of shape (2,); expected one float",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(
@@ -257,13 +317,18 @@ def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(
     assert not Path(tmp_path, "run").exists()
 
 
-def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, photo_folder):
-    (tmp_path / "mine.py").write_text("def broken(:")
+def test_a_failing_method_is_one_line_and_nothing_is_written(tmp_path, photo_folder):
+    (tmp_path / "mine.py").write_text(
+        TASK + "    def losses(self, logits, batch):\n"
+        "        losses = logits[:, 0]\n"
+        "        if losses[0] > 0: losses *= 2\n"
+        "        return losses\n"
+    )
     flags = [*FLAGS, f"--image_folder={photo_folder}", "--task=mine.py:Mine"]
     process = run_script(tmp_path, "run_train.py", *flags)
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
-    assert "mine.py:Mine', whose file cannot be imported (SyntaxError" in line
+    assert "mine.py', line 5, in losses: OperatorNotAllowedInGraphError: Using a symbolic" in line
     assert not Path(tmp_path, "run").exists()
 
 

@@ -342,5 +342,11 @@ class AugmentationPipeline:
     def apply(self, photos: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         """Applies `apply` of all augmentations, without mixing, to float32 photos in [0, 255]."""
         for one, columns in self._columns:
-            photos = one.apply(photos, numbers[:, columns])
+            changed = one.apply(photos, numbers[:, columns])
+            if changed.dtype != photos.dtype or not changed.shape.is_compatible_with(photos.shape):
+                raise UserError(
+                    f"augmentation {one.name} returns {changed.dtype.name} {changed.shape} for "
+                    f"{photos.dtype.name} {photos.shape}; expected the same dtype and shape"
+                )
+            photos = changed
         return photos

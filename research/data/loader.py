@@ -13,11 +13,10 @@ from research.data.augmentation import AugmentationPipeline, HorizontalFlip
 from research.data.batches import Batch, Preprocessing, make_batches
 from research.data.open_source import open_source
 from research.data.order import Share, continued_order
-from research.data.photo_cache import PhotoCache
+from research.data.photo_cache import PhotoCache, check_usable
 from research.data.raw_photos import random_raw_images
 from research.data.source import Source
 from research.data.split_arrays import SplitArrays
-from research.system.errors import UserError
 from research.system.progress import photo_bar
 
 
@@ -176,11 +175,7 @@ class DataLoader:
             with photo_bar(f"decoding {split}", self.source.count(split)) as bar:
                 place = (self.source, split, self.image_size, self.resize)
                 decoded = self.photo_cache.load(*place, bar.update)
-            if not len(decoded) and (decoded.damaged or split == "train"):
-                raise UserError(
-                    f"the {split} split has no usable photo ({len(decoded.damaged)} damaged); "
-                    "expected at least one: give more photos"
-                )
+            check_usable(split, decoded)
             self.loaded[split] = decoded
         return self.loaded[split]
 

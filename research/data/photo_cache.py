@@ -303,6 +303,19 @@ def _joined(parts: Sequence[SplitArrays]) -> SplitArrays:
     )
 
 
+def check_usable(split: str, decoded: SplitArrays) -> None:
+    """Raises `UserError` if all photos of a split are damaged, or if there is none for training."""
+    if len(decoded) or not (decoded.damaged or split == "train"):
+        return
+    damaged = f"{len(decoded.damaged)} damaged"
+    for name, reason, _ in decoded.damaged[:1]:
+        damaged += f", for example {name!r}: {reason}"
+    raise UserError(
+        f"the {split} split has no usable photo ({damaged}); expected at least one: give other "
+        "photos"
+    )
+
+
 def without_damaged(examples: SplitArrays) -> SplitArrays:
     """Returns the photos that were not found to be damaged, after all have been read once."""
     if examples.weights is None or examples.weights.all():

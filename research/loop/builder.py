@@ -217,7 +217,8 @@ def build_group(
         build = OPTIMIZERS[optimizer]
         settings = set(inspect.signature(build).parameters) - {"learning_rate"}
         build = functools.partial(build, **{name: getattr(config, name) for name in settings})
-    return make_group(name, variables, build, schedule, step, config.weight_decay)
+    with failures_in_one_line(setting, optimizer, "call with a learning rate failed"):
+        return make_group(name, variables, build, schedule, step, config.weight_decay)
 
 
 def shape_of(setting: str, schedule: str) -> str | Shape:
@@ -230,6 +231,11 @@ def shape_of(setting: str, schedule: str) -> str | Shape:
             f"{setting} is {schedule!r}, which maps steps to learning rates; expected a function "
             "that maps the share of the training that is done, in [0, 1], to a factor of the rate"
         )
+    with failures_in_one_line(setting, schedule, "call with a share of the steps failed"):
+        factor = tf.function(found, autograph=False)(tf.constant(0.5))
+    if not isinstance(factor, tf.Tensor) or factor.shape.rank or not factor.dtype.is_floating:
+        found = f"a tensor of shape {factor.shape}" if isinstance(factor, tf.Tensor) else factor
+        raise UserError(f"{setting} is {schedule!r}, which returns {found}; expected one float")
     return Shape(found)
 
 
@@ -340,8 +346,12 @@ def make_augmentation(config: TrainConfig) -> AugmentationPipeline:
         (config.colour_jitter, ColourJitter(config.colour_jitter)),
         (config.mixup or config.cutmix, Mixing(config.mixup, config.cutmix)),
     )
-    own = [load_from_file("augmentation", file, Augmentation)() for file in config.augmentation]
-    return AugmentationPipeline([one for used, one in built_in if used] + own)
+    used = [one for is_used, one in built_in if is_used]
+    for file in config.augmentation:
+        kind = load_from_file("augmentation", file, Augmentation)
+        with failures_in_one_line("augmentation", file, "call without arguments failed"):
+            used.append(kind())
+    return AugmentationPipeline(used)
 
 
 def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:

@@ -25,6 +25,7 @@ from research.models.batch_norm import compile_averaging, trained_statistics
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group
 from research.runs.histograms import Histograms
+from research.system.errors import UserError
 from research.tasks.metrics import Metrics, Sums, SumsRead, mean_metrics
 from research.tasks.task import Gradients, Task
 
@@ -131,7 +132,11 @@ class Learner:
         variables = [variable for group in groups for variable in group.variables]
 
         def compute(batch: Batch, scale: tf.Tensor) -> Gradients:
-            return self.task.gradients(network, self._finish(batch), variables, scale)
+            found = self.task.gradients(network, self._finish(batch), variables, scale)
+            if not isinstance(found, Gradients):
+                kind = f"{type(self.task).__name__}.gradients"
+                raise UserError(f"{kind} returns {found!r:.200}; expected an object of Gradients")
+            return found
 
         # XLA cannot compile an exchange between devices, nor histograms.
         whole = options.xla and strategy.num_replicas_in_sync == 1 and not self.histograms

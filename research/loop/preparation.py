@@ -195,6 +195,7 @@ def set_up(
     with strategy.scope():
         built = divide_model(config, model, origin)
     shapes = sum_shapes(task, model.logits, loader.train_batches.element_spec)
+    model.check_variables(task)
     with strategy.scope():
         state = RunState(shapes)
         groups = make_groups(config, model, state.step, plan)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -27,10 +29,10 @@ class Wrapper(keras.Model):
       logits: number of logits for one photo.
 
     Raises:
-      ValueError: if there are fewer than 2 classes.
-      UserError: if the task's pooling has weights, if a layer adds a penalty of its outputs to the
-        loss, if the task has variables outside of the head, or if the shape or dtype of the head's
-        output is not that of logits for these classes.
+      UserError: if there are fewer than 2 classes, if the task does not return two layers, if its
+        pooling has weights, if a layer adds a penalty of its outputs to the loss, if the task has
+        variables outside of the head, or if the shape or dtype of the head's output is not that of
+        logits for these classes.
     """
 
     def __init__(
@@ -44,21 +46,31 @@ class Wrapper(keras.Model):
         super().__init__(name="wrapper")
         names = class_names or tuple(map(str, range(num_classes)))
         if len(names) < 2:
-            raise ValueError(f"num_classes is {len(names)}; expected at least 2")
+            raise UserError(
+                f"the only class name is {names[0]!r}; expected at least two; also a task that "
+                "predicts a number needs two, and may ignore them"
+            )
         task = task or Task()
+        kind = f"the task {type(task).__name__}"
         self.backbone = base_model
-        self.pooling, self.head = task.make_head(base_model.output_shape[1:], names, seed)
+        made = task.make_head(base_model.output_shape[1:], names, seed)
+        if not _are_two_layers(made):
+            raise UserError(
+                f"{kind} returns {made!r} from make_head; expected two Keras layers, the pooling "
+                "and the head; put several layers into a keras.Sequential"
+            )
+        self.pooling, self.head = made
         # Creates all variables here, in the caller's strategy scope, and not in the first step.
         image = keras.Input(base_model.output_shape[1:])
         pooled = self.pooling(image)
         logits = self.head(pooled, training=False)
-        kind = f"the task {type(task).__name__}"
         if not isinstance(logits, keras.KerasTensor):
             raise UserError(
                 f"{kind} returns a head with several outputs; expected one tensor of logits: "
                 "concatenate them"
             )
-        self._check_parts(task, kind)
+        self._check_parts(kind)
+        self.check_variables(task)
         self.built = True
         self.feature_shape: tuple[int, ...] = tuple(pooled.shape[1:])
         self.logits: int = logits.shape[-1]
@@ -70,8 +82,8 @@ class Wrapper(keras.Model):
                 'to the number of logits, and its dtype to "float32"'
             )
 
-    def _check_parts(self, task: Task, kind: str) -> None:
-        """Raises `UserError` for weights that are not trained, and penalties that are not used."""
+    def _check_parts(self, kind: str) -> None:
+        """Raises `UserError` for a pooling with weights, and for penalties that are not used."""
         if self.pooling.weights:
             raise UserError(
                 f"{kind} returns a pooling with weights, but pooling is never trained; move layers "
@@ -85,21 +97,45 @@ class Wrapper(keras.Model):
                         f"the layer {layer.name!r} {penalty}, which is not used; add the penalty "
                         "to the losses of a task"
                     )
+
+    def check_variables(self, task: Task) -> None:
+        """Raises `UserError` if a task or its head holds variables that are not trained.
+
+        Layers of a task that are not in its head get their variables in the first call of `losses`.
+        They are allowed if they are frozen, as a teacher is.
+        """
         owned = {id(variable) for variable in self.head.variables}
-        holders: dict[str, object] = {kind: task}
+        holders: dict[str, object] = {f"the task {type(task).__name__}": task}
         holders |= {f"the layer {one.name!r}": one for one in self.head._flatten_layers()}
         for holder, held in holders.items():
             for name, value in vars(held).items():
-                if isinstance(value, (keras.Variable, tf.Variable)) and id(value) not in owned:
+                # TensorFlow also lists the variables of a layer in attributes of its own.
+                found = [] if name.startswith("_self_") else _variables(value)
+                if any(id(variable) not in owned for variable in found):
                     raise UserError(
-                        f"{holder} has the variable {name!r}, which is neither trained nor saved; "
-                        "create it with add_weight in a layer of the head"
+                        f"{holder} has variables in {name!r} that are neither trained nor saved; "
+                        "create them with add_weight in a layer of the head; a layer that is not "
+                        "trained, such as a teacher, needs trainable = False"
                     )
 
     def call(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps preprocessed images (batch, height, width, 3) to logits (batch, 1 or classes)."""
         features = self.pooling(self.backbone(image, training=training))
         return self.head(features, training=training)
+
+
+def _are_two_layers(made: Any) -> bool:
+    is_pair = isinstance(made, tuple) and len(made) == 2
+    return is_pair and all(isinstance(one, keras.Layer) for one in made)
+
+
+def _variables(value: object) -> Iterator[keras.Variable | tf.Variable]:
+    """Yields variables, and the trainable ones of layers, also from a list or dictionary."""
+    for one in tf.nest.flatten(value):
+        if isinstance(one, keras.Layer):
+            yield from one.trainable_variables
+        elif isinstance(one, (keras.Variable, tf.Variable)):
+            yield one
 
 
 def penalty_of_outputs(layer: keras.layers.Layer) -> str | None:

@@ -62,7 +62,8 @@ def make_group(
         AdamW, no decay for the others.
 
     Raises:
-      UserError: the optimizer does not use the learning rate, or scales the loss itself.
+      UserError: the optimizer is none of Keras, does not use the learning rate, or scales the loss
+        itself.
     """
     is_read = False
 
@@ -72,6 +73,11 @@ def make_group(
         return schedule(step)
 
     optimizer = build(learning_rate)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise UserError(
+            f"the optimizer of the group {name!r} is {optimizer!r}; expected an object of a "
+            "subclass of keras.optimizers.Optimizer"
+        )
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise UserError(
             f"the optimizer of the group {name!r} is a LossScaleOptimizer, but the training step "
@@ -89,7 +95,8 @@ def make_group(
         optimizer.weight_decay = weight_decay or None
     excluded = [variable for variable in variables if not is_kernel(variable)]
     if excluded:
-        optimizer.exclude_from_weight_decay(var_list=excluded)
+        own = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)  # of a user's file
+        optimizer.exclude_from_weight_decay(excluded, [own.pattern] if own else None)
     optimizer.build(list(variables))
     # The gradients are already summed over the replicas, because clipping needs their norm over all
     # groups. Keras must not sum them again.

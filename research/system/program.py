@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from research.system import interruption
-from research.system.errors import UserError, program_name
+from research.system.errors import UserError, one_line, program_name
 from research.system.printable import printable
+from research.system.python_file import place_in_own_file
 
 LONGEST_MESSAGE = 2000  # characters
 
@@ -29,7 +30,8 @@ def ended_by_a_line() -> Iterator[None]:
     """Runs a program, and ends the process if the program cannot continue.
 
     A `UserError` prints its line and gives exit code 2, or 75 if all workers have to start again.
-    SIGTERM and SIGINT print a line and give 143 and 130.
+    SIGTERM and SIGINT print a line and give 143 and 130. An exception in the code of a user's file
+    prints its line there, and gives exit code 2.
     """
     try:
         with interruption.raised():
@@ -40,3 +42,8 @@ def ended_by_a_line() -> Iterator[None]:
     except interruption.Interrupted as interrupted:
         print(interrupted.line, file=sys.stderr)
         sys.exit(interrupted.exit_code)
+    except Exception as error:
+        place = place_in_own_file(error)
+        if place is None:
+            raise
+        fail(f"{place}: {type(error).__name__}: {one_line(error)}")

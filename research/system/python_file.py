@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from research.system.errors import UserError, one_line
 
 Object = TypeVar("Object")
+MODULE_PREFIX = "user_file_"
 
 
 def is_python_reference(text: str) -> bool:
@@ -100,6 +101,20 @@ def failures_in_one_line(setting: str, value: str, what: str) -> Iterator[None]:
         ) from error
 
 
+def place_in_own_file(error: BaseException) -> str | None:
+    """Returns the last line of a user's file that an exception passed through.
+
+    Returns:
+      The file, the line and the function in one text; None if no such file has a part in it.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith(MODULE_PREFIX)]
+    files = {module.__file__ for module in modules}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in files:
+            return f"{frame.filename!r}, line {frame.lineno}, in {frame.name}"
+    return None
+
+
 def _find(setting: str, reference: str) -> tuple[str, Any]:
     """Imports a Python file, and returns the name in a reference and what it stands for."""
     path, _, name = reference.rpartition(":")
@@ -109,7 +124,7 @@ def _find(setting: str, reference: str) -> tuple[str, Any]:
     # One module per file, with a unique name: several settings may name the same file. A Python
     # session may change the file between two runs.
     identity = f"{file.resolve()} {digest_of_file(reference)}"
-    module_name = f"user_file_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    module_name = f"{MODULE_PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)

@@ -49,8 +49,16 @@ def sum_shapes(
     zeros = tf.zeros((2, logits))
     kind = type(task).__name__
     several = examples["label"].shape.rank > 1 and not isinstance(task, MultiLabel)
+
+    @tf.function(autograph=False)  # as in training: a Python condition cannot depend on a tensor
+    def compute() -> dict[str, tf.Tensor]:
+        metrics = task.metrics(zeros, examples)
+        if not isinstance(metrics, Mapping):
+            raise UserError(f"{kind}.metrics returns {metrics!r}; expected a dictionary")
+        return {"loss": task.losses(zeros, examples), **metrics}
+
     try:
-        values = {"loss": task.losses(zeros, examples), **task.metrics(zeros, examples)}
+        values = compute()
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         if not several:
             raise
@@ -59,10 +67,17 @@ def sum_shapes(
             f"photo ({first_line(error)[:200]}); for several labels per photo, give "
             "--task=multi_label, or a subclass of MultiLabel"
         ) from error
-    if values["loss"].shape != (2,):
+    label = examples["label"].dtype
+    if label.is_floating and {"accuracy", "cross_entropy"} <= values.keys():
         raise UserError(
-            f"{kind}.losses returns a tensor of shape {values['loss'].shape} for two examples; "
-            "expected one loss for each: (2,)"
+            f"{kind}.metrics returns the accuracy and the cross-entropy of classes, but labels are "
+            f"{label.name}; return other metrics, without super().metrics"
+        )
+    losses = values["loss"]
+    if not isinstance(losses, tf.Tensor) or losses.shape != (2,):
+        found = f"a tensor of shape {losses.shape}" if isinstance(losses, tf.Tensor) else losses
+        raise UserError(
+            f"{kind}.losses returns {found} for two examples; expected one loss for each: (2,)"
         )
     for name, value in values.items():
         if name in RESERVED and name != "loss":
