@@ -246,6 +246,24 @@ def test_a_variable_of_a_task_outside_of_the_head_is_refused():
     assert Wrapper(backbone, task=task).head.kernel is task.kernel
 
 
+def test_a_layer_of_a_task_is_allowed_if_it_is_frozen():
+    class Distilled(Task):
+        def __init__(self, trainable):
+            super().__init__()
+            self.teachers = {"first": keras.layers.Dense(1, trainable=trainable)}
+            self.teachers["first"].build((None, 4))
+
+    backbone = build_small_resnet((32, 32, 3), None)
+    assert Wrapper(backbone, task=Distilled(trainable=False)).logits == 1
+    with pytest.raises(UserError, match="the task Distilled has variables in 'teachers' that are"):
+        Wrapper(backbone, task=Distilled(trainable=True))
+
+
+def test_a_single_class_is_refused(backbone):
+    with pytest.raises(UserError, match="the only class name is 'cat'; expected at least two"):
+        Wrapper(backbone, class_names=("cat",))
+
+
 def test_a_head_with_several_outputs_is_refused(backbone):
     class TwoHeads(Task):
         def make_head(self, feature_shape, class_names, seed):

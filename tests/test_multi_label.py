@@ -174,6 +174,8 @@ def test_two_devices_and_accumulation_give_what_one_device_gives():
     [
         (Task, np.zeros((4, 5), np.int32), "give --task=multi_label to learn several labels"),
         (Task, np.zeros((4, 3), np.int32), "shape (3,) per photo; expected one class index"),
+        (Task, np.zeros(4, np.float32), "are float32 of shape () per photo; expected one class i"),
+        (Task, np.zeros(4, np.float32), "a task with its own losses and metrics, but run_eval.py"),
         (Task, np.array([0, 5], np.int32), "a label is 5; expected a class index from 0 to 4"),
         (MultiLabel, np.zeros((4, 3), np.int32), "multi_label expects integers 0 and 1 of shape"),
         (MultiLabel, np.zeros((4, 5), np.float32), "labels are float32 of shape (5,) per photo"),

@@ -30,6 +30,7 @@ from tests.helpers import (
     signal_at,
 )
 from tests.launcher import ROOT
+from tests.learners import CONFIG, feed, make_learner, some_photos
 
 FLAGS = (*SMALL_RUN, "--head_epochs=1", "--epochs=1", "--ckpt_dir=run")
 
@@ -422,3 +423,31 @@ def test_a_method_that_the_base_class_does_not_have_is_told(tmp_path, capsys):
     load_from_file("tracker", f"{tmp_path / 'mine.py'}:Mine", Tracker)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("note: Mine defines start, which Tracker does not have; ")
+
+
+def test_gradients_of_another_type_are_refused():
+    class Plain(Task):
+        def gradients(self, network, batch, variables, scale, values=None):
+            return list(super().gradients(network, batch, variables, scale, values))
+
+    learner = make_learner(CONFIG, task=Plain())
+    with pytest.raises(UserError, match=r"Plain\.gradients returns \[.*; expected an object of G"):
+        learner.train_step(next(iter(feed(learner, some_photos(8), 8, None))))
+
+
+def test_variables_that_an_optimizer_excludes_from_weight_decay_stay_excluded():
+    kept = keras.Variable(np.ones((2, 2)), name="kept")
+    decayed = keras.Variable(np.ones((2, 2)), name="decayed")
+
+    def build(rate):
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=0.5)
+        optimizer.exclude_from_weight_decay(var_names=["kept"])
+        return optimizer
+
+    bias = keras.Variable(np.ones(2), name="bias")
+    schedule, step = Schedule("constant", 0.1, 0, 10), tf.Variable(0, dtype=tf.int64)
+    group = make_group("head", [kept, decayed, bias], build, schedule, step)
+    group.apply([tf.zeros((2, 2)), tf.zeros((2, 2)), tf.zeros(2)])
+    np.testing.assert_array_equal(kept, np.ones((2, 2)))
+    np.testing.assert_array_equal(bias, np.ones(2))
+    np.testing.assert_allclose(decayed, np.full((2, 2), 1 - 0.1 * 0.5), rtol=1e-6)

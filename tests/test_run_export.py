@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import io
 import json
 import subprocess
@@ -185,7 +186,24 @@ def test_each_file_format_gives_the_same_probabilities(run, photos, form):
         (answer,) = ask(run.parent, form, path, photos.file).values()
     assert answer == pytest.approx(photos.said, abs=PIXELS)
     assert path.with_name(f"{path.name}.labels.txt").read_text() == "cat\ndog\n"
-    assert not list(path.parent.glob("partial-*"))
+    assert not list(path.parent.glob("export-*"))
+
+
+def test_an_export_that_failed_late_can_be_repeated(run, tmp_path, monkeypatch):
+    bystander = tmp_path / "partial-mine.keras"
+    bystander.write_text("another file of the user")
+    config = ExportConfig(ckpt_dir=str(run), format="keras", out=str(tmp_path / "mine.keras"))
+
+    def fail(file: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("research.serving.export.write_atomically", fail)
+        with pytest.raises(UserError, match="No space left on device"):
+            export(config)
+    assert list(tmp_path.iterdir()) == [bystander]
+    assert export(config).is_file()
+    assert bystander.read_text() == "another file of the user"
 
 
 def test_the_request_of_the_readme_matches_the_signature(exported, photos):

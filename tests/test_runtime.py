@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism  # not public
 
 from research.loop.builder import build_model
 from research.loop.preparation import exchange_within_step
@@ -117,3 +119,14 @@ def test_xla_cannot_compile_an_exchange_between_devices(monkeypatch):
             resolve_xla("on", exchange, 1)
         monkeypatch.setattr(devices, "has_gpu", lambda: True)
         assert not resolve_xla("auto", exchange, 1_000_000)
+
+
+def test_a_process_that_was_deterministic_stays_so():
+    """A later run of a session must not use operations that are now refused."""
+    assert not devices.is_deterministic()
+    tf.config.experimental.enable_op_determinism()
+    try:
+        assert devices.is_deterministic()
+    finally:
+        disable_op_determinism()
+    assert not devices.is_deterministic()

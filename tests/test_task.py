@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from research.settings import train_config
+from research.system.errors import UserError
 from research.tasks import checks
 from research.tasks.losses import balanced_weights
 from research.tasks.task import Task
@@ -72,6 +73,21 @@ def test_balanced_weights_are_one_on_average_and_equal_over_classes():
     weights = balanced_weights((10, 30, 0))
     assert weights == (2.0, pytest.approx(2 / 3), 0.0)
     assert 10 * weights[0] + 30 * weights[1] == pytest.approx(40)
+
+
+def test_figures_of_classes_are_refused_for_other_numbers():
+    class Age(Task):
+        def losses(self, logits, batch):
+            return tf.square(logits[:, 0] - batch["label"])
+
+    class AgeAlone(Age):
+        def metrics(self, logits, batch):
+            return {"error": tf.abs(logits[:, 0] - batch["label"])}
+
+    batch = {"label": tf.TensorSpec((None,), tf.float32)}
+    with pytest.raises(UserError, match=r"Age\.metrics returns the accuracy .* labels are float32"):
+        checks.sum_shapes(Age(), 1, batch)
+    assert checks.sum_shapes(AgeAlone(), 1, batch).keys() == {"loss", "error", "weight"}
 
 
 def test_the_flag_knows_the_tasks_of_the_table():

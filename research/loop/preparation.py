@@ -212,9 +212,8 @@ def set_up(
     communicates = exchange_within_step(config, task) if replicas > 1 else None
     xla = devices.resolve_xla(config.xla, communicates, plan.steps)
     exchange = resolve_exchange(config.exchange, replicas)
-    options = StepOptions(
-        config.accumulate_steps, config.clip_norm, xla, config.deterministic, exchange
-    )
+    deterministic = devices.is_deterministic()
+    options = StepOptions(config.accumulate_steps, config.clip_norm, xla, deterministic, exchange)
     return Run(
         *(config, settled, choices, team, task, built, loader),
         *(plan, groups, state, averages, frozen, options),

@@ -14,7 +14,6 @@ import contextlib
 import importlib.util
 import io
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -60,31 +59,31 @@ def export(config: ExportConfig) -> Path:
     )
     answers, names = answers_of(classifier), classifier.class_names
     model = serving_model(classifier, answers)
-    partial = path.with_name(f"partial-{path.name}")
     labels, thresholds = (
         path / "assets.extra" / name  # the format's folder for extra files
         if config.format == "saved_model"
         else path.with_name(f"{path.name}.{name}")
         for name in ("labels.txt", "thresholds.json")
     )
+    texts = {labels: "".join(f"{name}\n" for name in names)}
+    if answers.thresholds_json:
+        texts[thresholds] = answers.thresholds_json
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
-        # Exporters print the signatures, and emit deprecation warnings.
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _, write = FORMATS[config.format]
-            write(model, answers, classifier.config.resize, partial)
-        os.replace(partial, path)
-        labels.parent.mkdir(exist_ok=True)
-        write_atomically(labels, "".join(f"{name}\n" for name in names))
-        if answers.thresholds_json:
-            write_atomically(thresholds, answers.thresholds_json)
+        with tempfile.TemporaryDirectory(prefix="export-", dir=path.parent) as folder:
+            partial = Path(folder) / path.name
+            # Exporters print the signatures, and emit deprecation warnings.
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _, write = FORMATS[config.format]
+                write(model, answers, classifier.config.resize, partial)
+            for file, text in texts.items():
+                place = partial / file.relative_to(path) if path in file.parents else file
+                place.parent.mkdir(exist_ok=True)
+                write_atomically(place, text)
+            os.replace(partial, path)  # last: if anything fails, the same command can be repeated
     except (OSError, tf.errors.OpError) as error:
         raise cannot_be_written(path, reason_of(error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            remove(partial)
     size = classifier.config.image_size
     print(f"model:   {short_path(path)}")
     if config.format == "saved_model":
@@ -122,14 +121,6 @@ def output_path(config: ExportConfig) -> Path:
     if path.exists():
         raise UserError(f"out is {str(path)!r}, which exists; expected a new file or folder")
     return path
-
-
-def remove(path: Path) -> None:
-    """Removes a file or folder if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def serving_model(classifier: Classifier, answers: Answers) -> keras.Model:

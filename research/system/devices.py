@@ -66,6 +66,18 @@ def prepare(seed: int, deterministic: bool, virtual_devices: int) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
+def is_deterministic() -> bool:
+    """Returns whether this process only allows deterministic operations, also from an earlier run.
+
+    TensorFlow has no public function for this, and none that allows the others again.
+    """
+    try:
+        tf.timestamp()
+    except tf.errors.FailedPreconditionError:
+        return True
+    return False
+
+
 def make_strategy(distribution: str) -> tf.distribute.Strategy:
     """Returns the strategy that builds and trains the model on this machine.
 
