@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -86,7 +87,9 @@ def _parse(arguments: list[str], takes_paths: bool) -> list[str]:
     except UnicodeDecodeError as error:
         fail(f"a flagfile is not UTF-8 text ({error.reason}); expected one flag per line")
     except (flags.Error, ValueError) as error:  # absl's own flags raise ValueError
-        fail(str(error))
+        dashed = f"-{error.flagname}" if isinstance(error, flags.UnrecognizedFlagError) else ""
+        is_file = takes_paths and os.path.exists(dashed)
+        fail(f"{error}; for the file of this name, write ./{dashed}" if is_file else str(error))
     except SystemExit:  # raised by --help and similar flags only, which are not an error
         sys.exit(0)
     if warnings.getvalue():  # a flagfile includes itself; absl would ignore it

@@ -173,3 +173,11 @@ def test_an_error_is_one_line(tmp_path):
         "run_predict.py: ckpt_dir is not given; expected --ckpt_dir=DIR of a training run\n"
     )
     assert process.stdout == ""
+
+
+def test_a_file_whose_name_looks_like_a_flag_has_a_way_out(tmp_path):
+    (tmp_path / "-dash.jpg").touch()
+    process = run_script(tmp_path, "run_predict.py", "--ckpt_dir=run", "-dash.jpg")
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert line.endswith("flag 'dash.jpg'; for the file of this name, write ./-dash.jpg")
