@@ -17,7 +17,7 @@ from research.data.folder.folder_source import FolderSource
 from research.data.split_arrays import SplitArrays
 from research.loop.builder import build_network, make_loader
 from research.loop.pilot import Pilot, fit_head, left_out_predictions
-from research.settings.automatic import without_auto
+from research.settings.automatic import Change, Evidence, without_auto
 from research.tasks.task import Task
 from tests.helpers import SMALL_CONFIG
 
@@ -88,6 +88,27 @@ def test_the_regression_takes_class_weights_and_one_photo_per_class():
         for kernel, bias in (fit_head(views, labels, factors) for factors in (None, (1.0, 9.0)))
     ]
     assert mean_logits[1] > mean_logits[0] + 0.3
+
+
+@pytest.mark.parametrize("place", ["border", "everywhere"])
+def test_crops_that_lose_the_class_are_worse_than_whole_photos(place):
+    photos = np.random.default_rng(0).integers(0, 50, (64, 32, 32, 3)).astype(np.uint8)
+    labels = np.arange(64, dtype=np.int32) % 2
+    inside = photos[:, 2:-2, 2:-2].copy()  # what a crop of three quarters of the area keeps
+    photos[labels == 1] += 200
+    if place == "border":
+        photos[:, 2:-2, 2:-2] = inside
+    network = build_network(SMALL_CONFIG, ("dark", "bright")).network
+    loader = SimpleNamespace(
+        class_names=("dark", "bright"),
+        examples=lambda split: SplitArrays((photos,), labels, ()),
+        preprocessing=lambda images: images / 255,
+    )
+    pilot = Pilot(network.model, loader, Task(), 0)
+    assert pilot.evidence() == Evidence(photos=64, accuracy=1.0, mirrored=Change(0, 0))
+    changed = pilot.cropped()
+    assert changed.won == 0
+    assert changed.is_worse == (changed.lost >= 16) == (place == "border")
 
 
 def test_the_head_starts_from_the_regression_on_all_usable_photos(photo_folder, tmp_path):
