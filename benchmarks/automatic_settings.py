@@ -9,6 +9,7 @@ empty folder for its cache.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from benchmarks.harness import print_table, seconds_to_exit, write_result
 from research.runs.run_directory import RunDirectory
+
+NAME = "automatic_settings"
 
 
 def train(flags: Sequence[str], folder: Path) -> tuple[float, dict[str, str]]:
@@ -38,6 +41,7 @@ def train(flags: Sequence[str], folder: Path) -> tuple[float, dict[str, str]]:
 def main() -> None:
     """Measures, prints and writes the seconds and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", default=NAME, help="of the file of results (%(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="number of turns (%(default)s)")
     parser.add_argument("flags", nargs="+", help="of run_train.py, after --")
     arguments = parser.parse_args()
@@ -54,7 +58,8 @@ def main() -> None:
         print_table(rows[-1:])
     median = statistics.median(row["ratio"] for row in rows)
     print(f"median ratio {median:.3f}")
-    write_result("automatic_settings", {"flags": arguments.flags, "runs": rows, "ratio": median})
+    flags = [re.sub(r"=.*/", "=", flag) for flag in arguments.flags]  # without folders
+    write_result(arguments.name, {"flags": flags, "runs": rows, "ratio": median})
 
 
 if __name__ == "__main__":
