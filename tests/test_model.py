@@ -250,8 +250,9 @@ def test_a_layer_of_a_task_is_allowed_if_it_is_frozen():
     class Distilled(Task):
         def __init__(self, trainable):
             super().__init__()
-            self.teachers = {"first": keras.layers.Dense(1, trainable=trainable)}
-            self.teachers["first"].build((None, 4))
+            teacher = keras.layers.Dense(1, trainable=trainable)
+            teacher.build((None, 4))
+            self.teachers = {"first": [teacher], 2: "a key that cannot be sorted with the first"}
 
     backbone = build_small_resnet((32, 32, 3), None)
     assert Wrapper(backbone, task=Distilled(trainable=False)).logits == 1

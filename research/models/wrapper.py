@@ -131,11 +131,13 @@ def _are_two_layers(made: Any) -> bool:
 
 def _variables(value: object) -> Iterator[keras.Variable | tf.Variable]:
     """Yields variables, and the trainable ones of layers, also from a list or dictionary."""
-    for one in tf.nest.flatten(value):
-        if isinstance(one, keras.Layer):
-            yield from one.trainable_variables
-        elif isinstance(one, (keras.Variable, tf.Variable)):
-            yield one
+    if isinstance(value, keras.Layer):
+        yield from value.trainable_variables
+    elif isinstance(value, (keras.Variable, tf.Variable)):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _variables(one)
 
 
 def penalty_of_outputs(layer: keras.layers.Layer) -> str | None:
