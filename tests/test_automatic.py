@@ -41,12 +41,6 @@ LAYERS = FirstLayers("100", "stage4")
 KEPT, WORSE = Change(lost=10, won=7), Change(lost=50, won=25)
 
 
-@pytest.fixture
-def few_are_enough(monkeypatch) -> None:
-    """Lets a run choose its evaluation size from the few validation photos of a test."""
-    monkeypatch.setattr(evaluation_size, "FEWEST_PHOTOS", 1)
-
-
 def small_run(photos: Path, folder: Path, **settings: Any) -> TrainConfig:
     return dataclasses.replace(
         SMALL_CONFIG,
@@ -207,7 +201,7 @@ def test_auto_is_only_replaced_where_a_rule_chooses(name):
     assert name not in automatic_settings(TrainConfig())
 
 
-def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys, few_are_enough):
+def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys):
     weights = tmp_path / "net.weights.h5"
     build_network(SMALL_CONFIG, ("a", "b")).network.model.backbone.save_weights(weights)
     config = small_run(
@@ -245,7 +239,7 @@ def test_a_run_prints_its_choices_and_keeps_them(photo_folder, tmp_path, capsys,
     assert json.loads(directory.config_file.read_text()) == written
 
 
-def test_a_longer_run_chooses_its_evaluation_size_again(photo_folder, tmp_path, few_are_enough):
+def test_a_longer_run_chooses_its_evaluation_size_again(photo_folder, tmp_path):
     config = small_run(
         photo_folder,
         tmp_path / "run",
@@ -334,16 +328,15 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     def refuse(weights: list) -> None:
         raise ValueError("another shape")
 
-    photos = 32
-    source = SimpleNamespace(count=lambda split: photos if split == "validation" else 1_000)
     model = SimpleNamespace(get_weights=list, set_weights=lambda weights: None)
     built = SimpleNamespace(network=SimpleNamespace(model=model))
     monkeypatch.setattr(evaluation_size, "build_network", lambda *_, **__: built)
     run = SimpleNamespace(
         config=TrainConfig(),
+        plan=SimpleNamespace(validates=True),
         built=built,
         averages=None,
-        loader=SimpleNamespace(class_names=("a", "b"), source=source),
+        loader=SimpleNamespace(class_names=("a", "b"), source=None),
         task=None,
     )
     last_epoch = EpochInput(built.network, loader=160)
@@ -359,9 +352,8 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     model.set_weights = refuse
     choice = choose_evaluation_scale(run, last_epoch)
     assert choice == Choice(1.0, "the network does not take 192 pixels: another shape")
-    losses[192], photos = np.array([0.5, 0.3, 0.4]), 31
-    choice = choose_evaluation_scale(run, last_epoch)
-    assert choice == Choice(1.0, "31 validation photos are too few to try a larger size on")
+    run.plan.validates = False
+    assert choose_evaluation_scale(run, last_epoch).value == 1.0
 
 
 def test_the_validation_loss_of_a_damaged_photo_is_unknown(monkeypatch):
@@ -377,7 +369,7 @@ def test_the_validation_loss_of_a_damaged_photo_is_unknown(monkeypatch):
 
 @pytest.mark.parametrize("trunk_cache", ["off", "memory"])
 def test_a_run_whose_photos_the_device_finishes_is_the_same(
-    photo_folder, tmp_path, monkeypatch, few_are_enough, trunk_cache
+    photo_folder, tmp_path, monkeypatch, trunk_cache
 ):
     """As on a GPU: the steps, the validation and the choice of the size get photos as bytes."""
     rows, choices = [], []

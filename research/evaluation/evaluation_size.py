@@ -17,7 +17,7 @@ from research.loop.trunk.frozen_layers import EpochInput
 from research.models.backbone_table import find_backbone
 from research.runs import console
 from research.runs.run_directory import RunDirectory
-from research.settings.automatic import FEWEST_PHOTOS, Choice
+from research.settings.automatic import Choice
 from research.settings.fields import AUTO
 from research.settings.train_config import LARGEST_SIZE
 from research.system.errors import UserError, first_line
@@ -47,7 +47,7 @@ def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:
     """Compares the validation losses at the training size and at a larger size.
 
     The larger size is chosen unless its loss is higher by more than one standard error of the
-    difference. With fewer than `FEWEST_PHOTOS` validation photos, it is not tried.
+    difference.
 
     Args:
       run: after its last epoch, in the process of the chief.
@@ -58,9 +58,8 @@ def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:
     """
     config, backbone = run.config, find_backbone(run.config.backbone)
     size, larger = config.image_size, backbone.nearest_size(LARGER * config.image_size)
-    photos = run.loader.source.count("validation")
-    if photos < FEWEST_PHOTOS:
-        return Choice(1.0, f"{photos:,} validation photos are too few to try a larger size on")
+    if not run.plan.validates:
+        return Choice(1.0, "there are no validation photos to try a larger size on")
     if not size < larger <= LARGEST_SIZE:
         return Choice(1.0, f"{larger} pixels, about {LARGER} times {size}, is not tried")
     with run.averages.swapped() if run.averages else contextlib.nullcontext():

@@ -291,7 +291,7 @@ class TrainConfig(PhotoConfig):
         "pixels, or of 14 pixels for DINOv2. Networks are often more accurate at a larger "
         "size than in training (FixRes). 'auto' chooses 1.2 after the last epoch, unless the "
         "validation loss is clearly higher at that size, as for images whose content always has "
-        "the same scale; 1 with fewer than 32 validation photos",
+        "the same scale; 1 without validation photos",
         maximum=8.0,
         fallback=1.0,
     )
