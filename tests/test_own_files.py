@@ -299,7 +299,7 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
         (
             "--head_schedule=FILE:Mine",
             "import tensorflow as tf\ndef Mine(share): return tf.stack([share, share])\n",
-            "which returns a tensor of shape (2,); expected one float",
+            "which returns float32 (2,); expected one number",
         ),
     ],
 )
@@ -423,6 +423,12 @@ def test_a_method_that_the_base_class_does_not_have_is_told(tmp_path, capsys):
     load_from_file("tracker", f"{tmp_path / 'mine.py'}:Mine", Tracker)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("note: Mine defines start, which Tracker does not have; ")
+
+
+def test_a_schedule_may_return_an_integer(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(share):\n    return 1\n")
+    shape = shape_of("head_schedule", f"{tmp_path / 'mine.py'}:mine")
+    assert float(Schedule(shape, 0.1, 0, 10)(tf.constant(3))) == pytest.approx(0.1)
 
 
 def test_gradients_of_another_type_are_refused():

@@ -233,9 +233,12 @@ def shape_of(setting: str, schedule: str) -> str | Shape:
         )
     with failures_in_one_line(setting, schedule, "call with a share of the steps failed"):
         factor = tf.function(found, autograph=False)(tf.constant(0.5))
-    if not isinstance(factor, tf.Tensor) or factor.shape.rank or not factor.dtype.is_floating:
-        found = f"a tensor of shape {factor.shape}" if isinstance(factor, tf.Tensor) else factor
-        raise UserError(f"{setting} is {schedule!r}, which returns {found}; expected one float")
+    is_number = isinstance(factor, tf.Tensor) and (
+        factor.dtype.is_floating or factor.dtype.is_integer
+    )
+    if not is_number or factor.shape.rank:
+        found = f"{factor.dtype.name} {factor.shape}" if isinstance(factor, tf.Tensor) else factor
+        raise UserError(f"{setting} is {schedule!r}, which returns {found}; expected one number")
     return Shape(found)
 
 
