@@ -18,8 +18,6 @@ from pathlib import Path
 from benchmarks.harness import print_table, seconds_to_exit, write_result
 from research.runs.run_directory import RunDirectory
 
-NAME = "automatic_settings"
-
 
 def train(flags: Sequence[str], folder: Path) -> tuple[float, dict[str, str]]:
     """Trains in a process.
@@ -41,7 +39,9 @@ def train(flags: Sequence[str], folder: Path) -> tuple[float, dict[str, str]]:
 def main() -> None:
     """Measures, prints and writes the seconds and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", default=NAME, help="of the file of results (%(default)s)")
+    parser.add_argument(
+        "--name", default="automatic_settings", help="of the file of results (%(default)s)"
+    )
     parser.add_argument("--turns", type=int, default=5, help="number of turns (%(default)s)")
     parser.add_argument("flags", nargs="+", help="of run_train.py, after --")
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ from research.data.folder.folder_options import FolderOptions
 from research.data.folder.folder_source import FolderSource
 from research.data.source import Source
 from research.system.errors import UserError
-from research.system.python_file import failures_in_one_line, load_from_file
+from research.system.python_file import construct_from_file
 
 
 def open_source(
@@ -33,9 +33,7 @@ def open_source(
     """
     options = options or FolderOptions()
     if source is not None:
-        kind = load_from_file("source", source)
-        with failures_in_one_line("source", source, "call without arguments failed"):
-            opened = kind()
+        opened = construct_from_file("source", source)
         if not isinstance(opened, Source):
             raise UserError(
                 f"source is {source!r}, an object of {type(opened).__name__}; expected a subclass "

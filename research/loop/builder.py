@@ -47,6 +47,7 @@ from research.settings.train_config import WEIGHTS_BY_NAME, TrainConfig
 from research.system import devices
 from research.system.errors import UserError
 from research.system.python_file import (
+    construct_from_file,
     failures_in_one_line,
     is_python_reference,
     load_from_file,
@@ -237,8 +238,8 @@ def shape_of(setting: str, schedule: str) -> str | Shape:
         factor.dtype.is_floating or factor.dtype.is_integer
     )
     if not is_number or factor.shape.rank:
-        found = f"{factor.dtype.name} {factor.shape}" if isinstance(factor, tf.Tensor) else factor
-        raise UserError(f"{setting} is {schedule!r}, which returns {found}; expected one number")
+        shown = f"{factor.dtype.name} {factor.shape}" if isinstance(factor, tf.Tensor) else factor
+        raise UserError(f"{setting} is {schedule!r}, which returns {shown}; expected one number")
     return Shape(found)
 
 
@@ -349,12 +350,8 @@ def make_augmentation(config: TrainConfig) -> AugmentationPipeline:
         (config.colour_jitter, ColourJitter(config.colour_jitter)),
         (config.mixup or config.cutmix, Mixing(config.mixup, config.cutmix)),
     )
-    used = [one for is_used, one in built_in if is_used]
-    for file in config.augmentation:
-        kind = load_from_file("augmentation", file, Augmentation)
-        with failures_in_one_line("augmentation", file, "call without arguments failed"):
-            used.append(kind())
-    return AugmentationPipeline(used)
+    own = [construct_from_file("augmentation", one, Augmentation) for one in config.augmentation]
+    return AugmentationPipeline([one for used, one in built_in if used] + own)
 
 
 def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:

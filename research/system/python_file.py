@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,12 +43,32 @@ def load_from_file(setting: str, reference: str, base: type | None = None) -> An
         )
     if not callable(found):
         raise UserError(f"{setting} is {reference!r}, but {name} is not a class or function")
-    own = [key for key in vars(found) if not key.startswith("_") and callable(vars(found)[key])]
-    unknown = [key for key in own if base is not None and not hasattr(base, key)]
-    if base is not None and unknown:
+    if base is not None:
+        _note_unknown_methods(found, base)
+    return found
+
+
+def _note_unknown_methods(kind: type, base: type) -> None:
+    own = [key for key in vars(kind) if not key.startswith("_") and callable(vars(kind)[key])]
+    unknown = [key for key in own if not hasattr(base, key)]
+    if unknown:
+        name = kind.__name__
         note = f"note: {name} defines {', '.join(unknown)}, which {base.__name__} does not have"
         print(f"{note}; begin the names of your own methods with _", file=sys.stderr, flush=True)
-    return found
+
+
+def construct_from_file(setting: str, reference: str, base: type | None = None) -> Any:
+    """Returns what a class or function in a Python file gives if it is called without arguments.
+
+    Args:
+      setting, reference, base: see `load_from_file`.
+
+    Raises:
+      UserError: see `load_from_file`; or the call fails.
+    """
+    kind = load_from_file(setting, reference, base)
+    with failures_in_one_line(setting, reference, "call without arguments failed"):
+        return kind()
 
 
 def load_object_from_file(setting: str, reference: str, kind: type[Object]) -> Object:
@@ -90,11 +110,11 @@ def failures_in_one_line(setting: str, value: str, what: str) -> Iterator[None]:
         if not is_python_reference(value):
             raise
         file = value.rpartition(":")[0]
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == file]
+        frame = _last_frame(error, {file})
+        line = frame.lineno if frame else None
         if isinstance(error, SyntaxError) and error.filename == file:
-            lines = [error.lineno]
-        place = f", line {lines[-1]}" if lines else ""
+            line = error.lineno
+        place = f", line {line}" if line else ""
         raise UserError(
             f"{setting} is {value!r}, whose {what} "
             f"({type(error).__name__}: {one_line(error)[:200]}{place})"
@@ -108,11 +128,14 @@ def place_in_own_file(error: BaseException) -> str | None:
       The file, the line and the function in one text; None if no such file has a part in it.
     """
     modules = [module for name, module in sys.modules.items() if name.startswith(MODULE_PREFIX)]
-    files = {module.__file__ for module in modules}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename in files:
-            return f"{frame.filename!r}, line {frame.lineno}, in {frame.name}"
-    return None
+    frame = _last_frame(error, {str(module.__file__) for module in modules})
+    return f"{frame.filename!r}, line {frame.lineno}, in {frame.name}" if frame else None
+
+
+def _last_frame(error: BaseException, files: Set[str]) -> traceback.FrameSummary | None:
+    """Returns the innermost frame of an exception in one of the files; None if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame for frame in reversed(frames) if frame.filename in files), None)
 
 
 def _find(setting: str, reference: str) -> tuple[str, Any]:

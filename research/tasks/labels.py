@@ -14,14 +14,14 @@ def check_class_indices(labels: np.ndarray, classes: int) -> None:
     """Raises `UserError` unless the labels are one class index per photo: int (photos,)."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         is_vector = labels.ndim == 2 and labels.dtype.kind in "iu" and labels.shape[1] == classes
+        way_out = "for several labels per photo, give one 0 or 1 per class, and --task=multi_label"
         if is_vector:
             way_out = "give --task=multi_label to learn several labels per photo"
         elif labels.ndim == 1:
-            way_out = "other numbers can be learned by a task with its own losses and metrics, but "
-            way_out += "run_eval.py evaluates classes only"
-        else:
-            way_out = "for several labels per photo, give one 0 or 1 per class, and "
-            way_out += "--task=multi_label"
+            way_out = (
+                "other numbers can be learned by a task with its own losses and metrics, but "
+                "run_eval.py evaluates classes only"
+            )
         raise UserError(
             f"labels are {labels.dtype} of shape {labels.shape[1:]} per photo; expected one class "
             f"index per photo; {way_out}"
