@@ -184,16 +184,29 @@ def test_one_number_per_channel_is_no_kernel():
 
 
 class AddsLoss(keras.layers.Dense):
+    def __init__(self, units, rate=1.0, name=None):
+        super().__init__(units, name=name)
+        self.rate = rate
+
     def call(self, inputs):
         outputs = super().call(inputs)
-        self.add_loss(keras.ops.mean(outputs))
+        self._penalize(outputs)
         return outputs
+
+    def _penalize(self, outputs):
+        if self.rate:
+            self.add_loss(self.rate * keras.ops.mean(outputs))
+
+
+class Inherits(AddsLoss):
+    pass
 
 
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
         (lambda: AddsLoss(1, name="mine"), "calls add_loss"),
+        (lambda: Inherits(1, name="mine"), "calls add_loss"),
         (
             lambda: keras.layers.Dense(1, activity_regularizer="l2", name="mine"),
             "has an activity_regularizer",
@@ -208,6 +221,22 @@ def test_a_penalty_of_outputs_is_refused(layer, reason):
 
     with pytest.raises(UserError, match=f"the layer 'mine' {reason}, which is not used"):
         Wrapper(build_small_resnet((32, 32, 3), None), task=WithPenalty())
+
+
+def test_a_penalty_that_is_switched_off_is_allowed():
+    class WithoutPenalty(Task):
+        def make_head(self, feature_shape, class_names, seed):
+            return super().make_head(feature_shape, class_names, seed)[0], AddsLoss(1, rate=0.0)
+
+    model = Wrapper(build_small_resnet((32, 32, 3), None), task=WithoutPenalty())
+    assert model.losses == []
+
+
+def test_a_penalty_in_a_backbone_is_refused():
+    image = keras.Input((32, 32, 3))
+    backbone = keras.Model(image, AddsLoss(4, name="mine")(image))
+    with pytest.raises(UserError, match="the layer 'mine' calls add_loss, which is not used"):
+        Wrapper(backbone)
 
 
 def test_a_tensorflow_variable_in_the_head_is_refused():

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import signal
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from research.loop.builder import make_task, shape_of
-from research.optimization.groups import make_group
-from research.optimization.schedules import Schedule
-from research.runs.tracker import Tracker, open_tracker
-from research.system.errors import UserError
-from research.system.python_file import load_from_file
-from research.tasks.task import Task
-from research.train import train
 from tests.helpers import (
-    SMALL_CONFIG,
     SMALL_RUN,
     read_checkpoint,
     read_metrics,
@@ -30,15 +18,9 @@ from tests.helpers import (
     signal_at,
 )
 from tests.launcher import ROOT
-from tests.learners import CONFIG, feed, make_learner, some_photos
 
 FLAGS = (*SMALL_RUN, "--head_epochs=1", "--epochs=1", "--ckpt_dir=run")
 
-TASK = "from research.tasks.task import Task\nclass Mine(Task):\n"
-AUGMENTATION = (
-    "from research.data.augmentation import Augmentation\n"
-    "class Mine(Augmentation):\n    numbers = 1\n"
-)
 TRACKER = """
 from research.runs.tracker import Tracker
 class Lines(Tracker):
@@ -143,7 +125,6 @@ def test_a_run_with_a_head_of_its_own_is_evaluated_used_and_exported(own, traine
     assert said.returncode == 0, said.stderr
     export = run_script(own, "run_export.py", "--ckpt_dir=run", task, "--format=keras")
     assert export.returncode == 0, export.stderr
-    import keras
 
     from research.data.decode import decode_image
 
@@ -201,259 +182,3 @@ def test_a_run_on_a_source_of_its_own_is_evaluated_on_nothing_else_unasked(tmp_p
     assert evaluation.returncode == 0, evaluation.stderr
     assert "50 photos of" in evaluation.stdout
     assert "loss at temperature" in evaluation.stdout  # its own photos: chosen on validation
-
-
-@pytest.mark.parametrize(
-    ("flag", "content", "message"),
-    [
-        ("--task=FILE:Mine", None, "there is no file"),
-        ("--task=FILE:Mine", "other = 1", "the file defines no Mine"),
-        ("--task=FILE:Mine", "class Mine: pass", "is not a subclass of research.tasks.task.Task"),
-        ("--task=FILE:Mine", "def broken(:", "cannot be imported (SyntaxError"),
-        ("--task=FILE:Mine", "import no_such_thing", "(ModuleNotFoundError"),
-        ("--task=unknown", "", "expected one of: classification, multi_label, FILE.py:NAME"),
-        ("--source=FILE:Mine", "class Mine: pass", "an object of Mine; expected a subclass of"),
-        (
-            "--source=FILE:Mine",
-            "from research.data.source import Source\nclass Mine(Source): pass",
-            "which does not define class_names, count, examples",
-        ),
-        ("--augmentation=FILE:Mine", "Mine = 3", "is not a subclass of"),
-        ("--backbone_optimizer=FILE:Mine", "Mine = 3", "is not a class or function"),
-        (
-            "--task=FILE:Mine",
-            "from research.tasks.task import Task\n"
-            "class Mine(Task):\n"
-            "    def losses(self, logits, batch):\n"
-            "        return 0.0 * logits\n",
-            "Mine.losses returns a tensor of shape (2, 1) for two examples",
-        ),
-        (
-            "--task=FILE:Mine",
-            "import tensorflow as tf\n"
-            "from research.tasks.task import Task\n"
-            "class Mine(Task):\n"
-            "    def metrics(self, logits, batch):\n"
-            "        return {'histogram': tf.ones((2, 5))}\n",
-            "remove means that are not single numbers before you call super().figures",
-        ),
-        (
-            "--task=FILE:Mine",
-            "import keras\n"
-            "from research.tasks.task import Task\n"
-            "class Mine(Task):\n"
-            "    def make_head(self, shape, names, seed):\n"
-            "        return super().make_head(shape, names, seed)[0], keras.layers.Dense(7)\n",
-            "expected float32 (batch, 1 or 2)",
-        ),
-        (
-            "--task=FILE:Mine",
-            TASK + "    def make_head(self, shape, names, seed):\n"
-            "        return super().make_head(shape, names, seed)[1]\n",
-            "from make_head; expected two Keras layers, the pooling and the head",
-        ),
-        (
-            "--task=FILE:Mine",
-            TASK + "    def losses(self, logits, batch): pass\n",
-            "Mine.losses returns None for two examples",
-        ),
-        (
-            "--task=FILE:Mine",
-            TASK + "    def metrics(self, logits, batch): return [1.0]\n",
-            "Mine.metrics returns [1.0]; expected a dictionary",
-        ),
-        (
-            "--task=FILE:Mine",
-            "import keras\n" + TASK + "    def __init__(self, **settings):\n"
-            "        super().__init__(**settings)\n"
-            "        self.parts = [keras.layers.Dense(1)]\n"
-            "    def losses(self, logits, batch):\n"
-            "        return self.parts[0](logits)[:, 0]\n",
-            "the task Mine has variables in 'parts' that are neither trained nor saved",
-        ),
-        (
-            "--augmentation=FILE:Mine",
-            AUGMENTATION + "    def apply(self, photos, numbers): return photos[:, ::2]\n",
-            "augmentation Mine returns float32 (None, 16, 32, 3) for float32 (None, 32, 32, 3)",
-        ),
-        (
-            "--augmentation=FILE:Mine",
-            AUGMENTATION + "    def __init__(self, strength): pass\n",
-            "whose call without arguments failed (TypeError: Mine.__init__() missing 1 required",
-        ),
-        (
-            "--head_optimizer=FILE:Mine",
-            "def Mine(): pass\n",
-            "whose call with a learning rate failed (TypeError: Mine() takes 0 positional",
-        ),
-        (
-            "--head_optimizer=FILE:Mine",
-            "def Mine(rate): return 3\n",
-            "the optimizer of the group 'head' is 3; expected an object of a subclass of keras.",
-        ),
-        (
-            "--head_schedule=FILE:Mine",
-            "def Mine(share):\n    return 1.0 if share < 0.5 else 0.1\n",
-            "whose call with a share of the steps failed (OperatorNotAllowedInGraphError",
-        ),
-        (
-            "--head_schedule=FILE:Mine",
-            "import tensorflow as tf\ndef Mine(share): return tf.stack([share, share])\n",
-            "which returns float32 (2,); expected one number",
-        ),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(
-    flag, content, message, tmp_path, photo_folder, one_device
-):
-    if content is not None:
-        (tmp_path / "mine.py").write_text(content)
-    name, _, value = flag.removeprefix("--").partition("=")
-    value = value.replace("FILE", f"{tmp_path}/mine.py")
-    photos = {} if name == "source" else {"image_folder": str(photo_folder)}
-    settings = {name: (value,) if name == "augmentation" else value, **photos}
-    with pytest.raises(UserError) as refused:
-        train(dataclasses.replace(SMALL_CONFIG, ckpt_dir=str(tmp_path / "run"), **settings))
-    assert message in str(refused.value)
-    assert not Path(tmp_path, "run").exists()
-
-
-def test_a_failing_method_is_one_line_and_nothing_is_written(tmp_path, photo_folder):
-    (tmp_path / "mine.py").write_text(
-        TASK + "    def losses(self, logits, batch):\n"
-        "        losses = logits[:, 0]\n"
-        "        if losses[0] > 0: losses *= 2\n"
-        "        return losses\n"
-    )
-    flags = [*FLAGS, f"--image_folder={photo_folder}", "--task=mine.py:Mine"]
-    process = run_script(tmp_path, "run_train.py", *flags)
-    assert process.returncode == 2
-    (line,) = process.stderr.splitlines()
-    assert "mine.py', line 5, in losses: OperatorNotAllowedInGraphError: Using a symbolic" in line
-    assert not Path(tmp_path, "run").exists()
-
-
-def test_smoothing_is_refused_where_the_task_s_losses_leave_it_out():
-    task = f"{ROOT / 'examples' / 'focal_loss.py'}:FocalLoss"
-    with pytest.raises(UserError, match="but the losses of FocalLoss do not take it"):
-        make_task(dataclasses.replace(SMALL_CONFIG, task=task, label_smoothing=0.1))
-
-
-class Unreachable(Tracker):
-    def __init__(self):
-        raise OSError("no route to host")
-
-
-def test_a_tracker_that_cannot_be_constructed_is_told(capsys):
-    open_tracker(f"{__file__}:Unreachable").send("end", {})
-    assert capsys.readouterr().err == (
-        "note: the tracker Unreachable cannot be constructed (OSError: no route to host); training "
-        "continues without it\n"
-    )
-
-
-def test_a_task_that_takes_no_smoothing_is_refused(tmp_path):
-    class Bare(Task):
-        def __init__(self):
-            super().__init__()
-
-    with pytest.raises(UserError, match="the task Bare cannot be constructed with label_smoothing"):
-        make_task(SMALL_CONFIG, Bare)
-
-
-def test_a_task_that_does_not_pass_smoothing_on_is_refused():
-    class Forgetful(Task):
-        def __init__(self, label_smoothing=0.0, class_weights=None):
-            super().__init__()
-
-    assert make_task(SMALL_CONFIG, Forgetful).label_smoothing == 0
-    with pytest.raises(UserError, match=r"is 0\.1, but the task Forgetful has 0\.0; call super"):
-        make_task(dataclasses.replace(SMALL_CONFIG, label_smoothing=0.1), Forgetful)
-
-
-def test_a_schedule_of_steps_is_refused(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import keras\nmine = keras.optimizers.schedules.CosineDecay(1e-3, 100)\n"
-    )
-    with pytest.raises(UserError, match="maps steps to learning rates; expected a function that"):
-        shape_of("head_schedule", f"{tmp_path / 'mine.py'}:mine")
-
-
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        (lambda rate: keras.optimizers.SGD(0.1), "does not use the learning rate"),
-        (lambda rate: keras.optimizers.SGD(float(rate())), "does not use the learning rate"),
-        (
-            lambda rate: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate)),
-            "is a LossScaleOptimizer, but the training step scales the loss itself",
-        ),
-    ],
-)
-def test_an_optimizer_that_would_not_train_as_asked_is_refused(build, reason):
-    variables = [keras.Variable(np.ones((2, 2)))]
-    schedule, step = Schedule("constant", 0.1, 0, 10), tf.Variable(0, dtype=tf.int64)
-    assert make_group("head", variables, keras.optimizers.SGD, schedule, step).name == "head"
-    with pytest.raises(UserError, match=f"the optimizer of the group 'head' {reason}"):
-        make_group("head", variables, build, schedule, step)
-
-
-def test_losses_of_a_mixin_support_no_setting_either():
-    class Mixin:
-        def losses(self, logits, batch):
-            return tf.zeros(len(logits))
-
-    class Mixed(Mixin, Task):
-        pass
-
-    class Further(Mixed):
-        pass
-
-    assert Mixed.supports == Further.supports == frozenset()
-
-
-def test_a_method_that_the_base_class_does_not_have_is_told(tmp_path, capsys):
-    (tmp_path / "mine.py").write_text(
-        "from research.runs.tracker import Tracker\n"
-        "class Mine(Tracker):\n"
-        "    def start(self): pass\n"
-        "    def epoch(self, row): pass\n"
-        "    def _helper(self): pass\n"
-    )
-    load_from_file("tracker", f"{tmp_path / 'mine.py'}:Mine", Tracker)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: Mine defines start, which Tracker does not have; ")
-
-
-def test_a_schedule_may_return_an_integer(tmp_path):
-    (tmp_path / "mine.py").write_text("def mine(share):\n    return 1\n")
-    shape = shape_of("head_schedule", f"{tmp_path / 'mine.py'}:mine")
-    assert float(Schedule(shape, 0.1, 0, 10)(tf.constant(3))) == pytest.approx(0.1)
-
-
-def test_gradients_of_another_type_are_refused():
-    class Plain(Task):
-        def gradients(self, network, batch, variables, scale, values=None):
-            return list(super().gradients(network, batch, variables, scale, values))
-
-    learner = make_learner(CONFIG, task=Plain())
-    with pytest.raises(UserError, match=r"Plain\.gradients returns \[.*; expected an object of G"):
-        learner.train_step(next(iter(feed(learner, some_photos(8), 8, None))))
-
-
-def test_variables_that_an_optimizer_excludes_from_weight_decay_stay_excluded():
-    kept = keras.Variable(np.ones((2, 2)), name="kept")
-    decayed = keras.Variable(np.ones((2, 2)), name="decayed")
-
-    def build(rate):
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=0.5)
-        optimizer.exclude_from_weight_decay(var_names=["kept"])
-        return optimizer
-
-    bias = keras.Variable(np.ones(2), name="bias")
-    schedule, step = Schedule("constant", 0.1, 0, 10), tf.Variable(0, dtype=tf.int64)
-    group = make_group("head", [kept, decayed, bias], build, schedule, step)
-    group.apply([tf.zeros((2, 2)), tf.zeros((2, 2)), tf.zeros(2)])
-    np.testing.assert_array_equal(kept, np.ones((2, 2)))
-    np.testing.assert_array_equal(bias, np.ones(2))
-    np.testing.assert_allclose(decayed, np.full((2, 2), 1 - 0.1 * 0.5), rtol=1e-6)

@@ -251,7 +251,8 @@ class AugmentationPipeline:
 
     Raises:
       UserError: two augmentations have the same name, and so would get the same random numbers;
-        there are two `Mixing`; or the numbers of a view do not select this view.
+        there are two `Mixing`; an attribute `numbers` is no count; or the numbers of a view do not
+        select this view.
     """
 
     def __init__(self, augmentations: Sequence[Augmentation] = ()) -> None:
@@ -266,6 +267,11 @@ class AugmentationPipeline:
                 f"augmentations are {', '.join(names)}; expected at most one that mixes photos"
             )
         for one in augmentations:
+            if not isinstance(one.numbers, int) or one.numbers < 0:
+                raise UserError(
+                    f"augmentation {one.name} has numbers = {one.numbers!r}; expected an integer "
+                    "of at least 0"
+                )
             views = range(one.views or 1)
             if [int(one.view_of(one.numbers_of(view))) for view in views] != list(views):
                 raise UserError(
@@ -315,7 +321,15 @@ class AugmentationPipeline:
             digest = hashlib.sha256(one.name.encode()).digest()
             # The third number separates this stream from the one that shuffles the photos.
             stream = np.random.default_rng([seed, epoch, 1, int.from_bytes(digest[:8], "big")])
-            tables.append(one.draw(stream, photos).astype(np.float32))
+            drawn = one.draw(stream, photos)
+            expected = (photos, one.numbers)
+            if not isinstance(drawn, np.ndarray) or drawn.shape != expected:
+                shape = drawn.shape if isinstance(drawn, np.ndarray) else f"{drawn!r:.200}"
+                raise UserError(
+                    f"augmentation {one.name} draws {shape}; expected an array of {expected}: one "
+                    "row per photo, with as many columns as its attribute numbers says"
+                )
+            tables.append(drawn.astype(np.float32))
         return np.concatenate([np.zeros((photos, 0), np.float32), *tables], axis=1)
 
     def view_of(self, numbers: np.ndarray) -> np.ndarray:
@@ -336,17 +350,29 @@ class AugmentationPipeline:
     def change_pixels(self, photos: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Applies `change_pixels` of all augmentations to uint8 photos."""
         for one, columns in self._columns:
-            photos = one.change_pixels(photos, numbers[:, columns])
+            changed = one.change_pixels(photos, numbers[:, columns])
+            _check_same(f"augmentation {one.name} returns", changed, photos)
+            photos = changed
         return photos
 
     def apply(self, photos: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         """Applies `apply` of all augmentations, without mixing, to float32 photos in [0, 255]."""
         for one, columns in self._columns:
             changed = one.apply(photos, numbers[:, columns])
-            if changed.dtype != photos.dtype or not changed.shape.is_compatible_with(photos.shape):
-                raise UserError(
-                    f"augmentation {one.name} returns {changed.dtype.name} {changed.shape} for "
-                    f"{photos.dtype.name} {photos.shape}; expected the same dtype and shape"
-                )
+            _check_same(f"augmentation {one.name} returns", changed, photos)
             photos = changed
         return photos
+
+
+def _check_same(what: str, found: Any, expected: np.ndarray | tf.Tensor) -> None:
+    """Raises `UserError` if a result is not an array, or tensor, of the expected dtype and shape."""
+    is_tensor = isinstance(expected, tf.Tensor)
+    if not isinstance(found, tf.Tensor if is_tensor else np.ndarray):
+        kind = "tensor" if is_tensor else "NumPy array"
+        raise UserError(f"{what} {found!r:.200}; expected a {kind} of shape {expected.shape}")
+    shape = tf.TensorShape(expected.shape)
+    if found.dtype != expected.dtype or not shape.is_compatible_with(found.shape):
+        raise UserError(
+            f"{what} {found.dtype.name} {found.shape} for {expected.dtype.name} {expected.shape}; "
+            "expected the same dtype and shape"
+        )

@@ -10,7 +10,8 @@ import numpy as np
 import tqdm
 
 from research.data.decode import DamagedImageError, decode_image
-from research.data.source import Source
+from research.data.source import Example, Source
+from research.system.errors import UserError
 from research.system.machine import processors
 
 NAMED = 10  # damaged photos that are named; all are counted
@@ -19,7 +20,8 @@ NAMED = 10  # damaged photos that are named; all are counted
 class PhotosOnDemand:
     """The decoded photos of a split, which are read as an array but are not kept.
 
-    A photo that cannot be decoded is black, and gets the weight 0 when it is first read.
+    A photo that cannot be read or decoded is black, and has the weight 0 until it can. If photos
+    cannot be read that were read before, the storage is lost, and an error ends the run.
 
     Args:
       source: reads single photos; see `Source.read`.
@@ -31,6 +33,9 @@ class PhotosOnDemand:
     Attributes:
       shape, dtype: of the array: (photos, size, size, 3), uint8.
       weights: float32 (photos,), 0 for each damaged photo that was read so far.
+
+    Raises:
+      UserError: in `take`, if no photo is usable, or photos cannot be read any more.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class PhotosOnDemand:
         self._source, self._split, self._indices = source, split, indices
         self._size, self._resize = size, resize
         self._damaged: dict[int, tuple[str, str, int]] = {}
+        self._read_before: int | None = None  # the photo that was read last
         self._pool = ThreadPoolExecutor(processors())
         weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         warnings.filterwarnings("ignore", module=r"PIL\.")  # about unusual but readable photos
@@ -76,13 +82,33 @@ class PhotosOnDemand:
         example = self._source.read(self._split, index)
         try:
             if example.image is None:
+                self._check_storage(example)
                 raise DamagedImageError(example.problem)
+            self._read_before = index
             out[:] = decode_image(example.image, self._size, self._resize)
+            self.weights[row] = 1
+            self._damaged.pop(row, None)
         except DamagedImageError as damage:
             self.weights[row] = 0
-            if row not in self._damaged:
-                self._damaged[row] = example.name, str(damage), index
+            is_new = row not in self._damaged
+            self._damaged[row] = example.name, str(damage), index
+            if len(self._damaged) == len(self):
+                raise UserError(
+                    f"the {self._split} split has no usable photo, for example {example.name!r}: "
+                    f"{damage}; expected at least one: give other photos"
+                ) from damage
+            if is_new:
                 self._report(example.name, str(damage))
+
+    def _check_storage(self, unreadable: Example) -> None:
+        """Raises `UserError` if a photo that was read before cannot be read either."""
+        before = self._read_before
+        if before is None or self._source.read(self._split, before).image is not None:
+            return
+        raise UserError(
+            f"{unreadable.name!r} {unreadable.problem}, and neither can a photo that was read "
+            "before; give the same command again when the photos can be read"
+        )
 
     def _report(self, name: str, reason: str) -> None:
         count = len(self._damaged)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from research.data.loader import DataLoader
@@ -194,6 +195,7 @@ def set_up(
     check_traced_steps(config, plan)
     with strategy.scope():
         built = divide_model(config, model, origin)
+    try_augmentation(loader)
     shapes = sum_shapes(task, model.logits, loader.train_batches.element_spec)
     model.check_variables(task)
     with strategy.scope():
@@ -218,6 +220,20 @@ def set_up(
         *(config, settled, choices, team, task, built, loader),
         *(plan, groups, state, averages, frozen, options),
     )
+
+
+def try_augmentation(loader: DataLoader) -> None:
+    """Changes two training photos, so that an augmentation that cannot do it fails here.
+
+    In the input pipeline it would fail inside TensorFlow, after the run's folder is created.
+
+    Raises:
+      UserError: an augmentation draws or returns arrays of another shape or dtype.
+    """
+    photos = loader.examples("train").inputs[0]
+    rows = np.arange(min(2, len(photos)))
+    numbers = loader.augmentation.draw(len(rows), loader.seed, 0)
+    loader.augmentation.change_pixels(photos.take(rows, axis=0), numbers)
 
 
 def choose_settings(

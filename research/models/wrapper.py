@@ -13,6 +13,8 @@ import tensorflow as tf
 from research.system.errors import UserError
 from research.tasks.task import Task
 
+SIDE = 64  # pixels; of the photo that looks for penalties, if the backbone takes any size
+
 
 class Wrapper(keras.Model):
     """Classifies photos with a backbone, pooling, and a new head that returns float32 logits.
@@ -69,7 +71,7 @@ class Wrapper(keras.Model):
                 f"{kind} returns a head with several outputs; expected one tensor of logits: "
                 "concatenate them"
             )
-        self._check_parts(kind)
+        self._check_parts(kind, pooled.shape)
         self.check_variables(task)
         self.built = True
         self.feature_shape: tuple[int, ...] = tuple(pooled.shape[1:])
@@ -82,21 +84,22 @@ class Wrapper(keras.Model):
                 'to the number of logits, and its dtype to "float32"'
             )
 
-    def _check_parts(self, kind: str) -> None:
+    def _check_parts(self, kind: str, pooled_shape: tuple[int | None, ...]) -> None:
         """Raises `UserError` for a pooling with weights, and for penalties that are not used."""
         if self.pooling.weights:
             raise UserError(
                 f"{kind} returns a pooling with weights, but pooling is never trained; move layers "
                 "with weights to the head"
             )
-        for part in (self.backbone, self.pooling, self.head):
-            for layer in part._flatten_layers():
-                penalty = penalty_of_outputs(layer)
-                if penalty:
-                    raise UserError(
-                        f"the layer {layer.name!r} {penalty}, which is not used; add the penalty "
-                        "to the losses of a task"
-                    )
+        shapes = (self.backbone.input_shape, self.backbone.output_shape, pooled_shape)
+        for part, shape in zip((self.backbone, self.pooling, self.head), shapes, strict=True):
+            found = penalty_of_outputs(part, shape[1:])
+            if found:
+                layer, penalty = found
+                raise UserError(
+                    f"the layer {layer.name!r} {penalty}, which is not used; add the penalty "
+                    "to the losses of a task"
+                )
 
     def check_variables(self, task: Task) -> None:
         """Raises `UserError` if a task or its head holds variables that are not trained.
@@ -140,12 +143,28 @@ def _variables(value: object) -> Iterator[keras.Variable | tf.Variable]:
             yield from _variables(one)
 
 
-def penalty_of_outputs(layer: keras.layers.Layer) -> str | None:
-    """Returns how a layer adds a penalty of its outputs to the loss; None if it adds none."""
-    if getattr(layer, "activity_regularizer", None) is not None:
-        return "has an activity_regularizer"
-    code = getattr(type(layer).call, "__code__", None)
-    return "calls add_loss" if code and "add_loss" in code.co_names else None
+def penalty_of_outputs(
+    part: keras.Layer, shape: tuple[int | None, ...]
+) -> tuple[keras.Layer, str] | None:
+    """Returns a layer that adds a penalty of its outputs to the loss, and how; or None.
+
+    Args:
+      part: a layer or model. If it has a layer whose code is neither in Keras nor in this package,
+        it is called once, to find calls of `add_loss`.
+      shape: shape of its input for one photo.
+    """
+    layers = part._flatten_layers()
+    for layer in layers:
+        if getattr(layer, "activity_regularizer", None) is not None:
+            return layer, "has an activity_regularizer"
+    if all(type(layer).__module__.split(".")[0] in ("keras", "research") for layer in layers):
+        return None
+    with keras.StatelessScope(collect_losses=True):
+        part(tf.zeros((1, *(size or SIDE for size in shape))), training=True)
+        for layer in layers:
+            if layer._get_own_losses():
+                return layer, "calls add_loss"
+    return None
 
 
 def freeze_below(backbone: keras.Model, index: int, bn_mode: str) -> None:

@@ -19,6 +19,20 @@ class WorkerLostError(UserError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h; a loop that starts programs again can tell it
 
 
+def raised_in_pipeline(error: Exception) -> tuple[str, str] | None:
+    """Returns the exception of Python code for which TensorFlow raised one of its own.
+
+    TensorFlow calls the Python code of an input pipeline, and puts the exception and its traceback
+    into the message of a `tf.errors.OpError`.
+
+    Returns:
+      The name of the exception's class with its module, and its message. None for other errors.
+    """
+    _, found, embedded = str(error).rpartition("Traceback (most recent call last):\n")
+    match = re.search(r"\n\n(\w[\w.]*)(?:: (.*?))?\n\n\n\t ", embedded, re.DOTALL)
+    return (match[1], match[2] or "") if found and match else None
+
+
 def program_name() -> str:
     """Returns the name of the running program, which starts every message."""
     path = Path(sys.argv[0])

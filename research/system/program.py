@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from research.system import interruption
-from research.system.errors import UserError, one_line, program_name
+from research.system.errors import UserError, one_line, program_name, raised_in_pipeline
 from research.system.printable import printable
 from research.system.python_file import place_in_own_file
 
@@ -31,7 +31,8 @@ def ended_by_a_line() -> Iterator[None]:
 
     A `UserError` prints its line and gives exit code 2, or 75 if all workers have to start again.
     SIGTERM and SIGINT print a line and give 143 and 130. An exception in the code of a user's file
-    prints its line there, and gives exit code 2.
+    prints its line there, and gives exit code 2. Both are also recognised in the message of an
+    exception of TensorFlow, which calls the Python code of the input pipeline.
     """
     try:
         with interruption.raised():
@@ -43,7 +44,10 @@ def ended_by_a_line() -> Iterator[None]:
         print(interrupted.line, file=sys.stderr)
         sys.exit(interrupted.exit_code)
     except Exception as error:
+        name, message = raised_in_pipeline(error) or (type(error).__name__, one_line(error))
+        if name == f"{UserError.__module__}.{UserError.__name__}":
+            fail(message)
         place = place_in_own_file(error)
         if place is None:
             raise
-        fail(f"{place}: {type(error).__name__}: {one_line(error)}")
+        fail(f"{place}: {name}: {message}")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Set
@@ -133,8 +134,18 @@ def place_in_own_file(error: BaseException) -> str | None:
 
 
 def _last_frame(error: BaseException, files: Set[str]) -> traceback.FrameSummary | None:
-    """Returns the innermost frame of an exception in one of the files; None if there is none."""
-    frames = traceback.extract_tb(error.__traceback__)
+    """Returns the innermost frame of an exception in one of the files; None if there is none.
+
+    TensorFlow calls Python code of the input pipeline in threads of its own. Only the message of
+    its exception has the frames of that code.
+    """
+    frames = [
+        *traceback.extract_tb(error.__traceback__),
+        *(
+            traceback.FrameSummary(file, int(line), name)
+            for file, line, name in re.findall(r'\n  File "(.+)", line (\d+), in (.+)', str(error))
+        ),
+    ]
     return next((frame for frame in reversed(frames) if frame.filename in files), None)
 
 

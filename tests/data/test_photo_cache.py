@@ -23,6 +23,7 @@ from research.data.photo_cache import PhotoCache, without_damaged
 from research.data.relabelled_source import RelabelledSource
 from research.data.source import SPLITS, Example, Source
 from research.system.errors import UserError
+from research.system.program import ended_by_a_line
 
 SIZE = 16
 SETTINGS = ("memory", "disk", "none")
@@ -153,6 +154,44 @@ def test_a_photo_that_could_not_be_read_once_is_used_again(photos, tmp_path, mon
     loaders = [loader_of(tmp_path, setting) for setting in SETTINGS]
     assert_same_batches(loaders, lambda loader: loader.epoch_batches(0))
     assert loaders[1].examples("train").damaged == ()
+
+
+def test_a_photo_on_demand_has_weight_again_when_it_can_be_read(photos, tmp_path, monkeypatch):
+    source = FolderSource(str(photos))
+    read, failing = FolderSource.read, {source.listed("train")[5].name}
+
+    def read_with_failures(self, split, index):
+        example = read(self, split, index)
+        failed = example._replace(image=None, problem="cannot be read: Stale file handle")
+        return failed if example.name in failing else example
+
+    monkeypatch.setattr(FolderSource, "read", read_with_failures)
+    pixels = loader_of(tmp_path, "none").examples("train").inputs[0]
+    rows = np.arange(len(pixels))
+    pixels.take(rows)
+    assert np.flatnonzero(pixels.weights == 0).tolist() == [5]
+    assert [index for _, _, index in pixels.damaged] == [5]
+    failing.clear()
+    pixels.take(rows)
+    assert pixels.weights.all()
+    assert pixels.damaged == ()
+    failing.update(one.name for one in source.listed("train"))
+    with pytest.raises(UserError, match="Stale file handle, and neither can a photo that was read"):
+        pixels.take(rows[:4])
+    assert pixels.weights.all()
+
+
+def test_a_split_of_damaged_photos_is_refused_on_demand(photos, tmp_path, capsys):
+    source = FolderSource(str(photos))
+    for example in source.listed("train"):
+        (photos / example.name).write_bytes(b"no photo")
+    loader = loader_of(tmp_path, "none", source)
+    with pytest.raises(SystemExit) as ended, ended_by_a_line():
+        for _ in range(2):
+            list(loader.epoch_batches(0))
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the train split has no usable photo, for example 'cat/" in line
 
 
 def test_a_damaged_photo_has_no_weight(photos, tmp_path, capsys):
