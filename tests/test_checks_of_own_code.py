@@ -56,7 +56,7 @@ AUGMENTATION = (
             "class Mine(Task):\n"
             "    def losses(self, logits, batch):\n"
             "        return 0.0 * logits\n",
-            "Mine.losses returns a tensor of shape (2, 1) for two examples",
+            "Mine.losses returns a tensor of float32 and shape (3, 1) for 3 examples; expected",
         ),
         (
             "--task=FILE:Mine",
@@ -64,7 +64,7 @@ AUGMENTATION = (
             "from research.tasks.task import Task\n"
             "class Mine(Task):\n"
             "    def metrics(self, logits, batch):\n"
-            "        return {'histogram': tf.ones((2, 5))}\n",
+            "        return {'histogram': tf.ones((3, 5))}\n",
             "remove means that are not single numbers before you call super().figures",
         ),
         (
@@ -85,12 +85,44 @@ AUGMENTATION = (
         (
             "--task=FILE:Mine",
             TASK + "    def losses(self, logits, batch): pass\n",
-            "Mine.losses returns None for two examples",
+            "Mine.losses returns None for 3 examples; expected one loss for each",
         ),
         (
             "--task=FILE:Mine",
             TASK + "    def metrics(self, logits, batch): return [1.0]\n",
             "Mine.metrics returns [1.0]; expected a dictionary",
+        ),
+        (
+            "--task=FILE:Mine",
+            TASK + "    def metrics(self, logits, batch): return {'mine': None}\n",
+            "Mine.metrics returns 'mine' as None for 3 examples; expected float32 of shape (3, ",
+        ),
+        (
+            "--task=FILE:Mine",
+            TASK + "    def metrics(self, logits, batch): return {1: logits[:, 0]}\n",
+            "Mine.metrics returns the name 1; expected a string",
+        ),
+        (
+            "--task=FILE:Mine",
+            TASK + "    def metrics(self, logits, batch): return {'loss': logits[:, 0]}\n",
+            "Mine.metrics returns the reserved name 'loss'; rename it",
+        ),
+        (
+            "--task=FILE:Mine",
+            "import numpy as np\n" + TASK + "    def losses(self, logits, batch):\n"
+            "        return np.zeros(logits.shape[0], np.float32)\n",
+            "Mine.losses returns array([0., 0., 0.], dtype=float32) for 3 examples",
+        ),
+        (
+            "--task=FILE:Mine",
+            "import tensorflow as tf\n" + TASK + "    def losses(self, logits, batch):\n"
+            "        return tf.cast(logits[:, 0], tf.float64)\n",
+            "Mine.losses returns a tensor of float64 and shape (3,) for 3 examples",
+        ),
+        (
+            "--task=FILE:Mine",
+            TASK + "    def __init__(self, label_smoothing=0.0, class_weights=None): pass\n",
+            "the task Mine has None; call super().__init__(label_smoothing, class_weights)",
         ),
         (
             "--task=FILE:Mine",
@@ -309,13 +341,36 @@ def test_a_schedule_may_return_an_integer(tmp_path):
     assert float(Schedule(shape, 0.1, 0, 10)(tf.constant(3))) == pytest.approx(0.1)
 
 
-def test_gradients_of_another_type_are_refused():
-    class Plain(Task):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (list, r"Changed\.gradients returns \[.*; expected an object of Gradients"),
+        (
+            lambda found: found._replace(values=found.values[1:]),
+            r"returns \d+ for \d+ variables; e",
+        ),
+        (lambda found: found._replace(values=tuple(found.values)), "expected a list with a gradie"),
+        (
+            lambda found: found._replace(values=[None, *found.values[1:]]),
+            "returns None for the variable .*; expected a dense tensor of shape",
+        ),
+        (
+            lambda found: found._replace(values=[*found.values[:-1], tf.zeros([])]),
+            r"returns a tensor of float32 and shape \(\) for the variable .*; expected a dense",
+        ),
+        (
+            lambda found: found._replace(sums={"loss": found.sums["loss"]}),
+            "returns the sums loss; expected .*weight, as self.sums returns",
+        ),
+    ],
+)
+def test_gradients_that_do_not_fit_are_refused(change, message):
+    class Changed(Task):
         def gradients(self, network, batch, variables, scale, values=None):
-            return list(super().gradients(network, batch, variables, scale, values))
+            return change(super().gradients(network, batch, variables, scale, values))
 
-    learner = make_learner(CONFIG, task=Plain())
-    with pytest.raises(UserError, match=r"Plain\.gradients returns \[.*; expected an object of G"):
+    learner = make_learner(CONFIG, task=Changed())
+    with pytest.raises(UserError, match=message):
         learner.train_step(next(iter(feed(learner, some_photos(8), 8, None))))
 
 

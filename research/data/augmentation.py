@@ -365,7 +365,7 @@ class AugmentationPipeline:
 
 
 def _check_same(what: str, found: Any, expected: np.ndarray | tf.Tensor) -> None:
-    """Raises `UserError` if a result is not an array, or tensor, of the expected dtype and shape."""
+    """Raises `UserError` if a result is no array (tensor) of the expected dtype and shape."""
     is_tensor = isinstance(expected, tf.Tensor)
     if not isinstance(found, tf.Tensor if is_tensor else np.ndarray):
         kind = "tensor" if is_tensor else "NumPy array"

@@ -374,10 +374,11 @@ def make_task(config: TrainConfig, kind: type[Task] | None = None) -> Task:
             "its __init__ the arguments label_smoothing and class_weights of Task, with defaults"
         ) from error
     task = kind(label_smoothing=config.label_smoothing)
-    if task.label_smoothing != config.label_smoothing:
+    found = getattr(task, "label_smoothing", None)
+    if found != config.label_smoothing:
         raise UserError(
             f"label_smoothing is {config.label_smoothing}, but the task {kind.__name__} has "
-            f"{task.label_smoothing}; call super().__init__(label_smoothing, class_weights) in its "
+            f"{found}; call super().__init__(label_smoothing, class_weights) in its "
             "__init__"
         )
     return task

@@ -25,7 +25,7 @@ from research.models.batch_norm import compile_averaging, trained_statistics
 from research.optimization.averages import WeightAverages
 from research.optimization.groups import Group
 from research.runs.histograms import Histograms
-from research.system.errors import UserError
+from research.tasks.checks import check_gradients
 from research.tasks.metrics import Metrics, Sums, SumsRead, mean_metrics
 from research.tasks.task import Gradients, Task
 
@@ -133,9 +133,7 @@ class Learner:
 
         def compute(batch: Batch, scale: tf.Tensor) -> Gradients:
             found = self.task.gradients(network, self._finish(batch), variables, scale)
-            if not isinstance(found, Gradients):
-                kind = f"{type(self.task).__name__}.gradients"
-                raise UserError(f"{kind} returns {found!r:.200}; expected an object of Gradients")
+            check_gradients(self.task, found, variables, state.tally.names)
             return found
 
         # XLA cannot compile an exchange between devices, nor histograms.

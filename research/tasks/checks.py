@@ -1,19 +1,21 @@
-"""Finds the task of a setting, and checks the results of its methods before training."""
+"""Finds the task of a setting, and checks the results of its methods."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import keras
 import tensorflow as tf
 
 from research.system.errors import UserError, first_line, one_line
 from research.system.python_file import is_python_reference, load_from_file
 from research.tasks.metrics import Means, mean_metrics
 from research.tasks.multi_label import MultiLabel
-from research.tasks.task import Task
+from research.tasks.task import Gradients, Task
 
 TASKS: Mapping[str, type[Task]] = {"classification": Task, "multi_label": MultiLabel}
 RESERVED = ("loss", "weight", "photos")
+EXAMPLES = 3  # of a check; a head has rarely as many logits
 
 
 def find_task(task: str) -> type[Task]:
@@ -30,7 +32,7 @@ def find_task(task: str) -> type[Task]:
 def sum_shapes(
     task: Task, logits: int, batch: Mapping[str, tf.TensorSpec]
 ) -> dict[str, tuple[int, ...]]:
-    """Computes losses and metrics of two dummy examples, and returns the shapes of their sums.
+    """Computes losses and metrics of some dummy examples, and returns the shapes of their sums.
 
     Args:
       task: the task to check.
@@ -41,21 +43,26 @@ def sum_shapes(
       UserError: the losses, metrics or figures have a wrong shape, type or name.
     """
     examples = {
-        name: tf.zeros((2, *spec.shape[1:]), spec.dtype)
+        name: tf.zeros((EXAMPLES, *spec.shape[1:]), spec.dtype)
         for name, spec in batch.items()
         if name not in ("image", "mirrored")
     }
-    examples["weight"] = tf.ones(2)
-    zeros = tf.zeros((2, logits))
+    examples["weight"] = tf.ones(EXAMPLES)
+    zeros = tf.zeros((EXAMPLES, logits))
     kind = type(task).__name__
     several = examples["label"].shape.rank > 1 and not isinstance(task, MultiLabel)
 
     @tf.function(autograph=False)  # as in training: a Python condition cannot depend on a tensor
     def compute() -> dict[str, tf.Tensor]:
         metrics = task.metrics(zeros, examples)
-        if not isinstance(metrics, Mapping):
-            raise UserError(f"{kind}.metrics returns {metrics!r}; expected a dictionary")
-        return {"loss": task.losses(zeros, examples), **metrics}
+        _check_metrics(f"{kind}.metrics", metrics)
+        losses = task.losses(zeros, examples)
+        if not _is_value(losses) or losses.shape.rank != 1:
+            raise UserError(
+                f"{kind}.losses returns {_described(losses)} for {EXAMPLES} examples; expected one "
+                f"loss for each: float32 of shape ({EXAMPLES},)"
+            )
+        return {"loss": losses, **metrics}
 
     try:
         values = compute()
@@ -73,20 +80,6 @@ def sum_shapes(
             f"{kind}.metrics returns the accuracy and the cross-entropy of classes, but labels are "
             f"{label.name}; return other metrics, without super().metrics"
         )
-    losses = values["loss"]
-    if not isinstance(losses, tf.Tensor) or losses.shape != (2,):
-        found = f"a tensor of shape {losses.shape}" if isinstance(losses, tf.Tensor) else losses
-        raise UserError(
-            f"{kind}.losses returns {found} for two examples; expected one loss for each: (2,)"
-        )
-    for name, value in values.items():
-        if name in RESERVED and name != "loss":
-            raise UserError(f"{kind}.metrics returns the reserved name {name!r}; rename it")
-        if not value.shape.rank or value.shape[0] != 2 or value.dtype != tf.float32:
-            raise UserError(
-                f"{kind}.metrics returns {name!r} as {value.dtype.name} of shape {value.shape} for "
-                "two examples; expected float32 of shape (2, ...)"
-            )
     sums = task.sums(zeros, examples)
     read = {name: value.numpy() for name, value in sums.items()}
 
@@ -110,3 +103,66 @@ def sum_shapes(
                 f"{kind}.figures returns {name!r} as {type(figure).__name__}; expected a float"
             )
     return {name: tuple(value.shape) for name, value in sums.items()}
+
+
+def check_gradients(
+    task: Task, found: object, variables: Sequence[keras.Variable], names: Sequence[str]
+) -> None:
+    """Raises `UserError` unless `Task.gradients` returned a gradient per variable, and all sums.
+
+    Args:
+      task: the task.
+      found: what its `gradients` returned.
+      variables: the variables that it was called with.
+      names: the names of the sums.
+    """
+    method = f"{type(task).__name__}.gradients"
+    if not isinstance(found, Gradients):
+        raise UserError(f"{method} returns {found!r:.200}; expected an object of Gradients")
+    if not isinstance(found.values, list) or len(found.values) != len(variables):
+        count = len(found.values) if isinstance(found.values, list) else f"{found.values!r:.200}"
+        raise UserError(
+            f"{method} returns {count} for {len(variables)} variables; expected a list with a "
+            "gradient for each of them"
+        )
+    for variable, value in zip(variables, found.values, strict=True):
+        if not isinstance(value, tf.Tensor) or value.shape != variable.shape:
+            raise UserError(
+                f"{method} returns {_described(value)} for the variable {variable.path}; expected "
+                f"a dense tensor of shape {variable.shape}, of zeros if the loss does not depend "
+                "on it"
+            )
+    if not isinstance(found.sums, dict) or found.sums.keys() != set(names):
+        given = ", ".join(found.sums) if isinstance(found.sums, dict) else f"{found.sums!r:.200}"
+        raise UserError(
+            f"{method} returns the sums {given}; expected {', '.join(names)}, as self.sums returns"
+        )
+
+
+def _check_metrics(method: str, metrics: object) -> None:
+    """Raises `UserError` unless metrics are values of each example by name."""
+    if not isinstance(metrics, Mapping):
+        raise UserError(f"{method} returns {metrics!r:.200}; expected a dictionary")
+    for name, value in metrics.items():
+        if not isinstance(name, str):
+            raise UserError(f"{method} returns the name {name!r}; expected a string")
+        if name in RESERVED:
+            raise UserError(f"{method} returns the reserved name {name!r}; rename it")
+        if not _is_value(value):
+            raise UserError(
+                f"{method} returns {name!r} as {_described(value)} for {EXAMPLES} examples; "
+                f"expected float32 of shape ({EXAMPLES}, ...)"
+            )
+
+
+def _is_value(value: object) -> bool:
+    """Returns whether something is a tensor of float32 with a row for each example."""
+    if not isinstance(value, tf.Tensor) or value.dtype != tf.float32 or not value.shape.rank:
+        return False
+    return value.shape[0] == EXAMPLES
+
+
+def _described(value: object) -> str:
+    if isinstance(value, tf.Tensor):
+        return f"a tensor of {value.dtype.name} and shape {value.shape}"
+    return f"{value!r:.200}"

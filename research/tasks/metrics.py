@@ -84,6 +84,11 @@ class Tally:
         self._shapes = dict(shapes)
         self.variable = tf.Variable(self._zeros(), trainable=False, name="tally")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the sums."""
+        return tuple(self._shapes)
+
     def empty_copy(self) -> Tally:
         """Returns another tally of the same sums, at zero."""
         return Tally(self._shapes)
