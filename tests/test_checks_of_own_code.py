@@ -27,6 +27,14 @@ from tests.launcher import ROOT
 from tests.learners import CONFIG, feed, make_learner, some_photos
 
 TASK = "from research.tasks.task import Task\nclass Mine(Task):\n"
+SOURCE = """
+from research.data.source import Example, Source
+class Mine(Source):
+    class_names = ("a", "b")
+    given, title = b"", "one"
+    def count(self, split): return 2
+    def examples(self, split): yield Example(self.given, 0, self.title)
+"""
 AUGMENTATION = (
     "from research.data.augmentation import Augmentation\n"
     "class Mine(Augmentation):\n    numbers = 1\n"
@@ -47,6 +55,20 @@ AUGMENTATION = (
             "--source=FILE:Mine",
             "from research.data.source import Source\nclass Mine(Source): pass",
             "which does not define class_names, count, examples",
+        ),
+        *(
+            ("--source=FILE:Mine", f"{SOURCE}{line}\n", message)
+            for line, message in {
+                "    class_names = 'ab'": "whose class_names is 'ab'; expected a tuple of texts",
+                "    class_names = ('a', 1)": "whose class_names is ('a', 1); expected",
+                "    summary = 3": "whose summary is 3; expected a text",
+                "    def count(self, split): pass": "whose count('train') is None; expected",
+                "    def count(self, split): return 2.0": "whose count('train') is 2.0; expected",
+                "    random_access = True": "which does not define listed, read",
+                "    def examples(self, split): yield None": "the source gives None; expected",
+                "    given = [1]": "the source gives the photo 'one' as list; expected",
+                "    title = 1": "the source gives an example named 1; expected a text",
+            }.items()
         ),
         ("--augmentation=FILE:Mine", "Mine = 3", "is not a subclass of"),
         ("--backbone_optimizer=FILE:Mine", "Mine = 3", "is not a class or function"),
@@ -297,6 +319,14 @@ def test_a_schedule_of_steps_is_refused(tmp_path):
         (
             lambda rate: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(rate)),
             "is a LossScaleOptimizer, but the training step scales the loss itself",
+        ),
+        (
+            lambda rate: keras.optimizers.SGD(rate, loss_scale_factor=8.0),
+            "has loss_scale_factor=8.0, which the training step does not take into account",
+        ),
+        (
+            lambda rate: keras.optimizers.SGD(rate, use_ema=True),
+            "has use_ema=True, which .*; leave it out, and give --weight_averaging",
         ),
     ],
 )

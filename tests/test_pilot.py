@@ -17,6 +17,7 @@ from research.data.folder.folder_source import FolderSource
 from research.data.split_arrays import SplitArrays
 from research.loop.builder import build_network, make_loader
 from research.loop.pilot import Pilot, fit_head, left_out_predictions
+from research.loop.preparation import choose_settings
 from research.settings.automatic import Change, Evidence, without_auto
 from research.tasks.task import Task
 from tests.helpers import SMALL_CONFIG
@@ -109,6 +110,23 @@ def test_crops_that_lose_the_class_are_worse_than_whole_photos(place):
     changed = pilot.cropped()
     assert changed.won == 0
     assert changed.is_worse == (changed.lost >= 16) == (place == "border")
+
+
+def test_no_crops_are_chosen_if_the_first_trained_layer_is_after_the_last():
+    model = build_network(SMALL_CONFIG, ("a", "b")).network.model
+    pilot = SimpleNamespace(
+        model=model,
+        evidence=lambda: Evidence(photos=256, accuracy=0.7, mirrored=Change(0, 0)),
+        cropped=lambda: Change(0, 0),
+    )
+    team = SimpleNamespace(leads=True, from_chief=lambda chosen: chosen)
+    count = len(model.backbone.layers)
+    for first, area in ((count - 3, 0.5), (count, 1.0)):
+        config = dataclasses.replace(
+            SMALL_CONFIG, unfreeze_from=str(first), epochs=3, random_crop_area="auto"
+        )
+        chosen = choose_settings(config, team, pilot, 1000, False)
+        assert chosen["random_crop_area"].value == area
 
 
 def test_the_head_starts_from_the_regression_on_all_usable_photos(photo_folder, tmp_path):

@@ -22,7 +22,7 @@ from research.data.decode import DamagedImageError, decode_image
 from research.data.digest import digest_of
 from research.data.photos_on_demand import PhotosOnDemand
 from research.data.rows import JoinedRows, Rows
-from research.data.source import Example, Source
+from research.data.source import Example, Source, checked
 from research.data.split_arrays import (
     SplitArrays,
     decode_examples,
@@ -343,7 +343,7 @@ def _on_demand(source: Source, split: str, size: int, resize: str) -> SplitArray
             "another; give --photo_cache=auto, photos in files, or a TFDS data set in the format "
             "ArrayRecord"
         )
-    listed = source.listed(split)
+    listed = [checked(example) for example in source.listed(split)]
     indices = np.asarray([i for i, one in enumerate(listed) if one.image is not None], np.int64)
     usable = [listed[index] for index in indices]
     labels, arrays = stack_targets(usable)

@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 
 from research.data.decode import DamagedImageError, decode_image
-from research.data.source import Example, Source
+from research.data.source import Example, Source, checked
 from research.system.errors import UserError
 from research.system.machine import processors
 
@@ -79,7 +79,7 @@ class PhotosOnDemand:
 
     def _decode(self, row: int, out: np.ndarray) -> None:
         index = int(self._indices[row])
-        example = self._source.read(self._split, index)
+        example = checked(self._source.read(self._split, index))
         try:
             if example.image is None:
                 self._check_storage(example)

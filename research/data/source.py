@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from research.system.errors import UserError
+
 SPLITS = ("train", "validation", "test")
 MAX_FILE_BYTES = 2**28
 SEPARATOR = ";"  # between the labels of one photo, in text
@@ -32,6 +34,21 @@ class Example(NamedTuple):
     name: str
     problem: str = "cannot be read"
     arrays: Mapping[str, Any] = {}
+
+
+def checked(example: object) -> Example:
+    """Returns what a source gave as an example; raises `UserError` if it is none."""
+    if not isinstance(example, Example):
+        raise UserError(f"the source gives {example!r:.200}; expected an object of Example")
+    if not isinstance(example.name, str):
+        raise UserError(f"the source gives an example named {example.name!r:.200}; expected a text")
+    if not isinstance(example.image, (bytes, np.ndarray, type(None))):
+        kind = type(example.image).__name__
+        raise UserError(
+            f"the source gives the photo {example.name!r} as {kind}; expected bytes, a NumPy array "
+            "or None"
+        )
+    return example
 
 
 def read_example(file: Path, label: int, name: str) -> Example:

@@ -12,7 +12,7 @@ import numpy as np
 from research.data.decode import DamagedImageError, decode_image
 from research.data.digest import digest_of
 from research.data.rows import Rows, rows_in_a_file
-from research.data.source import Example, Source
+from research.data.source import Example, Source, checked
 from research.data.targets import stack_targets
 from research.data.thread_pool import in_parallel
 from research.system.machine import fits_in_memory
@@ -81,8 +81,8 @@ def decode_examples(
     """Decodes and resizes photos, on all processors, and writes them to empty rows.
 
     Raises:
-      UserError: labels or arrays of the source differ in shape or are not numeric, or an array has
-        a reserved name.
+      UserError: the source gives no examples; their labels or arrays differ in shape or are not
+        numeric; or an array has a reserved name.
     """
     size = pixels.shape[1]
     used: list[Example] = []
@@ -93,7 +93,7 @@ def decode_examples(
         return decode_image(image, size, resize), digest_of(image)
 
     photos_per_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
-    with in_parallel(examples, decode, photos_per_chunk) as decoded:
+    with in_parallel(map(checked, examples), decode, photos_per_chunk) as decoded:
         for index, (example, result) in enumerate(decoded):
             if isinstance(result, DamagedImageError):
                 damaged.append((example.name, str(result), index))

@@ -32,7 +32,7 @@ from research.loop.pilot import Pilot
 from research.loop.plan import Plan, Position, make_plan
 from research.loop.run_state import RunState, make_checkpoint, variables_of
 from research.loop.trunk.frozen_layers import EpochInput, FrozenLayers, RunInputs
-from research.models.backbone import suggest_first_layers
+from research.models.backbone import first_trainable_layer, suggest_first_layers
 from research.models.backbone_table import find_backbone
 from research.models.cost import largest_output
 from research.models.wrapper import Wrapper
@@ -50,6 +50,7 @@ from research.settings.automatic import (
     without_auto,
 )
 from research.settings.durations import parse_steps
+from research.settings.fields import AUTO
 from research.settings.hyperrule import follow_hyperrule
 from research.settings.train_config import TrainConfig
 from research.system import devices
@@ -248,13 +249,16 @@ def choose_settings(
       photos: number of training photos.
       is_random: whether the weights of the backbone are random, so that its features tell nothing.
     """
-
     random = "the weights of the backbone are random"
+    model, backbone = pilot.model.backbone, find_backbone(requested.backbone)
+    first = requested.unfreeze_from
+    if first != AUTO and first_trainable_layer(model, backbone, first) == len(model.layers):
+        requested = dataclasses.replace(requested, unfreeze_from="none")
     choices = (
         choose(
             requested,
             photos,
-            suggest_first_layers(pilot.model.backbone, find_backbone(requested.backbone)),
+            suggest_first_layers(model, backbone),
             lambda: random if is_random else pilot.evidence(),
             pilot.cropped,
             lambda: random if is_random else pilot.regression_obstacle,

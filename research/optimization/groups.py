@@ -63,7 +63,7 @@ def make_group(
 
     Raises:
       UserError: the optimizer is none of Keras, does not use the learning rate, or scales the loss
-        itself.
+        or averages the weights itself.
     """
     is_read = False
 
@@ -83,6 +83,16 @@ def make_group(
             f"the optimizer of the group {name!r} is a LossScaleOptimizer, but the training step "
             "scales the loss itself; return its inner optimizer, and give --precision=float16"
         )
+    for option, instead in (
+        ("loss_scale_factor", "--precision=float16"),
+        ("use_ema", "--weight_averaging"),
+    ):
+        if getattr(optimizer, option):
+            raise UserError(
+                f"the optimizer of the group {name!r} has {option}={getattr(optimizer, option)}, "
+                f"which the training step does not take into account; leave it out, and give "
+                f"{instead}"
+            )
     is_read = False  # also if the optimizer was built with the rate of the first step
     _ = optimizer.learning_rate  # calls the function, if the optimizer keeps it
     if not is_read:
