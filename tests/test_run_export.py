@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -322,10 +323,16 @@ def test_an_existing_export_is_kept(run):
         ({"format": "onnx", "out": "model.tflite"}, "expected a name that ends in .onnx"),
         ({"checkpoint": "gone", "out": "new"}, "expected best, latest, or the path"),
         ({"out": "run/labels.txt/new"}, "cannot be written"),
+        ({"format": "keras", "out": f"new/deep/{'a' * 245}.keras"}, "File name too long"),
+        ({"format": "keras", "out": "taken.keras"}, r"'taken.keras.thresholds.json' exists; delet"),
+        ({"out": "link"}, "/link', which exists"),
     ],
 )
 def test_an_error_leaves_no_file(run, monkeypatch, settings, expected):
     monkeypatch.chdir(run.parent)
+    Path("taken.keras.thresholds.json").touch()
+    if not os.path.lexists("link"):
+        os.symlink("nowhere", "link")
     before = set(run.parent.rglob("*"))
     with pytest.raises(UserError, match=expected):
         export(ExportConfig(ckpt_dir="run", **settings))

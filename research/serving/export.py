@@ -59,31 +59,33 @@ def export(config: ExportConfig) -> Path:
     )
     answers, names = answers_of(classifier), classifier.class_names
     model = serving_model(classifier, answers)
-    labels, thresholds = (
-        path / "assets.extra" / name  # the format's folder for extra files
-        if config.format == "saved_model"
-        else path.with_name(f"{path.name}.{name}")
-        for name in ("labels.txt", "thresholds.json")
-    )
+    labels, thresholds = side_files(config.format, path)
     texts = {labels: "".join(f"{name}\n" for name in names)}
     if answers.thresholds_json:
         texts[thresholds] = answers.thresholds_json
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="export-", dir=path.parent) as folder:
-            partial = Path(folder) / path.name
-            # Exporters print the signatures, and emit deprecation warnings.
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                _, write = FORMATS[config.format]
-                write(model, answers, classifier.config.resize, partial)
-            for file, text in texts.items():
-                place = partial / file.relative_to(path) if path in file.parents else file
-                place.parent.mkdir(exist_ok=True)
-                write_atomically(place, text)
-            os.replace(partial, path)  # last: if anything fails, the same command can be repeated
-    except (OSError, tf.errors.OpError) as error:
-        raise cannot_be_written(path, reason_of(error)) from error
+    with contextlib.ExitStack() as undone:
+        try:
+            for parent in [one for one in path.parents if not one.exists()][::-1]:
+                parent.mkdir()
+                undone.callback(os.rmdir, parent)
+            with tempfile.TemporaryDirectory(prefix="export-", dir=path.parent) as folder:
+                partial = Path(folder) / path.name
+                # Exporters print the signatures, and emit deprecation warnings.
+                with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    _, write = FORMATS[config.format]
+                    write(model, answers, classifier.config.resize, partial)
+                for file, text in texts.items():
+                    place = Path(folder) / file.relative_to(path.parent)
+                    place.parent.mkdir(exist_ok=True)
+                    write_atomically(place, text)
+                for file in [one for one in texts if one.parent == path.parent]:
+                    os.replace(Path(folder) / file.name, file)
+                    undone.callback(file.unlink)
+                os.replace(partial, path)
+        except (OSError, tf.errors.OpError) as error:
+            raise cannot_be_written(path, reason_of(error)) from error
+        undone.pop_all()
     size = classifier.config.image_size
     print(f"model:   {short_path(path)}")
     if config.format == "saved_model":
@@ -105,8 +107,8 @@ def output_path(config: ExportConfig) -> Path:
     """Returns the path to write to.
 
     Raises:
-      UserError: the path exists, its extension does not fit the format, or the exporter of the
-        format is not installed.
+      UserError: the path or a file that belongs beside it exists, its extension does not fit the
+        format, or the exporter of the format is not installed.
     """
     if config.format == "onnx" and importlib.util.find_spec("tf2onnx") is None:
         raise UserError(
@@ -118,9 +120,25 @@ def output_path(config: ExportConfig) -> Path:
     ending = Path(default_name).suffix
     if path.suffix != ending and ending:
         raise UserError(f"out is {str(path)!r}; expected a name that ends in {ending}")
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"out is {str(path)!r}, which exists; expected a new file or folder")
+    for file in side_files(config.format, path):
+        if os.path.lexists(file):
+            raise UserError(
+                f"out is {str(path)!r}, beside which {file.name!r} exists; delete it, or give "
+                "another --out"
+            )
     return path
+
+
+def side_files(format_name: str, path: Path) -> tuple[Path, Path]:
+    """Returns the files of the class names and of the thresholds of an exported model."""
+    names = "labels.txt", "thresholds.json"
+    if format_name == "saved_model":
+        labels, thresholds = (path / "assets.extra" / name for name in names)  # for extra files
+    else:
+        labels, thresholds = (path.with_name(f"{path.name}.{name}") for name in names)
+    return labels, thresholds
 
 
 def serving_model(classifier: Classifier, answers: Answers) -> keras.Model:
