@@ -26,7 +26,7 @@ class PhotoConfig(settings.Validated):
     )
     label_columns: str | None = settings.declare(
         None,
-        "columns of --labels that do not have usual names, such as 'file=image_id,label=breed'; "
+        "columns of --labels that do not have usual names, such as 'file=picture,label=bird'; "
         "also 'split' and 'group'",
     )
     label_pattern: str | None = settings.declare(

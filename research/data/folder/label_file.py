@@ -73,7 +73,7 @@ def read_label_file(path: str, columns: str | None = None) -> LabelTable:
 
     Args:
       path: the file.
-      columns: names of columns, such as 'file=image_id,label=breed'. Columns that are not named
+      columns: names of columns, such as 'file=picture,label=bird'. Columns that are not named
         here are found by `USUAL_NAMES`. An empty name, as in 'split=', leaves a column out.
 
     Raises:
