@@ -14,10 +14,16 @@ import pytest
 import tensorflow as tf
 
 from research.evaluation import evaluation_size
-from research.evaluation.evaluation_size import choose_evaluation_scale, validation_losses
+from research.evaluation.evaluation_size import (
+    choose_evaluation_scale,
+    enlarged_network,
+    validation_losses,
+)
 from research.loop import builder, preparation
 from research.loop.builder import build_network, head_schedule
 from research.loop.plan import make_plan
+from research.loop.preparation import Run
+from research.loop.steps import predict_step
 from research.loop.trunk.frozen_layers import EpochInput
 from research.models.backbone import FirstLayers
 from research.runs.console import finished_note
@@ -325,12 +331,11 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     )
     monkeypatch.setattr(evaluation_size, "make_loader", lambda config, source: config.image_size)
 
-    def refuse(weights: list) -> None:
+    def refuse(run: Run, config: TrainConfig) -> None:
         raise ValueError("another shape")
 
-    model = SimpleNamespace(get_weights=list, set_weights=lambda weights: None)
-    built = SimpleNamespace(network=SimpleNamespace(model=model))
-    monkeypatch.setattr(evaluation_size, "build_network", lambda *_, **__: built)
+    built = SimpleNamespace(network=None)
+    monkeypatch.setattr(evaluation_size, "enlarged_network", lambda run, config: None)
     run = SimpleNamespace(
         config=TrainConfig(),
         plan=SimpleNamespace(validates=True),
@@ -349,11 +354,50 @@ def test_a_larger_size_is_chosen_unless_it_is_clearly_worse(monkeypatch, larger,
     assert "is 0.6000 at 192 pixels, and 0.4500 at 160 pixels" in choice.reason
     losses[192] = np.full(3, np.nan)
     assert "no usable validation photo" in choose_evaluation_scale(run, last_epoch).reason
-    model.set_weights = refuse
+    monkeypatch.setattr(evaluation_size, "enlarged_network", refuse)
     choice = choose_evaluation_scale(run, last_epoch)
     assert choice == Choice(1.0, "the network does not take 192 pixels: another shape")
     run.plan.validates = False
     assert choose_evaluation_scale(run, last_epoch).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("backbone", "image_size", "task", "shares"),
+    [
+        ("MobileNetV2", 64, "classification", True),
+        ("MobileNetV2", 48, "classification", False),  # a padding depends on odd sizes
+        ("ViTTiny", 64, "classification", False),  # has an inner model
+        ("SmallResNet", 64, "head.py:Head", False),
+    ],
+)
+def test_the_network_at_a_larger_size_is_the_one_that_is_built_for_it(
+    backbone, image_size, task, shares
+):
+    config = TrainConfig(
+        backbone=backbone, weights="none", image_size=image_size, unfreeze_from="4", seed=3
+    )
+    names = ("a", "b", "c")
+    run = SimpleNamespace(
+        config=config,
+        built=build_network(config, names),
+        loader=SimpleNamespace(class_names=names),
+        task=Task(),
+    )
+    larger = dataclasses.replace(config, image_size=96, task=task)
+    network, model = enlarged_network(run, larger), run.built.network.model
+    assert (network.model is model) == shares
+    model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
+    for variable in model.backbone.variables:
+        variable.assign(variable * np.random.default_rng(0).uniform(0.9, 1.1, variable.shape))
+    if not shares:
+        network = enlarged_network(run, larger)
+    fresh = build_network(larger, names, Task()).network
+    fresh.model.set_weights(model.get_weights())
+    photos = np.random.default_rng(1).normal(size=(2, 96, 96, 3)).astype(np.float32)
+    batch = {"image": tf.constant(photos), "weight": tf.ones(2)}
+    expected, found = (predict_step(one, batch).numpy() for one in (fresh, network))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.ptp(expected))
+    assert np.ptp(expected, axis=0).min() > 0
 
 
 def test_the_validation_loss_of_a_damaged_photo_is_unknown(monkeypatch):

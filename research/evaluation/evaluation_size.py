@@ -19,8 +19,10 @@ from research.runs import console
 from research.runs.run_directory import RunDirectory
 from research.settings.automatic import Choice
 from research.settings.fields import AUTO
-from research.settings.train_config import LARGEST_SIZE
+from research.settings.train_config import LARGEST_SIZE, TrainConfig
 from research.system.errors import UserError, first_line
+from research.system.python_file import is_python_reference
+from research.tasks.checks import TASKS
 from research.tasks.task import Task
 
 LARGER = 1.2  # FixRes (Touvron et al. 2019, arXiv 1906.06423)
@@ -65,9 +67,7 @@ def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:
     with run.averages.swapped() if run.averages else contextlib.nullcontext():
         enlarged = dataclasses.replace(config, image_size=larger, augmentation=())
         try:
-            names = run.loader.class_names
-            other = build_network(enlarged, names, run.task, with_weights=False).network
-            other.model.set_weights(run.built.network.model.get_weights())
+            other = enlarged_network(run, enlarged)
         except (UserError, ValueError) as error:
             return Choice(1.0, f"the network does not take {larger} pixels: {first_line(error)}")
         losses = [
@@ -85,6 +85,29 @@ def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:
         f"the validation loss is {after.mean():.4f} at {larger} pixels, and {before.mean():.4f} at "
         f"{size} pixels",
     )
+
+
+def enlarged_network(run: Run, enlarged: TrainConfig) -> Network:
+    """Returns the network of a run for another image size.
+
+    It shares the layers of the run, unless they may depend on the size. Then it is built anew.
+
+    Args:
+      run: the run.
+      enlarged: the settings of the run with the other size, a multiple of 32.
+
+    Raises:
+      UserError, ValueError: the network does not take the size.
+    """
+    network = run.built.network
+    is_own = is_python_reference(enlarged.backbone) or enlarged.task not in TASKS
+    if run.config.image_size % 32 == 0 and not is_own:
+        with contextlib.suppress(ValueError):  # of a model with an inner model
+            return dataclasses.replace(network, parts=network.parts.resized(enlarged.image_size))
+    names = run.loader.class_names
+    other = build_network(enlarged, names, run.task, with_weights=False).network
+    other.model.set_weights(network.model.get_weights())
+    return other
 
 
 def validation_losses(task: Task, network: Network, loader: DataLoader) -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -70,6 +71,33 @@ class SplitBackbone:
         inputs = [*activations, weight] if takes_weights(self.rest) else list(activations)
         # Keras expects a single input without a list.
         return self.rest(inputs[0] if len(inputs) == 1 else inputs, training=training)
+
+    def resized(self, image_size: int) -> SplitBackbone:
+        """Returns the parts for photos of another size, for evaluation; all layers are shared.
+
+        Both sizes must be multiples of 32, because a padding of layers with strides depends on
+        whether a size is even.
+
+        Raises:
+          ValueError: a layer does not take the size.
+        """
+        shapes = [(image_size, image_size, 3)]
+        trunk = rest = None
+        if self.trunk is not None:
+            trunk = _with_inputs(self.trunk, shapes)
+            shapes = [tensor.shape[1:] for tensor in trunk.outputs]
+        if self.rest is not None:
+            others = [tensor.shape[1:] for tensor in self.rest.inputs[len(shapes) :]]
+            rest = _with_inputs(self.rest, [*shapes, *others])
+        return dataclasses.replace(self, trunk=trunk, rest=rest, blocks=())
+
+
+def _with_inputs(model: keras.Model, shapes: Sequence[tuple[int, ...]]) -> keras.Model:
+    """Returns a functional model of the same layers for inputs of other shapes."""
+    pairs = zip(model.inputs, shapes, strict=True)
+    inputs = [keras.Input(shape, dtype=tensor.dtype) for tensor, shape in pairs]
+    given = inputs if isinstance(model.input, list) else inputs[0]
+    return keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
 
 
 def crossing_tensors(model: keras.Model, index: int) -> list[keras.KerasTensor]:
