@@ -64,8 +64,7 @@ def make_batches(
         rows = indices.shape[1]
         chosen = tf.data.Dataset.from_tensor_slices((indices, weights))
 
-    if numbers is None:
-        numbers = np.zeros((len(examples), 0), np.float32)
+    numbers = np.zeros((len(examples), 0), np.float32) if numbers is None else numbers
     input_rows = np.arange(len(numbers)) % len(examples)  # the row of the inputs for each visit
     if examples.views > 1 and not mirrored:
         input_rows += augmentation.view_of(numbers) * len(examples)
@@ -128,10 +127,11 @@ def make_batches(
             images[0], batch["partner_share"] = mixing.mix(images[0], partner_images[0], drawn)
         return {"image": preprocess(images), **batch}
 
-    # All parallelism is fixed, so autotuning is disabled. Its thread would delay the end of each
-    # iterator by up to five seconds.
+    # All parallelism is fixed. The thread of autotuning would delay the end of each iterator by up
+    # to five seconds, and the optimizations would take longer than they save.
     options = tf.data.Options()
     options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
     # On a CPU, more would take processors from the step. On a GPU, 8 kept up with MobileNetV2.
     parallel = min(max(processors() // 2, 2), 8) if devices.has_gpu() else 2
     return (

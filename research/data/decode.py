@@ -12,7 +12,7 @@ from PIL import Image
 from research.data.formats import readable_formats, unknown_format
 from research.data.resampling import opaque, to_square
 from research.data.resizing import RESIZES, draft_size
-from research.data.stored_pixels import upright_pixels
+from research.data.stored_pixels import ordinary_jpeg_pixels, upright_pixels
 from research.system.errors import one_line
 
 MAX_PIXELS = 120_000_000  # photos of the largest cameras; a pixel takes up to six bytes of memory
@@ -62,6 +62,8 @@ def decode_image(
     if not encoded:
         raise DamagedImageError("empty file")
     try:
+        if size and (ordinary := ordinary_jpeg_pixels(encoded, size, resize)) is not None:
+            return to_square(ordinary, size, resize)
         with Image.open(io.BytesIO(encoded), formats=readable_formats()) as image:
             # The header gives the size, before any pixel takes memory.
             pixels = image.width * image.height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 
 import numpy as np
 import simplejpeg
@@ -10,6 +11,49 @@ from PIL import Image
 from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_PER_SAMPLE
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+
+from research.data.resizing import draft_size
+
+JPEG_START = b"\xff\xd8"
+
+
+def ordinary_jpeg_pixels(encoded: bytes, size: int, resize: str) -> np.ndarray | None:
+    """Decodes an ordinary JPEG to the same pixels as Pillow, in half of the time.
+
+    Args:
+      encoded: the content of a file.
+      size: height and width of the square that the photo becomes.
+      resize: how it becomes a square.
+
+    Returns:
+      uint8 RGB (height, width, 3), in memory that the next call in this thread overwrites. None if
+      the file is no JPEG, or has EXIF data, other colours than YCbCr, faults, or so many pixels
+      that it can be decoded at a half of its size.
+    """
+    if encoded[:2] != JPEG_START or b"Exif" in encoded:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        needed = draft_size(width, height, size, resize)
+        is_large = width >= 2 * needed[0] and height >= 2 * needed[1]
+        if is_large or colours != "YCbCr" or 3 * height * width > len(_of_thread.memory):
+            return None
+        return simplejpeg.decode_jpeg(encoded, buffer=_of_thread.memory)
+    except ValueError:
+        return None
+
+
+class _OfThread(threading.local):
+    """The memory of each thread for decoded pixels.
+
+    The C library would return it to the system after each photo and request it again.
+    """
+
+    def __init__(self) -> None:
+        self.memory = np.empty(2**22, np.uint8)
+
+
+_of_thread = _OfThread()
 
 
 def upright_pixels(encoded: bytes, image: Image.Image) -> np.ndarray:

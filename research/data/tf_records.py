@@ -45,6 +45,7 @@ def examples_of(batches: tf.data.Dataset) -> Iterator[dict[str, Any]]:
     """
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
+    options.experimental_optimization.apply_default_optimizations = False
     for batch in batches.with_options(options).as_numpy_iterator():
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))

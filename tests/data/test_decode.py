@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from research.data import decode, resampling, stored_pixels
 from research.data.decode import DamagedImageError, decode_image
@@ -330,6 +330,42 @@ def test_a_jpeg_has_the_pixels_that_pillow_decodes_at_each_scale(options, side):
     decoded = stored_pixels._jpeg_pixels(content, image)
     np.testing.assert_array_equal(decoded, np.asarray(image))
     assert image.width < 611 or side == 200
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_an_ordinary_jpeg_has_the_pixels_that_pillow_decodes(options):
+    content = encode(drawing((61, 43)), "JPEG", **options)
+    decoded = stored_pixels.ordinary_jpeg_pixels(content, 32, "squash")
+    np.testing.assert_array_equal(decoded, np.asarray(Image.open(io.BytesIO(content))))
+
+
+def test_an_unusual_jpeg_is_opened_by_pillow():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photo, content = drawing((61, 43)), encode(drawing((61, 43)), "JPEG")
+    unusual = {
+        "no JPEG": encode(photo, "PNG"),
+        "turned": encode(photo, "JPEG", exif=exif),
+        "grey": encode(photo.convert("L"), "JPEG"),
+        "CMYK": encode(photo.convert("CMYK"), "JPEG"),
+        "truncated": content[:-300],
+        "large": encode(drawing((96, 96)), "JPEG"),
+        "too large for the memory of a thread": encode(drawing((20_000, 80)), "JPEG"),
+    }
+    for name, one in unusual.items():
+        assert stored_pixels.ordinary_jpeg_pixels(one, 32, "squash") is None, name
+    assert stored_pixels.ordinary_jpeg_pixels(content, 32, "squash") is not None
+
+
+@pytest.mark.parametrize("side", [24, 32])
+def test_a_decoded_photo_does_not_change_when_the_next_one_is_decoded(side):
+    first, second = (
+        encode(one.resize((side, side)), "JPEG") for one in (halves(), drawing((9, 9)))
+    )
+    kept = decode_image(first, 32)
+    before = kept.copy()
+    assert not np.array_equal(decode_image(second, 32), before)
+    np.testing.assert_array_equal(kept, before)
 
 
 def test_faults_of_a_jpeg_are_judged_by_pillow():
