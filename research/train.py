@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from research.data.loader import DataLoader
 from research.data.order import share_out
+from research.data.photo_cache import check_usable, without_damaged
 from research.data.source import Source
 from research.evaluation.evaluation_size import settle_evaluation_size
 from research.loop.agreement import check_settings
@@ -22,6 +23,7 @@ from research.loop.preparation import (
     Run,
     begin_or_resume,
     make_learner,
+    raise_as_user_error,
     record_python_classes,
     set_up,
     with_earlier_choices,
@@ -84,12 +86,8 @@ def train(
             directory.lock.acquire()
         with team.watching():
             train_together(config, team, directory, resuming, source, task)
-    except tf.errors.ResourceExhaustedError as error:
-        raise UserError(
-            f"the device has not enough memory for batches of {config.batch_size:,} photos of "
-            f"{config.image_size} pixels; give a smaller --batch_size or --image_size, "
-            "--recompute=blocks, or --precision=bfloat16"
-        ) from error
+    except tf.errors.OpError as error:
+        raise_as_user_error(error, config)
     finally:
         if directory:
             directory.lock.release()
@@ -198,6 +196,7 @@ class Loop:
 
         Raises:
           TrainingDivergedError: a value is infinite or NaN; the last checkpoint is kept.
+          UserError: all photos are damaged, which is only now known if they are read on demand.
           Interrupted: a signal requested a stop; all completed steps are saved.
         """
         run, state, records = self.run, self.run.state, self.records
@@ -236,6 +235,7 @@ class Loop:
                     records.save(step)
                     if number:
                         raise Interrupted(number, records.resume_hint(step))
+        check_usable("train", without_damaged(loader.examples("train")))
         return meter.epoch(state.tally.read())
 
     def validate(self, learner: Learner, loader: DataLoader) -> Metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import resource
@@ -14,12 +15,34 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from research.data.folder.folder_options import FolderOptions
+from research.data.folder.folder_source import FolderSource
 from research.runs.checkpoints import Checkpoints
 from research.runs.event_files import EventFiles
 from research.runs.restore import find_checkpoint
 from research.runs.run_directory import LOCK, RunLock
+from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
-from tests.helpers import FINISHED_RUN, ROOT, read_checkpoint, read_metrics, run_script
+from research.train import train
+from tests.helpers import (
+    FINISHED_RUN,
+    ROOT,
+    SMALL_CONFIG,
+    read_checkpoint,
+    read_metrics,
+    run_script,
+)
+
+
+class Unreadable(FolderSource):
+    """Photos that can be read for some time."""
+
+    reads = 150  # more than the 120 photos of an epoch
+
+    def read(self, split, index):
+        self.reads -= 1
+        example = super().read(split, index)
+        return example if self.reads >= 0 else example._replace(image=None, problem="is gone")
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +330,34 @@ def test_sha256sum_verifies_a_checkpoint(folder):
     command = ["sha256sum", "-c", "step-10.sha256"]
     for name in ("latest", "best"):
         assert subprocess.run(command, cwd=folder / name, capture_output=True).returncode == 0
+
+
+def on_demand(folder: Path) -> TrainConfig:
+    """Settings of a run that reads its photos for each batch."""
+    return dataclasses.replace(
+        SMALL_CONFIG,
+        ckpt_dir=str(folder / "run"),
+        unfreeze_from="0",
+        head_epochs=0,
+        epochs=2,
+        photo_cache="none",
+        trunk_cache="off",
+        distribution="none",
+    )
+
+
+def test_a_run_ends_if_its_photos_cannot_be_read_any_more(photo_folder, tmp_path):
+    source = Unreadable(str(photo_folder), FolderOptions(shares=(100, 0, 0)))
+    with pytest.raises(UserError, match="is gone, and neither can a photo that was read before"):
+        train(on_demand(tmp_path), source)
+    assert len(read_metrics(tmp_path / "run")) == 1
+
+
+def test_a_run_on_photos_that_are_all_damaged_ends(photo_folder, tmp_path):
+    photos = shutil.copytree(photo_folder, tmp_path / "photos")
+    source = FolderSource(str(photos), FolderOptions(shares=(100, 0, 0)))
+    for file in photos.rglob("*.jpg"):
+        file.write_bytes(b"no photo")
+    with pytest.raises(UserError, match=r"the train split has no usable photo \(\d+ damaged, for"):
+        train(on_demand(tmp_path), source)
+    assert read_metrics(tmp_path / "run") == []

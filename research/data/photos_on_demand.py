@@ -35,7 +35,7 @@ class PhotosOnDemand:
       weights: float32 (photos,), 0 for each damaged photo that was read so far.
 
     Raises:
-      UserError: in `take`, if no photo is usable, or photos cannot be read any more.
+      UserError: in `take`, if photos cannot be read that were read before.
     """
 
     def __init__(
@@ -92,11 +92,6 @@ class PhotosOnDemand:
             self.weights[row] = 0
             is_new = row not in self._damaged
             self._damaged[row] = example.name, str(damage), index
-            if len(self._damaged) == len(self):
-                raise UserError(
-                    f"the {self._split} split has no usable photo, for example {example.name!r}: "
-                    f"{damage}; expected at least one: give other photos"
-                ) from damage
             if is_new:
                 self._report(example.name, str(damage))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NoReturn
 
 import keras
 import numpy as np
@@ -54,7 +55,7 @@ from research.settings.fields import AUTO
 from research.settings.hyperrule import follow_hyperrule
 from research.settings.train_config import TrainConfig
 from research.system import devices
-from research.system.errors import UserError
+from research.system.errors import UserError, raised_in_pipeline
 from research.system.machine import free_memory
 from research.system.python_file import reference_of
 from research.system.team import Team
@@ -426,3 +427,20 @@ def check_traced_steps(config: TrainConfig, plan: Plan) -> None:
         raise UserError(
             f"profile_steps is {config.profile_steps!r}, but the run has {plan.steps:,} steps"
         )
+
+
+def raise_as_user_error(error: tf.errors.OpError, config: TrainConfig) -> NoReturn:
+    """Raises `UserError` for an error of TensorFlow that a user can mend, and others unchanged.
+
+    A user can mend that the device has not enough memory, and a `UserError` of the input pipeline.
+    """
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        raise UserError(
+            f"the device has not enough memory for batches of {config.batch_size:,} photos of "
+            f"{config.image_size} pixels; give a smaller --batch_size or --image_size, "
+            "--recompute=blocks, or --precision=bfloat16"
+        ) from error
+    raised = raised_in_pipeline(error)
+    if raised and raised.is_user_error:
+        raise UserError(raised.message) from error
+    raise error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 
 class UserError(Exception):
@@ -19,18 +20,32 @@ class WorkerLostError(UserError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h; a loop that starts programs again can tell it
 
 
-def raised_in_pipeline(error: Exception) -> tuple[str, str] | None:
+class Raised(NamedTuple):
+    """An exception of Python code.
+
+    Attributes:
+      name: of its class, with the module.
+      message: as the exception was raised with.
+    """
+
+    name: str
+    message: str
+
+    @property
+    def is_user_error(self) -> bool:
+        """Whether it is a `UserError`."""
+        return self.name == f"{UserError.__module__}.{UserError.__name__}"
+
+
+def raised_in_pipeline(error: Exception) -> Raised | None:
     """Returns the exception of Python code for which TensorFlow raised one of its own.
 
     TensorFlow calls the Python code of an input pipeline, and puts the exception and its traceback
-    into the message of a `tf.errors.OpError`.
-
-    Returns:
-      The name of the exception's class with its module, and its message. None for other errors.
+    into the message of a `tf.errors.OpError`. The result is None for other errors.
     """
     _, found, embedded = str(error).rpartition("Traceback (most recent call last):\n")
     match = re.search(r"\n\n(\w[\w.]*)(?:: (.*?))?\n\n\n\t ", embedded, re.DOTALL)
-    return (match[1], match[2] or "") if found and match else None
+    return Raised(match[1], match[2] or "") if found and match else None
 
 
 def program_name() -> str:

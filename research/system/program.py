@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from research.system import interruption
-from research.system.errors import UserError, one_line, program_name, raised_in_pipeline
+from research.system.errors import (
+    Raised,
+    UserError,
+    one_line,
+    program_name,
+    raised_in_pipeline,
+)
 from research.system.printable import printable
 from research.system.python_file import place_in_own_file
 
@@ -44,10 +50,10 @@ def ended_by_a_line() -> Iterator[None]:
         print(interrupted.line, file=sys.stderr)
         sys.exit(interrupted.exit_code)
     except Exception as error:
-        name, message = raised_in_pipeline(error) or (type(error).__name__, one_line(error))
-        if name == f"{UserError.__module__}.{UserError.__name__}":
-            fail(message)
+        raised = raised_in_pipeline(error) or Raised(type(error).__name__, one_line(error))
+        if raised.is_user_error:
+            fail(raised.message)
         place = place_in_own_file(error)
         if place is None:
             raise
-        fail(f"{place}: {name}: {message}")
+        fail(f"{place}: {raised.name}: {raised.message}")

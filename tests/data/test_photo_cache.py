@@ -181,17 +181,18 @@ def test_a_photo_on_demand_has_weight_again_when_it_can_be_read(photos, tmp_path
     assert pixels.weights.all()
 
 
-def test_a_split_of_damaged_photos_is_refused_on_demand(photos, tmp_path, capsys):
-    source = FolderSource(str(photos))
-    for example in source.listed("train"):
-        (photos / example.name).write_bytes(b"no photo")
-    loader = loader_of(tmp_path, "none", source)
+def test_photos_that_cannot_be_read_any_more_end_a_program_with_a_line(
+    photos, tmp_path, monkeypatch, capsys
+):
+    loader = loader_of(tmp_path, "none")
+    list(loader.epoch_batches(0))
+    shutil.rmtree(photos)
     with pytest.raises(SystemExit) as ended, ended_by_a_line():
-        for _ in range(2):
-            list(loader.epoch_batches(0))
+        list(loader.epoch_batches(1))
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "the train split has no usable photo, for example 'cat/" in line
+    assert "cannot be read: No such file or directory, and neither can a photo that was" in line
+    assert line.endswith("give the same command again when the photos can be read")
 
 
 def test_a_damaged_photo_has_no_weight(photos, tmp_path, capsys):
