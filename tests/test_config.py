@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import os
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +106,20 @@ def test_an_invalid_config_file_is_refused(text, expected):
         TrainConfig.from_json(text)
 
 
+VALUES = (None, 3, -1, 1.5, math.inf, "x", "", "\n", True, [], [3], ["x"], [[]], {}, {"a": 1})
+
+
+def test_no_value_in_a_config_file_gives_a_traceback():
+    usual = json.loads(TrainConfig().to_json())
+    refused = 0
+    for name, value in itertools.product(usual, VALUES):
+        try:
+            TrainConfig.from_json(json.dumps({**usual, name: value}))
+        except UserError:
+            refused += 1
+    assert len(usual) < refused < len(usual) * len(VALUES)
+
+
 @pytest.mark.parametrize("config_class", [TrainConfig, EvalConfig])
 def test_every_setting_has_a_help_text(config_class):
     for field in dataclasses.fields(config_class):
@@ -114,6 +131,7 @@ def test_evaluation_needs_a_run_and_at_most_one_source_of_photos():
         EvalConfig()
     with pytest.raises(UserError, match="both given"):
         EvalConfig(ckpt_dir="x", dataset="a", image_folder="b")
+    assert [Path(one).name for one in EvalConfig(ckpt_dir="run").ckpt_dir] == ["run"]
 
 
 def test_a_path_without_a_home_or_working_directory_is_refused(monkeypatch, tmp_path):

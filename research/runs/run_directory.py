@@ -183,9 +183,14 @@ class RunDirectory:
         return json.loads(_read(self.config_file)).get(FILE_DIGESTS) or {}
 
     def read_choices(self) -> dict[str, Choice]:
-        """Returns the settings that were chosen automatically."""
+        """Returns the settings that were chosen automatically; raises `UserError` if damaged."""
         config = self.read_config()
         reasons = json.loads(_read(self.config_file)).get(AUTOMATIC) or {}
+        if not isinstance(reasons, dict) or not all(hasattr(config, name) for name in reasons):
+            raise UserError(
+                f"{str(self.config_file)!r} has {AUTOMATIC} = {reasons!r:.200}; expected a reason "
+                "for each of some settings"
+            )
         return {name: Choice(getattr(config, name), reasons[name]) for name in reasons}
 
     def read_class_names(self) -> tuple[str, ...]:

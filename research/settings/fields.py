@@ -121,7 +121,10 @@ def _check_value(config_class: type, field: dataclasses.Field[Any], value: Any) 
     if (value is None and optional) or (value == AUTO and setting.fallback is not None):
         return value
     if kind is tuple:
-        return tuple(_check_range(field.name, setting, str, text) for text in value or ())
+        texts = () if value is None else (value,) if isinstance(value, str) else value
+        if not isinstance(texts, (tuple, list)) or not all(isinstance(one, str) for one in texts):
+            raise UserError(f"{field.name} is {value!r}; expected a list of texts")
+        return tuple(_check_range(field.name, setting, str, text) for text in texts)
     if kind is float and type(value) is int:
         try:
             value = float(value)

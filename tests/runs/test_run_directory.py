@@ -50,6 +50,15 @@ def test_a_folder_of_a_run_killed_during_its_creation_is_accepted(tmp_path):
         find_run(config(tmp_path))
 
 
+@pytest.mark.parametrize("chosen", [["epochs"], {"unknown": "a reason"}])
+def test_choices_of_unknown_settings_are_refused(tmp_path, chosen):
+    directory = RunDirectory(tmp_path)
+    settings = {**json.loads(TrainConfig().to_json()), "chosen_automatically": chosen}
+    directory.config_file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"has chosen_automatically = .*; expected a reason for"):
+        directory.read_choices()
+
+
 def test_binary_files_are_refused(tmp_path):
     (tmp_path / "config.json").write_bytes(bytes(range(128, 256)))
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
