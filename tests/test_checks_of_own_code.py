@@ -20,7 +20,8 @@ from research.runs.tracker import Tracker, open_tracker
 from research.system.errors import UserError
 from research.system.program import ended_by_a_line
 from research.system.python_file import load_from_file
-from research.tasks.task import Task
+from research.tasks.checks import check_gradients
+from research.tasks.task import Gradients, Task
 from research.train import train
 from tests.helpers import SMALL_CONFIG, SMALL_RUN, run_script
 from tests.launcher import ROOT
@@ -374,7 +375,7 @@ def test_a_schedule_may_return_an_integer(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (list, r"Changed\.gradients returns \[.*; expected an object of Gradients"),
+        (list, r"(?s)Task\.gradients returns \[.*; expected an object of Gradients"),
         (
             lambda found: found._replace(values=found.values[1:]),
             r"returns \d+ for \d+ variables; e",
@@ -390,17 +391,26 @@ def test_a_schedule_may_return_an_integer(tmp_path):
         ),
         (
             lambda found: found._replace(sums={"loss": found.sums["loss"]}),
-            "returns the sums loss; expected .*weight, as self.sums returns",
+            "returns the sums loss; expected weight, loss, as self.sums returns",
         ),
     ],
 )
 def test_gradients_that_do_not_fit_are_refused(change, message):
-    class Changed(Task):
-        def gradients(self, network, batch, variables, scale, values=None):
-            return change(super().gradients(network, batch, variables, scale, values))
-
-    learner = make_learner(CONFIG, task=Changed())
+    variables = [keras.Variable(np.ones((2, 3)), name="kernel"), keras.Variable(np.ones(3))]
+    values = [tf.zeros(variable.shape) for variable in variables]
+    found = Gradients(values, {"loss": tf.zeros([]), "weight": tf.zeros([])})
+    check_gradients(Task(), found, variables, ["weight", "loss"])
     with pytest.raises(UserError, match=message):
+        check_gradients(Task(), change(found), variables, ["weight", "loss"])
+
+
+def test_the_first_step_checks_the_gradients_of_a_task():
+    class Plain(Task):
+        def gradients(self, network, batch, variables, scale, values=None):
+            return list(super().gradients(network, batch, variables, scale, values))
+
+    learner = make_learner(CONFIG, task=Plain())
+    with pytest.raises(UserError, match=r"Plain\.gradients returns \[.*; expected an object of G"):
         learner.train_step(next(iter(feed(learner, some_photos(8), 8, None))))
 
 
