@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.data.augmentation import AugmentationPipeline
+from research.data.augmentation import Augmentation, AugmentationPipeline
 from research.data.batches import make_batches
+from research.data.source import Example, checked
 from research.data.split_arrays import SplitArrays
 from research.loop.builder import make_task, shape_of
 from research.optimization.groups import make_group
@@ -20,7 +21,7 @@ from research.runs.tracker import Tracker, open_tracker
 from research.system.errors import UserError
 from research.system.program import ended_by_a_line
 from research.system.python_file import load_from_file
-from research.tasks.checks import check_gradients
+from research.tasks.checks import check_gradients, sum_shapes
 from research.tasks.task import Gradients, Task
 from research.train import train
 from tests.helpers import SMALL_CONFIG, SMALL_RUN, run_script
@@ -68,7 +69,7 @@ AUGMENTATION = (
                 "    random_access = True": "which does not define listed, read",
                 "    def examples(self, split): yield None": "the source gives None; expected",
                 "    given = [1]": "the source gives the photo 'one' as list; expected",
-                "    title = 1": "the source gives an example named 1; expected a text",
+                "    title = 1": "the source gives an example whose name is 1; expected a",
             }.items()
         ),
         ("--augmentation=FILE:Mine", "Mine = 3", "is not a subclass of"),
@@ -180,7 +181,7 @@ AUGMENTATION = (
             "--augmentation=FILE:Mine",
             AUGMENTATION
             + "    def draw(self, generator, photos): return generator.random((photos, 2))\n",
-            "augmentation Mine draws (2, 2); expected an array of (2, 1)",
+            "draw of augmentation Mine returns the shape (2, 2); expected numbers of the shape",
         ),
         (
             "--augmentation=FILE:Mine",
@@ -264,6 +265,38 @@ def test_a_method_that_fails_in_the_input_pipeline_is_one_line(tmp_path, capsys)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("mine.py', line 6, in change_pixels: ValueError: too bright")
+
+
+def test_values_whose_shape_is_known_only_in_the_step_are_allowed():
+    class Partly(Task):
+        def losses(self, logits, batch):
+            return tf.boolean_mask(super().losses(logits, batch), tf.ones(len(logits), tf.bool))
+
+        def metrics(self, logits, batch):
+            return {"one": np.ones(3, np.float32), **super().metrics(logits, batch)}
+
+    class Shorter(Task):
+        def losses(self, logits, batch):
+            return tf.boolean_mask(super().losses(logits, batch), tf.range(len(logits)) > 0)
+
+    batch = {"label": tf.TensorSpec((None,), tf.int32)}
+    shapes = sum_shapes(Partly(), 2, batch)
+    assert shapes["one"] == shapes["loss"] == ()
+    with pytest.raises(UserError, match=r"Shorter\.losses returns a tensor of float32 and .* \(2,"):
+        sum_shapes(Shorter(), 2, batch)
+
+
+def test_other_types_that_can_be_used_are_accepted():
+    class Flip(Augmentation):
+        numbers = np.int64(1)
+
+        def change_pixels(self, photos, numbers):
+            return tf.image.flip_left_right(photos)
+
+    photos = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
+    flipped = AugmentationPipeline([Flip()]).change_pixels(photos, np.zeros((1, 1), np.float32))
+    np.testing.assert_array_equal(flipped, photos[:, :, ::-1])
+    assert checked(Example(bytearray(b"photo"), 0, "name")).image == b"photo"
 
 
 def test_smoothing_is_refused_where_the_task_s_losses_leave_it_out():
@@ -378,9 +411,9 @@ def test_a_schedule_may_return_an_integer(tmp_path):
         (list, r"(?s)Task\.gradients returns \[.*; expected an object of Gradients"),
         (
             lambda found: found._replace(values=found.values[1:]),
-            r"returns \d+ for \d+ variables; e",
+            "returns the gradients 1 for 2 variables; expected a list",
         ),
-        (lambda found: found._replace(values=tuple(found.values)), "expected a list with a gradie"),
+        (lambda found: found._replace(values=None), "returns the gradients None for 2 variables"),
         (
             lambda found: found._replace(values=[None, *found.values[1:]]),
             "returns None for the variable .*; expected a dense tensor of shape",

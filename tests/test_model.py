@@ -232,6 +232,21 @@ def test_a_penalty_that_is_switched_off_is_allowed():
     assert model.losses == []
 
 
+def test_a_layer_that_needs_several_examples_is_allowed():
+    class Neighbours(keras.layers.Dense):
+        def call(self, inputs, training=False):
+            outputs = super().call(inputs)
+            return (
+                outputs + tf.math.top_k(tf.transpose(outputs), 2)[0][:, 0] if training else outputs
+            )
+
+    class WithNeighbours(Task):
+        def make_head(self, feature_shape, class_names, seed):
+            return super().make_head(feature_shape, class_names, seed)[0], Neighbours(1)
+
+    assert Wrapper(build_small_resnet((32, 32, 3), None), task=WithNeighbours()).logits == 1
+
+
 def test_a_penalty_in_a_backbone_is_refused():
     image = keras.Input((32, 32, 3))
     backbone = keras.Model(image, AddsLoss(4, name="mine")(image))

@@ -348,7 +348,7 @@ def on_demand(folder: Path) -> TrainConfig:
 
 def test_a_run_ends_if_its_photos_cannot_be_read_any_more(photo_folder, tmp_path):
     source = Unreadable(str(photo_folder), FolderOptions(shares=(100, 0, 0)))
-    with pytest.raises(UserError, match="is gone, and neither can a photo that was read before"):
+    with pytest.raises(UserError, match="is gone; another photo that was read before cannot"):
         train(on_demand(tmp_path), source)
     assert len(read_metrics(tmp_path / "run")) == 1
 

@@ -267,7 +267,7 @@ class AugmentationPipeline:
                 f"augmentations are {', '.join(names)}; expected at most one that mixes photos"
             )
         for one in augmentations:
-            if not isinstance(one.numbers, int) or one.numbers < 0:
+            if not isinstance(one.numbers, (int, np.integer)) or one.numbers < 0:
                 raise UserError(
                     f"augmentation {one.name} has numbers = {one.numbers!r}; expected an integer "
                     "of at least 0"
@@ -323,11 +323,13 @@ class AugmentationPipeline:
             stream = np.random.default_rng([seed, epoch, 1, int.from_bytes(digest[:8], "big")])
             drawn = one.draw(stream, photos)
             expected = (photos, one.numbers)
-            if not isinstance(drawn, np.ndarray) or drawn.shape != expected:
-                shape = drawn.shape if isinstance(drawn, np.ndarray) else f"{drawn!r:.200}"
+            is_array = isinstance(drawn, np.ndarray) and drawn.dtype.kind in "fiub"
+            if not is_array or drawn.shape != expected:
+                shape = f"the shape {drawn.shape}" if is_array else f"{drawn!r:.200}"
                 raise UserError(
-                    f"augmentation {one.name} draws {shape}; expected an array of {expected}: one "
-                    "row per photo, with as many columns as its attribute numbers says"
+                    f"draw of augmentation {one.name} returns {shape}; expected numbers of the "
+                    f"shape {expected}: a row per photo, with as many columns as its attribute "
+                    "numbers says"
                 )
             tables.append(drawn.astype(np.float32))
         return np.concatenate([np.zeros((photos, 0), np.float32), *tables], axis=1)
@@ -351,6 +353,7 @@ class AugmentationPipeline:
         """Applies `change_pixels` of all augmentations to uint8 photos."""
         for one, columns in self._columns:
             changed = one.change_pixels(photos, numbers[:, columns])
+            changed = np.asarray(changed) if isinstance(changed, tf.Tensor) else changed
             _check_same(f"augmentation {one.name} returns", changed, photos)
             photos = changed
         return photos

@@ -58,7 +58,7 @@ class PhotosOnDemand:
     @property
     def damaged(self) -> tuple[tuple[str, str, int], ...]:
         """Name, reason and index of each damaged photo that was read so far, in their order."""
-        return tuple(self._damaged[row] for row in sorted(self._damaged))
+        return tuple(one for _, one in sorted(self._damaged.copy().items()))
 
     def subset(self, rows: np.ndarray) -> PhotosOnDemand:
         """Returns the photos with these indices."""
@@ -82,7 +82,7 @@ class PhotosOnDemand:
         example = checked(self._source.read(self._split, index))
         try:
             if example.image is None:
-                self._check_storage(example)
+                self._check_storage(example, index)
                 raise DamagedImageError(example.problem)
             self._read_before = index
             out[:] = decode_image(example.image, self._size, self._resize)
@@ -95,14 +95,14 @@ class PhotosOnDemand:
             if is_new:
                 self._report(example.name, str(damage))
 
-    def _check_storage(self, unreadable: Example) -> None:
+    def _check_storage(self, unreadable: Example, index: int) -> None:
         """Raises `UserError` if a photo that was read before cannot be read either."""
         before = self._read_before
-        if before is None or self._source.read(self._split, before).image is not None:
+        if before in (None, index) or self._source.read(self._split, before).image is not None:
             return
         raise UserError(
-            f"{unreadable.name!r} {unreadable.problem}, and neither can a photo that was read "
-            "before; give the same command again when the photos can be read"
+            f"{unreadable.name!r} {unreadable.problem}; another photo that was read before cannot "
+            "be read either; give the same command again when the photos can be read"
         )
 
     def _report(self, name: str, reason: str) -> None:

@@ -41,7 +41,11 @@ def checked(example: object) -> Example:
     if not isinstance(example, Example):
         raise UserError(f"the source gives {example!r:.200}; expected an object of Example")
     if not isinstance(example.name, str):
-        raise UserError(f"the source gives an example named {example.name!r:.200}; expected a text")
+        raise UserError(
+            f"the source gives an example whose name is {example.name!r:.200}; expected a str"
+        )
+    if isinstance(example.image, (bytearray, memoryview)):
+        return example._replace(image=bytes(example.image))
     if not isinstance(example.image, (bytes, np.ndarray, type(None))):
         kind = type(example.image).__name__
         raise UserError(

@@ -15,6 +15,7 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from research.data.resizing import draft_size
 
 JPEG_START = b"\xff\xd8"
+ORIENTATION = (b"Exif", b"Orientation")  # of a photo, in EXIF or XMP
 
 
 def ordinary_jpeg_pixels(encoded: bytes, size: int, resize: str) -> np.ndarray | None:
@@ -27,10 +28,10 @@ def ordinary_jpeg_pixels(encoded: bytes, size: int, resize: str) -> np.ndarray |
 
     Returns:
       uint8 RGB (height, width, 3), in memory that the next call in this thread overwrites. None if
-      the file is no JPEG, or has EXIF data, other colours than YCbCr, faults, or so many pixels
-      that it can be decoded at a half of its size.
+      the file is no JPEG, or has an orientation, other colours than YCbCr, faults, or so many
+      pixels that it can be decoded at a half of its size.
     """
-    if encoded[:2] != JPEG_START or b"Exif" in encoded:
+    if encoded[:2] != JPEG_START or any(mark in encoded for mark in ORIENTATION):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -39,7 +40,7 @@ def ordinary_jpeg_pixels(encoded: bytes, size: int, resize: str) -> np.ndarray |
         if is_large or colours != "YCbCr" or 3 * height * width > len(_of_thread.memory):
             return None
         return simplejpeg.decode_jpeg(encoded, buffer=_of_thread.memory)
-    except ValueError:
+    except (ValueError, KeyError):  # the second for rare sampling of the colours
         return None
 
 

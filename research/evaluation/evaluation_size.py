@@ -90,7 +90,7 @@ def choose_evaluation_scale(run: Run, last_epoch: EpochInput) -> Choice:
 def enlarged_network(run: Run, enlarged: TrainConfig) -> Network:
     """Returns the network of a run for another image size.
 
-    It shares the layers of the run, unless they may depend on the size. Then it is built anew.
+    It shares the layers of the run. If they may depend on the size, a new network is built.
 
     Args:
       run: the run.

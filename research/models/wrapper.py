@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -12,8 +13,6 @@ import tensorflow as tf
 
 from research.system.errors import UserError
 from research.tasks.task import Task
-
-SIDE = 64  # pixels; of the photo that looks for penalties, if the backbone takes any size
 
 
 class Wrapper(keras.Model):
@@ -84,7 +83,7 @@ class Wrapper(keras.Model):
                 'to the number of logits, and its dtype to "float32"'
             )
 
-    def _check_parts(self, kind: str, pooled_shape: tuple[int | None, ...]) -> None:
+    def _check_parts(self, kind: str, pooled_shape: tuple[int, ...]) -> None:
         """Raises `UserError` for a pooling with weights, and for penalties that are not used."""
         if self.pooling.weights:
             raise UserError(
@@ -143,14 +142,13 @@ def _variables(value: object) -> Iterator[keras.Variable | tf.Variable]:
             yield from _variables(one)
 
 
-def penalty_of_outputs(
-    part: keras.Layer, shape: tuple[int | None, ...]
-) -> tuple[keras.Layer, str] | None:
+def penalty_of_outputs(part: keras.Layer, shape: tuple[int, ...]) -> tuple[keras.Layer, str] | None:
     """Returns a layer that adds a penalty of its outputs to the loss, and how; or None.
 
     Args:
       part: a layer or model. If it has a layer whose code is neither in Keras nor in this package,
-        it is called once, to find calls of `add_loss`.
+        it is called once with zeros, to find calls of `add_loss`. If this call fails, the calls
+        before the failure are found.
       shape: shape of its input for one photo.
     """
     layers = part._flatten_layers()
@@ -160,7 +158,8 @@ def penalty_of_outputs(
     if all(type(layer).__module__.split(".")[0] in ("keras", "research") for layer in layers):
         return None
     with keras.StatelessScope(collect_losses=True):
-        part(tf.zeros((1, *(size or SIDE for size in shape))), training=True)
+        with contextlib.suppress(Exception):  # a layer may need several, or other, examples
+            part(tf.zeros((1, *shape)), training=True)
         for layer in layers:
             if layer._get_own_losses():
                 return layer, "calls add_loss"

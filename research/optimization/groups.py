@@ -83,16 +83,17 @@ def make_group(
             f"the optimizer of the group {name!r} is a LossScaleOptimizer, but the training step "
             "scales the loss itself; return its inner optimizer, and give --precision=float16"
         )
-    for option, instead in (
-        ("loss_scale_factor", "--precision=float16"),
-        ("use_ema", "--weight_averaging"),
-    ):
-        if getattr(optimizer, option):
-            raise UserError(
-                f"the optimizer of the group {name!r} has {option}={getattr(optimizer, option)}, "
-                f"which the training step does not take into account; leave it out, and give "
-                f"{instead}"
-            )
+    unused = None
+    if optimizer.loss_scale_factor:
+        unused = "loss_scale_factor", "--precision=float16"
+    if optimizer.use_ema and not optimizer.ema_overwrite_frequency:
+        unused = "use_ema", "--weight_averaging, or also set ema_overwrite_frequency"
+    if unused:
+        option, instead = unused
+        raise UserError(
+            f"the optimizer of the group {name!r} has {option}={getattr(optimizer, option)}, which "
+            f"the training step does not take into account; leave it out, and give {instead}"
+        )
     is_read = False  # also if the optimizer was built with the rate of the first step
     _ = optimizer.learning_rate  # calls the function, if the optimizer keeps it
     if not is_read:

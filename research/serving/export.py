@@ -66,8 +66,8 @@ def export(config: ExportConfig) -> Path:
     with contextlib.ExitStack() as undone:
         try:
             for parent in [one for one in path.parents if not one.exists()][::-1]:
-                parent.mkdir()
-                undone.callback(os.rmdir, parent)
+                parent.mkdir(exist_ok=True)
+                undone.callback(_remove, parent.rmdir)
             with tempfile.TemporaryDirectory(prefix="export-", dir=path.parent) as folder:
                 partial = Path(folder) / path.name
                 # Exporters print the signatures, and emit deprecation warnings.
@@ -81,7 +81,7 @@ def export(config: ExportConfig) -> Path:
                     write_atomically(place, text)
                 for file in [one for one in texts if one.parent == path.parent]:
                     os.replace(Path(folder) / file.name, file)
-                    undone.callback(file.unlink)
+                    undone.callback(_remove, file.unlink)
                 os.replace(partial, path)
         except (OSError, tf.errors.OpError) as error:
             raise cannot_be_written(path, reason_of(error)) from error
@@ -101,6 +101,12 @@ def export(config: ExportConfig) -> Path:
     if answers.thresholds_json:
         print(f"thresholds: {short_path(thresholds)}", flush=True)
     return path
+
+
+def _remove(action: Callable[[], object]) -> None:
+    """Removes a file or folder, unless another program has used it."""
+    with contextlib.suppress(OSError):
+        action()
 
 
 def output_path(config: ExportConfig) -> Path:

@@ -38,13 +38,13 @@ class Raised(NamedTuple):
 
 
 def raised_in_pipeline(error: Exception) -> Raised | None:
-    """Returns the exception of Python code for which TensorFlow raised one of its own.
+    """Returns the Python exception that TensorFlow has replaced with one of its own.
 
     TensorFlow calls the Python code of an input pipeline, and puts the exception and its traceback
     into the message of a `tf.errors.OpError`. The result is None for other errors.
     """
     _, found, embedded = str(error).rpartition("Traceback (most recent call last):\n")
-    match = re.search(r"\n\n(\w[\w.]*)(?:: (.*?))?\n\n\n\t ", embedded, re.DOTALL)
+    match = re.search(r"\n\n(\w[\w.<>]*)(?:: (.*?))?\n\n\n\t ", embedded, re.DOTALL)
     return Raised(match[1], match[2] or "") if found and match else None
 
 

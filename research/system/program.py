@@ -56,4 +56,4 @@ def ended_by_a_line() -> Iterator[None]:
         place = place_in_own_file(error)
         if place is None:
             raise
-        fail(f"{place}: {raised.name}: {raised.message}")
+        fail(f"{place}: {raised.name.rpartition('.')[2]}: {raised.message}")

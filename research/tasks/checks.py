@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from research.system.errors import UserError, first_line, one_line
@@ -15,7 +16,7 @@ from research.tasks.task import Gradients, Task
 
 TASKS: Mapping[str, type[Task]] = {"classification": Task, "multi_label": MultiLabel}
 RESERVED = ("loss", "weight", "photos")
-EXAMPLES = 3  # of a check; a head has rarely as many logits
+EXAMPLES = 3  # dummy examples; 2 could be confused with the logits of two classes
 
 
 def find_task(task: str) -> type[Task]:
@@ -57,11 +58,7 @@ def sum_shapes(
         metrics = task.metrics(zeros, examples)
         _check_metrics(f"{kind}.metrics", metrics)
         losses = task.losses(zeros, examples)
-        if not _is_value(losses) or losses.shape.rank != 1:
-            raise UserError(
-                f"{kind}.losses returns {_described(losses)} for {EXAMPLES} examples; expected one "
-                f"loss for each: float32 of shape ({EXAMPLES},)"
-            )
+        _check_losses(f"{kind}.losses", losses)
         return {"loss": losses, **metrics}
 
     try:
@@ -74,6 +71,9 @@ def sum_shapes(
             f"photo ({first_line(error)[:200]}); for several labels per photo, give "
             "--task=multi_label, or a subclass of MultiLabel"
         ) from error
+    # A shape may only be known now.
+    _check_losses(f"{kind}.losses", values["loss"])
+    _check_metrics(f"{kind}.metrics", {key: one for key, one in values.items() if key != "loss"})
     label = examples["label"].dtype
     if label.is_floating and {"accuracy", "cross_entropy"} <= values.keys():
         raise UserError(
@@ -119,23 +119,37 @@ def check_gradients(
     method = f"{type(task).__name__}.gradients"
     if not isinstance(found, Gradients):
         raise UserError(f"{method} returns {found!r:.200}; expected an object of Gradients")
-    if not isinstance(found.values, list) or len(found.values) != len(variables):
-        count = len(found.values) if isinstance(found.values, list) else f"{found.values!r:.200}"
+    values = found.values
+    if not isinstance(values, (list, tuple)) or len(values) != len(variables):
+        count = len(values) if isinstance(values, (list, tuple)) else f"{values!r:.200}"
         raise UserError(
-            f"{method} returns {count} for {len(variables)} variables; expected a list with a "
-            "gradient for each of them"
+            f"{method} returns the gradients {count} for {len(variables)} variables; expected a "
+            "list with a gradient for each of them"
         )
-    for variable, value in zip(variables, found.values, strict=True):
-        if not isinstance(value, tf.Tensor) or value.shape != variable.shape:
+    for variable, value in zip(variables, values, strict=True):
+        if not isinstance(value, tf.Tensor) or not value.shape.is_compatible_with(variable.shape):
             raise UserError(
                 f"{method} returns {_described(value)} for the variable {variable.path}; expected "
                 f"a dense tensor of shape {variable.shape}, of zeros if the loss does not depend "
                 "on it"
             )
-    if not isinstance(found.sums, dict) or found.sums.keys() != set(names):
-        given = ", ".join(found.sums) if isinstance(found.sums, dict) else f"{found.sums!r:.200}"
+    if not isinstance(found.sums, dict) or not set(names) <= found.sums.keys():
+        given = (
+            ", ".join(map(str, found.sums))
+            if isinstance(found.sums, dict)
+            else f"{found.sums!r:.200}"
+        )
         raise UserError(
             f"{method} returns the sums {given}; expected {', '.join(names)}, as self.sums returns"
+        )
+
+
+def _check_losses(method: str, losses: object) -> None:
+    """Raises `UserError` unless losses are one float32 for each example."""
+    if not _is_value(losses) or losses.shape.rank != 1:  # type: ignore[attr-defined]
+        raise UserError(
+            f"{method} returns {_described(losses)} for {EXAMPLES} examples; expected one loss for "
+            f"each: float32 of shape ({EXAMPLES},)"
         )
 
 
@@ -148,7 +162,7 @@ def _check_metrics(method: str, metrics: object) -> None:
             raise UserError(f"{method} returns the name {name!r}; expected a string")
         if name in RESERVED:
             raise UserError(f"{method} returns the reserved name {name!r}; rename it")
-        if not _is_value(value):
+        if not _is_value(tf.constant(value) if isinstance(value, np.ndarray) else value):
             raise UserError(
                 f"{method} returns {name!r} as {_described(value)} for {EXAMPLES} examples; "
                 f"expected float32 of shape ({EXAMPLES}, ...)"
@@ -159,7 +173,7 @@ def _is_value(value: object) -> bool:
     """Returns whether something is a tensor of float32 with a row for each example."""
     if not isinstance(value, tf.Tensor) or value.dtype != tf.float32 or not value.shape.rank:
         return False
-    return value.shape[0] == EXAMPLES
+    return value.shape[0] in (EXAMPLES, None)
 
 
 def _described(value: object) -> str:

@@ -339,6 +339,20 @@ def test_an_ordinary_jpeg_has_the_pixels_that_pillow_decodes(options):
     np.testing.assert_array_equal(decoded, np.asarray(Image.open(io.BytesIO(content))))
 
 
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
+    b'syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3"'
+    b"/></rdf:RDF></x:xmpmeta>"
+)
+
+
+def test_a_photo_is_rotated_by_its_xmp_orientation():
+    photo = drawing((61, 43))
+    plain, turned = (decode_image(encode(photo, "JPEG", **one), 16) for one in ({}, {"xmp": XMP}))
+    assert np.abs(turned[::-1, ::-1].astype(int) - plain).max() <= 2
+    assert np.abs(turned.astype(int) - plain).max() > 50
+
+
 def test_an_unusual_jpeg_is_opened_by_pillow():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -346,6 +360,8 @@ def test_an_unusual_jpeg_is_opened_by_pillow():
     unusual = {
         "no JPEG": encode(photo, "PNG"),
         "turned": encode(photo, "JPEG", exif=exif),
+        "turned by XMP": encode(photo, "JPEG", xmp=XMP),
+        "of a rare sampling": content.replace(b"\x01\x22\x00", b"\x01\x14\x00", 1),
         "grey": encode(photo.convert("L"), "JPEG"),
         "CMYK": encode(photo.convert("CMYK"), "JPEG"),
         "truncated": content[:-300],

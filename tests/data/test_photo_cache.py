@@ -176,9 +176,19 @@ def test_a_photo_on_demand_has_weight_again_when_it_can_be_read(photos, tmp_path
     assert pixels.weights.all()
     assert pixels.damaged == ()
     failing.update(one.name for one in source.listed("train"))
-    with pytest.raises(UserError, match="Stale file handle, and neither can a photo that was read"):
+    with pytest.raises(UserError, match="Stale file handle; another photo that was read before"):
         pixels.take(rows[:4])
     assert pixels.weights.all()
+
+
+def test_a_photo_that_is_removed_does_not_end_a_run(photos, tmp_path):
+    pixels = loader_of(tmp_path, "none").examples("train").inputs[0]
+    pixels.take(np.arange(len(pixels)))
+    pixels.take(np.array([2]))  # also if it was read last
+    (photos / FolderSource(str(photos)).listed("train")[2].name).unlink()
+    pixels.take(np.array([2]))
+    pixels.take(np.array([2, 3]))
+    assert np.flatnonzero(pixels.weights == 0).tolist() == [2]
 
 
 def test_photos_that_cannot_be_read_any_more_end_a_program_with_a_line(
@@ -191,7 +201,7 @@ def test_photos_that_cannot_be_read_any_more_end_a_program_with_a_line(
         list(loader.epoch_batches(1))
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be read: No such file or directory, and neither can a photo that was" in line
+    assert "cannot be read: No such file or directory; another photo that was read" in line
     assert line.endswith("give the same command again when the photos can be read")
 
 

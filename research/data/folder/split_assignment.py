@@ -69,8 +69,8 @@ def assign_splits(
 def cut(sizes: Sequence[int], percent: Mapping[str, int]) -> list[str]:
     """Divides a sequence of units into consecutive parts, one for each split.
 
-    Each part ends at the unit nearest to its share. Each split has at least one unit if there are
-    enough units, so with few units a part can be larger than its share.
+    Each part ends between the two units where its size is closest to its share. Each split has at
+    least one unit if there are enough units, so with few units a part can be larger than its share.
 
     Args:
       sizes: the number of photos of each unit.
