@@ -411,9 +411,9 @@ def test_a_schedule_may_return_an_integer(tmp_path):
         (list, r"(?s)Task\.gradients returns \[.*; expected an object of Gradients"),
         (
             lambda found: found._replace(values=found.values[1:]),
-            "returns the gradients 1 for 2 variables; expected a list",
+            "returns 1 gradients for 2 variables; expected a list with",
         ),
-        (lambda found: found._replace(values=None), "returns the gradients None for 2 variables"),
+        (lambda found: found._replace(values=None), "returns None as gradients for 2 variables"),
         (
             lambda found: found._replace(values=[None, *found.values[1:]]),
             "returns None for the variable .*; expected a dense tensor of shape",

@@ -121,10 +121,11 @@ def check_gradients(
         raise UserError(f"{method} returns {found!r:.200}; expected an object of Gradients")
     values = found.values
     if not isinstance(values, (list, tuple)) or len(values) != len(variables):
-        count = len(values) if isinstance(values, (list, tuple)) else f"{values!r:.200}"
+        is_list = isinstance(values, (list, tuple))
+        given = f"{len(values)} gradients" if is_list else f"{values!r:.200} as gradients"
         raise UserError(
-            f"{method} returns the gradients {count} for {len(variables)} variables; expected a "
-            "list with a gradient for each of them"
+            f"{method} returns {given} for {len(variables)} variables; expected a list with a "
+            "gradient for each of them"
         )
     for variable, value in zip(variables, values, strict=True):
         if not isinstance(value, tf.Tensor) or not value.shape.is_compatible_with(variable.shape):
