@@ -354,7 +354,7 @@ class AugmentationPipeline:
         for one, columns in self._columns:
             changed = one.change_pixels(photos, numbers[:, columns])
             changed = np.asarray(changed) if isinstance(changed, tf.Tensor) else changed
-            _check_same(f"augmentation {one.name} returns", changed, photos)
+            _check_same(one.name, changed, photos)
             photos = changed
         return photos
 
@@ -362,13 +362,14 @@ class AugmentationPipeline:
         """Applies `apply` of all augmentations, without mixing, to float32 photos in [0, 255]."""
         for one, columns in self._columns:
             changed = one.apply(photos, numbers[:, columns])
-            _check_same(f"augmentation {one.name} returns", changed, photos)
+            _check_same(one.name, changed, photos)
             photos = changed
         return photos
 
 
-def _check_same(what: str, found: Any, expected: np.ndarray | tf.Tensor) -> None:
-    """Raises `UserError` if a result is no array (tensor) of the expected dtype and shape."""
+def _check_same(name: str, found: Any, expected: np.ndarray | tf.Tensor) -> None:
+    """Raises `UserError` if an augmentation changes the type, dtype or shape of photos."""
+    what = f"augmentation {name} returns"
     is_tensor = isinstance(expected, tf.Tensor)
     if not isinstance(found, tf.Tensor if is_tensor else np.ndarray):
         kind = "tensor" if is_tensor else "NumPy array"

@@ -127,15 +127,10 @@ def make_batches(
             images[0], batch["partner_share"] = mixing.mix(images[0], partner_images[0], drawn)
         return {"image": preprocess(images), **batch}
 
-    # All parallelism is fixed. The thread of autotuning would delay the end of each iterator by up
-    # to five seconds, and the optimizations would take longer than they save.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False
     # On a CPU, more would take processors from the step. On a GPU, 8 kept up with MobileNetV2.
     parallel = min(max(processors() // 2, 2), 8) if devices.has_gpu() else 2
     return (
         chosen.map(batch_of, num_parallel_calls=parallel, deterministic=True)
         .prefetch(2 * (share.count if share else 1))
-        .with_options(options)
+        .with_options(devices.pipeline_options())
     )

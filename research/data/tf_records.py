@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from research.data.array_records import ID, name_of_record
+from research.system import devices
 
 READ_AT_ONCE = 64  # examples
 
@@ -43,9 +44,6 @@ def examples_of(batches: tf.data.Dataset) -> Iterator[dict[str, Any]]:
 
     Reading examples one by one in Python would be slower than decoding them.
     """
-    options = tf.data.Options()
-    options.autotune.enabled = False  # its thread delays the end of an iterator by seconds
-    options.experimental_optimization.apply_default_optimizations = False
-    for batch in batches.with_options(options).as_numpy_iterator():
+    for batch in batches.with_options(devices.pipeline_options()).as_numpy_iterator():
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))

@@ -97,6 +97,18 @@ def has_gpu() -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
 
+def pipeline_options() -> tf.data.Options:
+    """Returns the options of input pipelines, whose parallelism is fixed.
+
+    The thread of autotuning would delay the end of each iterator by up to five seconds, and the
+    optimizations would take longer than they save.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    return options
+
+
 def resolve_precision(precision: str) -> str:
     """Returns `float32`, `bfloat16` or `float16`; `auto` chooses what the slowest device does fast.
 

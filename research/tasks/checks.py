@@ -119,9 +119,9 @@ def check_gradients(
     method = f"{type(task).__name__}.gradients"
     if not isinstance(found, Gradients):
         raise UserError(f"{method} returns {found!r:.200}; expected an object of Gradients")
-    values = found.values
-    if not isinstance(values, (list, tuple)) or len(values) != len(variables):
-        is_list = isinstance(values, (list, tuple))
+    values, sums = found
+    is_list = isinstance(values, (list, tuple))
+    if not is_list or len(values) != len(variables):
         given = f"{len(values)} gradients" if is_list else f"{values!r:.200} as gradients"
         raise UserError(
             f"{method} returns {given} for {len(variables)} variables; expected a list with a "
@@ -134,12 +134,9 @@ def check_gradients(
                 f"a dense tensor of shape {variable.shape}, of zeros if the loss does not depend "
                 "on it"
             )
-    if not isinstance(found.sums, dict) or not set(names) <= found.sums.keys():
-        given = (
-            ", ".join(map(str, found.sums))
-            if isinstance(found.sums, dict)
-            else f"{found.sums!r:.200}"
-        )
+    is_dict = isinstance(sums, dict)
+    if not is_dict or not set(names) <= sums.keys():
+        given = ", ".join(map(str, sums)) if is_dict else f"{sums!r:.200}"
         raise UserError(
             f"{method} returns the sums {given}; expected {', '.join(names)}, as self.sums returns"
         )
