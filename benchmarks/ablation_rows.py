@@ -74,7 +74,7 @@ SETTINGS = RESULTS / "ablation_settings.json"
 PRECISION = "--precision=float32"
 # The version of the rules of `auto` and of the regression that a head starts from, which are not
 # settings. Increase it when they change.
-RULES = 3
+RULES = 4
 # Ways to evaluate a run, with the changed fields of `EvalConfig`.
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "": {},

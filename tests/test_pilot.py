@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import StratifiedKFold
 
@@ -17,7 +18,7 @@ from research.data.folder.folder_source import FolderSource
 from research.data.split_arrays import SplitArrays
 from research.loop.builder import build_network, make_loader
 from research.loop.pilot import Pilot, fit_head, left_out_predictions
-from research.loop.preparation import choose_settings
+from research.loop.preparation import choose_settings, trains_only_head
 from research.settings.automatic import Change, Evidence, without_auto
 from research.tasks.task import Task
 from tests.helpers import SMALL_CONFIG
@@ -51,10 +52,12 @@ def draw_features(classes: int, per_class: int, seed: int = 0) -> tuple[list, np
     return [centres[labels] + generator.normal(0, 1, (len(labels), 60)) for _ in range(2)], labels
 
 
-@pytest.mark.parametrize(("classes", "units"), [(2, 1), (4, 4)])
-def test_the_regression_has_the_prior_that_predicts_left_out_photos_best(classes, units):
+@pytest.mark.parametrize(
+    ("classes", "units", "calibrated"), [(2, 1, False), (4, 4, False), (4, 4, True)]
+)
+def test_the_regression_predicts_left_out_photos_best(classes, units, calibrated):
     views, labels = draw_features(classes, 7)
-    kernel, bias = fit_head(views, labels)
+    kernel, bias = fit_head(views, labels, calibrated=calibrated)
     assert (kernel.shape, bias.shape) == ((60, units), (units,))
 
     def fit(photos: np.ndarray, prior: float) -> LogisticRegression:
@@ -63,18 +66,22 @@ def test_the_regression_has_the_prior_that_predicts_left_out_photos_best(classes
             np.concatenate([view[photos] for view in views]), np.tile(labels[photos], 2)
         )
 
-    losses = {}
+    factors, losses = np.linspace(0, 1, 201) if calibrated else np.ones(1), {}
     for prior in (0.01, 0.1, 1.0, 2.0):
-        losses[prior] = 0.0
+        losses[prior] = np.zeros(len(factors))
         folds = StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels)
         for others, left_out in folds:
             for view in views:
-                found = fit(others, prior).predict_proba(view[left_out])
-                losses[prior] -= np.log(found[np.arange(len(found)), labels[left_out]]).sum()
-    assert len({round(loss, 3) for loss in losses.values()}) == 4
-    expected = fit(np.arange(len(labels)), min(losses, key=losses.__getitem__))
+                found = fit(others, prior).predict_log_proba(view[left_out])
+                scaled = log_softmax(factors[:, None, None] * found, axis=2)
+                losses[prior] -= scaled[:, np.arange(len(found)), labels[left_out]].sum(axis=1)
+    assert len({round(loss.min(), 3) for loss in losses.values()}) == 4
+    best = min(losses, key=lambda prior: losses[prior].min())
+    factor = factors[losses[best].argmin()]
+    assert (0.1 < factor < 0.9) == calibrated
+    expected = fit(np.arange(len(labels)), best)
     logits = (views[0] @ expected.coef_.T + expected.intercept_).reshape(len(labels), -1)
-    np.testing.assert_allclose(views[0] @ kernel + bias, logits, atol=0.05)
+    np.testing.assert_allclose(views[0] @ kernel + bias, factor * logits, atol=0.05)
     assert np.ptp(logits) > 1
 
 
@@ -138,16 +145,19 @@ def test_the_head_starts_from_the_regression_on_all_usable_photos(photo_folder, 
     on_demand = dataclasses.replace(config, photo_cache="none")
     loader, reading = (make_loader(without_auto(one), source) for one in (config, on_demand))
     model = build_network(config, loader.class_names).network.model
+    layers = len(model.backbone.layers)
+    for first, expected in {"none": True, str(layers): True, str(layers - 1): False}.items():
+        assert trains_only_head(dataclasses.replace(config, unfreeze_from=first), model) == expected
     photos = loader.examples("train")
     assert len(photos.damaged) > 2
     views = [
         model.pooling(model.backbone(loader.preprocessing(tf.constant(one, tf.float32)))).numpy()
         for one in (photos.inputs[0][:], photos.inputs[0][:][:, :, ::-1])
     ]
-    kernel, bias = fit_head(views, photos.labels)
-    assert np.abs(kernel).max() > 0.01
-    for own in (loader, reading):
-        Pilot(model, own, Task(), 0).start_head(mirrored=True)
+    for own, calibrated in ((loader, False), (reading, True)):
+        kernel, bias = fit_head(views, photos.labels, calibrated=calibrated)
+        assert np.abs(kernel).max() > 0.01
+        Pilot(model, own, Task(), 0).start_head(True, calibrated)
         np.testing.assert_allclose(model.head.kernel.numpy(), kernel, rtol=0.01, atol=1e-3)
         np.testing.assert_allclose(model.head.bias.numpy(), bias, rtol=0.01, atol=1e-3)
 

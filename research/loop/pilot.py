@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -146,14 +147,15 @@ class Pilot:
             return f"the sample has no photo of {self._loader.class_names[missing[0]]!r}"
         return None
 
-    def start_head(self, mirrored: bool) -> None:
+    def start_head(self, mirrored: bool, calibrated: bool) -> None:
         """Assigns the weights of the logistic regression to the head.
 
         Args:
           mirrored: whether the regression also learns from the mirror images.
+          calibrated: as for `fit_head`.
         """
         views = self._views if mirrored else self._views[:1]
-        kernel, bias = fit_head(views, self._labels, self._task.class_weights)
+        kernel, bias = fit_head(views, self._labels, self._task.class_weights, calibrated)
         self.model.head.kernel.assign(kernel)
         self.model.head.bias.assign(bias)
 
@@ -164,7 +166,10 @@ def compare(right: np.ndarray, other: np.ndarray) -> Change:
 
 
 def fit_head(
-    views: Sequence[np.ndarray], labels: np.ndarray, class_weights: Sequence[float] | None = None
+    views: Sequence[np.ndarray],
+    labels: np.ndarray,
+    class_weights: Sequence[float] | None = None,
+    calibrated: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits a logistic regression, with the prior variance that predicts left-out photos best.
 
@@ -175,6 +180,9 @@ def fit_head(
       views: features of the photos in each view, float (photos, channels).
       labels: int (photos,); each class occurs.
       class_weights: a factor for the losses of each class; None for no factors.
+      calibrated: whether the logits of each variance are multiplied by the factor of at most 1 that
+        predicts the left-out photos best. Such a factor lowers the confidence, and leaves the
+        predicted classes as they are. A small variance lowers it, too, but changes the classes.
 
     Returns:
       The kernel (channels, logits) and the bias (logits,), float64. Two classes have one logit.
@@ -195,18 +203,55 @@ def fit_head(
         regression = LogisticRegression(C=prior / len(views), max_iter=10_000)
         return regression.fit(np.concatenate(within[:, photos]), repeated, factors)
 
-    prior, fewest = USUAL_PRIOR, int(np.bincount(labels).min())
+    prior, factor, fewest = USUAL_PRIOR, 1.0, int(np.bincount(labels).min())
     if fewest > 1:
-        folds = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
-        losses = dict.fromkeys(PRIORS, 0.0)
-        for others, left_out in folds.split(labels, labels):
-            for one in PRIORS:
-                fitted = fit(others, one)
-                logs = [fitted.predict_log_proba(view[left_out]) for view in within]
-                losses[one] -= sum(log[np.arange(len(log)), labels[left_out]].sum() for log in logs)
-        prior = min(PRIORS, key=losses.__getitem__)
+        splits = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
+        folds = list(splits.split(labels, labels))
+        truth = np.concatenate([np.tile(labels[left_out], len(views)) for _, left_out in folds])
+
+        def scaled(one: float) -> Scaled:
+            logits = np.concatenate(
+                [
+                    fit(others, one).predict_log_proba(np.concatenate(within[:, left_out]))
+                    for others, left_out in folds
+                ]
+            )
+            return best_factor(logits, truth) if calibrated else Scaled(log_loss(logits, truth), 1)
+
+        found = {one: scaled(one) for one in PRIORS}
+        prior = min(PRIORS, key=lambda one: found[one].loss)
+        factor = found[prior].factor
     regression = fit(np.arange(len(labels)), prior)
-    return basis @ regression.coef_.T, regression.intercept_
+    return factor * basis @ regression.coef_.T, factor * regression.intercept_
+
+
+class Scaled(NamedTuple):
+    """The log loss in nats of logits that are multiplied by a factor."""
+
+    loss: float
+    factor: float
+
+
+def best_factor(logits: np.ndarray, labels: np.ndarray) -> Scaled:
+    """Returns the factor from 0 to 1 with the smallest log loss (Guo 2017, arXiv 1706.04599).
+
+    Args:
+      logits: float (photos, classes).
+      labels: int (photos,).
+    """
+    from scipy.optimize import minimize_scalar
+
+    smaller = minimize_scalar(
+        lambda factor: log_loss(factor * logits, labels), bounds=(0, 1), method="bounded"
+    )
+    return min(Scaled(log_loss(logits, labels), 1.0), Scaled(float(smaller.fun), float(smaller.x)))
+
+
+def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean log loss in nats of logits (photos, classes) and labels, int (photos,)."""
+    from scipy.special import log_softmax
+
+    return -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def left_out_predictions(

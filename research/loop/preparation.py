@@ -192,7 +192,7 @@ def set_up(
                 f"head_start is 'regression', but {pilot.regression_obstacle}; leave out "
                 "--head_start"
             )
-        pilot.start_head(mirrored=config.horizontal_flip)
+        pilot.start_head(config.horizontal_flip, calibrated=trains_only_head(config, model))
     plan = make_plan(config, loader.num_train_examples, validates)
     check_traced_steps(config, plan)
     with strategy.scope():
@@ -238,6 +238,15 @@ def try_augmentation(loader: DataLoader) -> None:
     loader.augmentation.change_pixels(photos.take(rows, axis=0), numbers)
 
 
+def trains_only_head(config: TrainConfig, model: Wrapper) -> bool:
+    """Returns whether no layer of the backbone is trained; False if that is still to be chosen."""
+    first, layers = config.unfreeze_from, model.backbone.layers
+    if first == AUTO:
+        return False
+    backbone = find_backbone(config.backbone)
+    return first_trainable_layer(model.backbone, backbone, first) == len(layers)
+
+
 def choose_settings(
     requested: TrainConfig, team: Team, pilot: Pilot, photos: int, is_random: bool
 ) -> dict[str, Choice]:
@@ -252,8 +261,7 @@ def choose_settings(
     """
     random = "the weights of the backbone are random"
     model, backbone = pilot.model.backbone, find_backbone(requested.backbone)
-    first = requested.unfreeze_from
-    if first != AUTO and first_trainable_layer(model, backbone, first) == len(model.layers):
+    if trains_only_head(requested, pilot.model):
         requested = dataclasses.replace(requested, unfreeze_from="none")
     choices = (
         choose(
