@@ -61,8 +61,9 @@ def measure(arguments: argparse.Namespace, torch: TorchSteps | None) -> dict[str
     from benchmarks import peers
     from research.system import devices
 
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    for gpu in tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    on_gpu = bool(gpus)
+    for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)  # PyTorch needs some, too
     batch, backbone = arguments.batch_size, arguments.backbone
     devices.set_precision(arguments.precision)
@@ -138,7 +139,8 @@ def measure(arguments: argparse.Namespace, torch: TorchSteps | None) -> dict[str
         if kind in waiting:
             rows[kind]["share_waiting"] = statistics.median(waiting[kind][WARM_UP_TURNS:])
     rates = {"TensorFlow": matrix_product_rate(arguments.precision, 8192)}
-    return {"rows": rows, "matrix_product_rates": rates}
+    names = [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in gpus]
+    return {"gpus": names, "rows": rows, "matrix_product_rates": rates}
 
 
 def print_rows(title: str, rows: dict[str, dict[str, Any]]) -> None:

@@ -17,7 +17,8 @@ SESSION_FOLDER = "TEST_SESSION_FOLDER"  # environment variable: what the workers
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the session's folder, in the process that starts the workers."""
+    """Makes the session's folder, and hides GPUs: the tests compare what CPU devices compute."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     if SESSION_FOLDER not in os.environ:
         folder = os.environ[SESSION_FOLDER] = tempfile.mkdtemp(prefix="tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context  # not public
 from tensorflow.python.framework.config import disable_op_determinism  # not public
 
 from research.loop.builder import build_model
@@ -96,12 +97,36 @@ def test_a_run_in_float32_says_that_bfloat16_is_faster(
     assert all(len(line) < 80 for line in lines)
 
 
+def test_sums_of_several_tensors_have_a_fixed_order(monkeypatch):
+    def operations() -> set[str]:
+        @tf.function(autograph=False)
+        def compute(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            large = tf.fill((60_000_000,), value)  # more memory than TensorFlow's limit for a CPU
+            parts = [function(value * tf.ones(3)) for function in (tf.exp, tf.sin, tf.cos)]
+            return tf.add_n(parts), tf.reduce_max(large)
+
+        context.context().enable_graph_collection()
+        compute(tf.constant(0.5))
+        run = context.context().export_run_metadata()
+        context.context().disable_graph_collection()
+        graphs = [graph for one in run.function_graphs for graph in one.partition_graphs]
+        return {node.op for graph in graphs for node in graph.node}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(context.context(), "_config", None)
+        tf.config.optimizer.set_experimental_options({})
+        assert "TemporaryVariable" in operations()  # the order of its sum depends on the threads
+    devices.keep_order_of_sums()
+    assert "TemporaryVariable" not in operations()
+    assert "AddN" in operations()
+
+
 def test_auto_xla_is_for_long_runs_on_gpus(monkeypatch):
     assert not resolve_xla("auto", None, 1_000_000)  # no GPU here
     assert resolve_xla("on", None, 1)
     monkeypatch.setattr(devices, "has_gpu", lambda: True)
-    assert resolve_xla("auto", None, 5_000)
-    assert not resolve_xla("auto", None, 4_999)
+    assert resolve_xla("auto", None, 3_000)
+    assert not resolve_xla("auto", None, 2_999)
     assert not resolve_xla("off", None, 1_000_000)
 
 

@@ -317,7 +317,7 @@ class TrainConfig(PhotoConfig):
     xla: str = settings.choice(
         "auto",
         ("auto", "on", "off"),
-        "compile the training step with XLA; 'auto' does so on GPUs in runs of at least 5,000 "
+        "compile the training step with XLA; 'auto' does so on GPUs in runs of at least 3,000 "
         "steps, because compiling takes about a minute",
         changes_result=False,
     )

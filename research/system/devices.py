@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from research.system.cluster import Cluster
 from research.system.errors import UserError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from research.settings.train_config import TrainConfig
 
 
-STEPS_WORTH_COMPILING = 5_000  # with XLA on a GPU
+STEPS_WORTH_COMPILING = 3_000  # with XLA on a GPU
 KERAS_SETTINGS = {"floatx": "float32", "epsilon": 1e-7, "image_data_format": "channels_last"}
 
 
@@ -62,8 +63,23 @@ def prepare(seed: int, deterministic: bool, virtual_devices: int) -> None:
                 "process; set it in a new process"
             ) from error
     keras.utils.set_random_seed(seed)
+    keep_order_of_sums()
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def keep_order_of_sums() -> None:
+    """Switches off TensorFlow's memory optimizer, which changes sums of three or more tensors.
+
+    If it expects that a graph needs more than 205 MB on a CPU, it adds such tensors in the order in
+    which they are computed. The order depends on the threads, and the result on the order. Even
+    `enable_op_determinism` does not prevent this, and TensorFlow has no public setting for it.
+    """
+    process = context.context()
+    process._config = process._config or tf.compat.v1.ConfigProto()
+    options = process._config.graph_options.rewrite_options
+    options.memory_optimization = options.NO_MEM_OPT
+    tf.config.optimizer.set_experimental_options({})  # functions called from now on use it
 
 
 def is_deterministic() -> bool:
