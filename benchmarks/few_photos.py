@@ -193,7 +193,7 @@ def settings_of_row(row: str) -> str:
 
 
 def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the runs in the file with this backbone and these weights, and today's rows."""
+    """Returns the runs of these draws, this backbone and these weights, with today's rows."""
     if not arguments.out.exists():
         return []
     settings = {row: settings_of_row(row) for row in (*ROWS, REGRESSION)}
@@ -203,6 +203,7 @@ def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for run in map(json.loads, arguments.out.read_text(encoding="utf-8").splitlines())
         if (run["backbone"], run["weights"]) == (arguments.backbone, weights)
         and settings.get(run["row"]) == run["settings"]
+        and run["draw"] < arguments.draws
     ]
 
 
