@@ -21,7 +21,6 @@ from research.evaluation.evaluation_size import (
 )
 from research.loop import builder, preparation
 from research.loop.builder import build_network, head_schedule
-from research.loop.pilot import Pilot
 from research.loop.plan import make_plan
 from research.loop.preparation import Run
 from research.loop.steps import predict_step
@@ -283,15 +282,8 @@ def test_a_run_that_early_stopping_ended_cannot_be_made_longer():
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_from_the_same_head(
-    photo_folder, tmp_path, monkeypatch
+    photo_folder, tmp_path
 ):
-    start_head, calibrations = Pilot.start_head, []
-
-    def recorded(pilot: Pilot, mirrored: bool, calibrated: bool) -> None:
-        calibrations.append(calibrated)
-        start_head(pilot, mirrored, calibrated)
-
-    monkeypatch.setattr(Pilot, "start_head", recorded)
     config = small_run(
         photo_folder,
         tmp_path / "run",
@@ -309,7 +301,6 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_from_the_same_head(
         for name in ("metrics.jsonl", "result.json"):
             (directory.path / name).unlink()
     assert json.loads(directory.config_file.read_text())["head_start"] == "regression"
-    assert calibrations == [False, False]  # layers of the backbone are trained, too
     first, again = weights
     assert first.keys() == again.keys()
     for name, value in first.items():  # the second run is not trained from zeros

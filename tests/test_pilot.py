@@ -18,8 +18,9 @@ from research.data.folder.folder_source import FolderSource
 from research.data.split_arrays import SplitArrays
 from research.loop.builder import build_network, make_loader
 from research.loop.pilot import Pilot, fit_head, left_out_predictions
-from research.loop.preparation import choose_settings, trains_only_head
+from research.loop.preparation import choose_settings, set_up
 from research.settings.automatic import Change, Evidence, without_auto
+from research.system.team import Team
 from research.tasks.task import Task
 from tests.helpers import SMALL_CONFIG
 
@@ -145,9 +146,6 @@ def test_the_head_starts_from_the_regression_on_all_usable_photos(photo_folder, 
     on_demand = dataclasses.replace(config, photo_cache="none")
     loader, reading = (make_loader(without_auto(one), source) for one in (config, on_demand))
     model = build_network(config, loader.class_names).network.model
-    layers = len(model.backbone.layers)
-    for first, expected in {"none": True, str(layers): True, str(layers - 1): False}.items():
-        assert trains_only_head(dataclasses.replace(config, unfreeze_from=first), model) == expected
     photos = loader.examples("train")
     assert len(photos.damaged) > 2
     views = [
@@ -160,6 +158,33 @@ def test_the_head_starts_from_the_regression_on_all_usable_photos(photo_folder, 
         Pilot(model, own, Task(), 0).start_head(True, calibrated)
         np.testing.assert_allclose(model.head.kernel.numpy(), kernel, rtol=0.01, atol=1e-3)
         np.testing.assert_allclose(model.head.bias.numpy(), bias, rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("first_layer", "calibrated"), [("none", True), ("end", True), ("last", False), ("auto", True)]
+)
+def test_the_regression_is_calibrated_if_only_the_head_is_trained(
+    photo_folder, monkeypatch, first_layer, calibrated
+):
+    class StartedError(Exception):
+        pass
+
+    def stop(pilot: Pilot, mirrored: bool, calibrated: bool) -> None:
+        raise StartedError(calibrated)
+
+    monkeypatch.setattr(Pilot, "start_head", stop)
+    source = FolderSource(str(photo_folder))
+    layers = len(build_network(SMALL_CONFIG, source.class_names).network.model.backbone.layers)
+    names = {"end": str(layers), "last": str(layers - 1)}
+    config = dataclasses.replace(
+        SMALL_CONFIG,
+        image_folder=str(photo_folder),
+        head_start="regression",
+        unfreeze_from=names.get(first_layer, first_layer),
+    )
+    with pytest.raises(StartedError) as started:
+        set_up(config, Team(tf.distribute.get_strategy()), source)
+    assert started.value.args == (calibrated,)
 
 
 def test_heads_that_a_regression_does_not_give():
