@@ -1,6 +1,6 @@
 """Photos per second of a training step on a GPU: this project, keras.Model.fit and PyTorch.
 
-python -m benchmarks.gpu_step --peer=torch --peer_python=PYTHON   # 4 to 6 minutes per case on an H100
+python -m benchmarks.gpu_step --peer=torch --peer_python=PYTHON   # 4 to 6 minutes per case
 
 Backbone, photos, optimizer and batch size are the same; `--unfreeze_from=100`, no trunk cache,
 input from decoded photos in memory. The steps of this project, of `fit` and, with `--peer=torch`,

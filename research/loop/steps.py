@@ -109,7 +109,7 @@ def reduce_gradients(
     """
     variables = [variable for group in groups for variable in group.variables]
     totals, sums = sum_gradients(gradients, exchange)
-    means = [tf.math.divide_no_nan(total / loss_scale, sums["weight"]) for total in totals]
+    means = [tf.math.divide_no_nan(total, loss_scale * sums["weight"]) for total in totals]
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(mean)) for mean in means])
     penalty, slopes = penalties(variables)
     means = [

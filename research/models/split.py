@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from research.models.batch_norm import takes_weights, weigh_batch_norm
 from research.models.cost import forward_cost
-from research.models.fast_convolutions import with_fast_convolutions
+from research.models.fast_layers import with_fast_layers
 from research.models.recompute import cut_into_blocks, run_blocks
 
 # About one block of a mobile network.
@@ -159,9 +159,9 @@ def split_backbone(model: keras.Model, index: int, recompute: bool = False) -> S
     inputs = sum(isinstance(layer, keras.layers.InputLayer) for layer in model.layers[:index])
     cost = forward_cost(model.layers)
     if index >= len(model.layers):
-        return SplitBackbone(with_fast_convolutions(model), None, cost, 0.0, ("output",))
+        return SplitBackbone(with_fast_layers(model), None, cost, 0.0, ("output",))
     if index <= inputs:
-        parts = SplitBackbone(None, with_fast_convolutions(weigh_batch_norm(model)), 0.0, cost, ())
+        parts = SplitBackbone(None, with_fast_layers(weigh_batch_norm(model)), 0.0, cost, ())
     else:
         parts = _split(model, cheapest_cut(model, index))
     blocks = cut_into_blocks(parts.rest) if recompute else ()
@@ -173,8 +173,8 @@ def _split(model: keras.Model, cut: int) -> SplitBackbone:
     trunk = keras.Model(model.input, crossing, name=f"{model.name}_trunk")
     rest = keras.Model(crossing, model.output, name=f"{model.name}_rest")
     return SplitBackbone(
-        with_fast_convolutions(trunk),
-        with_fast_convolutions(weigh_batch_norm(rest)),
+        with_fast_layers(trunk),
+        with_fast_layers(weigh_batch_norm(rest)),
         forward_cost(model.layers[:cut]),
         forward_cost(model.layers[cut:]),
         tuple(tensor._keras_history.operation.name for tensor in crossing),

@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from research.models.backbone import build_backbone
 from research.models.backbone_table import find_backbone
-from research.models.fast_convolutions import (
+from research.models.fast_layers import (
     FoldedConvolution,
+    FrozenBatchNorm,
     PointwiseConvolution,
-    with_fast_convolutions,
+    with_fast_layers,
 )
 from research.models.residual import build_small_resnet
 from research.models.split import split_backbone
@@ -41,11 +42,12 @@ def count(model: keras.Model, kind: type) -> int:
 def test_folded_backbones_compute_the_same(name):
     model = with_random_statistics(build_backbone(find_backbone(name), 48, None))
     freeze_below(model, 0, "frozen")
-    folded = with_fast_convolutions(model)
+    folded = with_fast_layers(model)
     folds = count(folded, FoldedConvolution)
     assert folds > 10
     norms = count(model, keras.layers.BatchNormalization)
-    assert count(folded, keras.layers.BatchNormalization) == norms - folds
+    assert count(folded, FrozenBatchNorm) == norms - folds
+    assert count(folded, keras.layers.BatchNormalization) == 0
     expected = model(IMAGES, training=False).numpy()
     scale = np.abs(expected).max()
     np.testing.assert_allclose(folded(IMAGES) / scale, expected / scale, atol=1e-5)
@@ -57,7 +59,7 @@ def test_batch_norm_without_a_scale_is_folded():
     outputs = keras.layers.BatchNormalization(scale=False)(outputs)
     model = with_random_statistics(keras.Model(images, outputs))
     freeze_below(model, 0, "frozen")
-    folded = with_fast_convolutions(model)
+    folded = with_fast_layers(model)
     assert count(folded, FoldedConvolution) == 1
     expected = model(IMAGES[:, :8, :8], training=False)
     np.testing.assert_allclose(folded(IMAGES[:, :8, :8]), expected, atol=1e-5)
@@ -68,7 +70,7 @@ def build_resnet() -> keras.Model:
 
 
 def build_separable(dtype: str = "float32", use_bias: bool = True) -> keras.Model:
-    """Returns convolutions of one pixel and depthwise ones with strides, each with BatchNorm."""
+    """Returns convolutions of one pixel and depthwise ones, with BatchNorm, and one at the end."""
     keras.utils.set_random_seed(0)
     images = keras.Input((48, 48, 3))
     outputs = images
@@ -81,6 +83,7 @@ def build_separable(dtype: str = "float32", use_bias: bool = True) -> keras.Mode
     ):
         outputs = keras.layers.BatchNormalization(dtype=dtype)(layer(outputs))
         outputs = keras.layers.LeakyReLU(dtype=dtype)(outputs)
+    outputs = keras.layers.BatchNormalization(dtype=dtype)(outputs)  # no convolution before it
     return with_random_statistics(keras.Model(images, outputs))
 
 
@@ -117,7 +120,7 @@ def test_outputs_and_gradients_equal_those_of_the_original(
     monkeypatch.setattr(devices, "has_gpu", lambda: has_gpu)  # computes pixels as a product
     model = build()
     freeze_below(model, 0, bn_mode)
-    folded = with_fast_convolutions(model)
+    folded = with_fast_layers(model)
     assert count(folded, replaced) >= 2
     for expected, found in zip(results(model, model), results(folded, model), strict=True):
         scale = np.abs(expected).max()
@@ -129,8 +132,9 @@ def test_in_bfloat16_folding_is_as_precise_as_batch_norm():
     exact, model = build_separable(), build_separable("mixed_bfloat16")
     for one in (exact, model):
         freeze_below(one, 0, "frozen")
-    folded = with_fast_convolutions(model)
+    folded = with_fast_layers(model)
     assert count(folded, keras.layers.BatchNormalization) == 0
+    assert count(folded, FrozenBatchNorm) == 1
     expected = results(exact, exact)
     errors = [
         [
@@ -146,16 +150,18 @@ def test_in_bfloat16_folding_is_as_precise_as_batch_norm():
 def test_trained_batch_norm_is_not_folded():
     model = build_small_resnet((48, 48, 3), None)
     freeze_below(model, 0, "train")
-    assert with_fast_convolutions(model) is model
+    assert with_fast_layers(model) is model
 
 
 def test_an_output_with_a_second_use_is_not_folded():
     images = keras.Input((8, 8, 3))
     convolved = keras.layers.Conv2D(3, 3, padding="same")(images)
     normalized = keras.layers.BatchNormalization()(convolved)
-    model = keras.Model(images, keras.layers.Add()([convolved, normalized]))
+    model = with_random_statistics(keras.Model(images, keras.layers.Add()([convolved, normalized])))
     freeze_below(model, 0, "frozen")
-    assert with_fast_convolutions(model) is model
+    faster = with_fast_layers(model)
+    assert (count(faster, FoldedConvolution), count(faster, FrozenBatchNorm)) == (0, 1)
+    np.testing.assert_allclose(faster(IMAGES[:, :8, :8]), model(IMAGES[:, :8, :8]), atol=1e-5)
 
 
 def test_both_parts_of_a_split_are_folded():
