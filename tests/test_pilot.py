@@ -54,19 +54,28 @@ def draw_features(classes: int, per_class: int, seed: int = 0) -> tuple[list, np
 
 
 @pytest.mark.parametrize(
-    ("classes", "units", "calibrated"), [(2, 1, False), (4, 4, False), (4, 4, True)]
+    ("classes", "units", "calibrated", "class_weights"),
+    [
+        (2, 1, False, None),
+        (4, 4, False, None),
+        (4, 4, True, None),
+        (4, 4, True, (1.0, 1.0, 0.3, 1.0)),
+    ],
 )
-def test_the_regression_predicts_left_out_photos_best(classes, units, calibrated):
+def test_the_regression_predicts_left_out_photos_best(classes, units, calibrated, class_weights):
     views, labels = draw_features(classes, 7)
-    kernel, bias = fit_head(views, labels, calibrated=calibrated)
+    kernel, bias = fit_head(views, labels, class_weights, calibrated)
     assert (kernel.shape, bias.shape) == ((60, units), (units,))
 
     def fit(photos: np.ndarray, prior: float) -> LogisticRegression:
         regression = LogisticRegression(C=prior / 2, max_iter=10_000, tol=1e-8)
         return regression.fit(
-            np.concatenate([view[photos] for view in views]), np.tile(labels[photos], 2)
+            np.concatenate([view[photos] for view in views]),
+            np.tile(labels[photos], 2),
+            np.tile(weights[photos], 2),
         )
 
+    weights = np.asarray(class_weights or [1.0] * classes)[labels]
     factors, losses = np.linspace(0, 1, 201) if calibrated else np.ones(1), {}
     for prior in (0.01, 0.1, 1.0, 2.0):
         losses[prior] = np.zeros(len(factors))
@@ -75,7 +84,8 @@ def test_the_regression_predicts_left_out_photos_best(classes, units, calibrated
             for view in views:
                 found = fit(others, prior).predict_log_proba(view[left_out])
                 scaled = log_softmax(factors[:, None, None] * found, axis=2)
-                losses[prior] -= scaled[:, np.arange(len(found)), labels[left_out]].sum(axis=1)
+                right = scaled[:, np.arange(len(found)), labels[left_out]]
+                losses[prior] -= right @ weights[left_out]
     assert len({round(loss.min(), 3) for loss in losses.values()}) == 4
     best = min(losses, key=lambda prior: losses[prior].min())
     factor = factors[losses[best].argmin()]

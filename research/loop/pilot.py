@@ -179,7 +179,8 @@ def fit_head(
     Args:
       views: features of the photos in each view, float (photos, channels).
       labels: int (photos,); each class occurs.
-      class_weights: a factor for the losses of each class; None for no factors.
+      class_weights: a factor for the losses of each class, also in the cross-validation; None for
+        no factors.
       calibrated: whether the logits of each variance are multiplied by the factor of at most 1 that
         predicts the left-out photos best. Such a factor lowers the confidence, and leaves the
         predicted classes as they are. A small variance lowers it, too, but changes the classes.
@@ -208,6 +209,7 @@ def fit_head(
         splits = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
         folds = list(splits.split(labels, labels))
         truth = np.concatenate([np.tile(labels[left_out], len(views)) for _, left_out in folds])
+        weights = None if class_weights is None else np.asarray(class_weights)[truth]
 
         def scaled(one: float) -> Scaled:
             logits = np.concatenate(
@@ -216,7 +218,9 @@ def fit_head(
                     for others, left_out in folds
                 ]
             )
-            return best_factor(logits, truth) if calibrated else Scaled(log_loss(logits, truth), 1)
+            if calibrated:
+                return best_factor(logits, truth, weights)
+            return Scaled(log_loss(logits, truth, weights), 1.0)
 
         found = {one: scaled(one) for one in PRIORS}
         prior = min(PRIORS, key=lambda one: found[one].loss)
@@ -232,26 +236,29 @@ class Scaled(NamedTuple):
     factor: float
 
 
-def best_factor(logits: np.ndarray, labels: np.ndarray) -> Scaled:
+def best_factor(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> Scaled:
     """Returns the factor from 0 to 1 with the smallest log loss (Guo 2017, arXiv 1706.04599).
 
     Args:
       logits: float (photos, classes).
       labels: int (photos,).
+      weights: of the photos, float (photos,); None for equal weights.
     """
     from scipy.optimize import minimize_scalar
 
-    smaller = minimize_scalar(
-        lambda factor: log_loss(factor * logits, labels), bounds=(0, 1), method="bounded"
-    )
-    return min(Scaled(log_loss(logits, labels), 1.0), Scaled(float(smaller.fun), float(smaller.x)))
+    def loss(factor: float) -> float:
+        return log_loss(factor * logits, labels, weights)
+
+    smaller = minimize_scalar(loss, bounds=(0, 1), method="bounded")
+    return min(Scaled(loss(1.0), 1.0), Scaled(float(smaller.fun), float(smaller.x)))
 
 
-def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean log loss in nats of logits (photos, classes) and labels, int (photos,)."""
+def log_loss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float:
+    """Returns the weighted mean log loss in nats; the arguments are those of `best_factor`."""
     from scipy.special import log_softmax
 
-    return -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+    losses = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return float(np.average(losses, weights=weights))
 
 
 def left_out_predictions(
