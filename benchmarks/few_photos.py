@@ -193,7 +193,7 @@ def settings_of_row(row: str) -> str:
 
 
 def current_runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the runs of these draws, this backbone and these weights, with today's rows."""
+    """Returns the runs of these draws, backbone and weights whose rows have the same settings."""
     if not arguments.out.exists():
         return []
     settings = {row: settings_of_row(row) for row in (*ROWS, REGRESSION)}

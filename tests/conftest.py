@@ -17,7 +17,10 @@ SESSION_FOLDER = "TEST_SESSION_FOLDER"  # environment variable: what the workers
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the session's folder, and hides GPUs: the tests compare what CPU devices compute."""
+    """Makes the session's folder, and hides GPUs: the tests expect what CPU devices compute.
+
+    To see them, set `CUDA_VISIBLE_DEVICES`.
+    """
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     if SESSION_FOLDER not in os.environ:
         folder = os.environ[SESSION_FOLDER] = tempfile.mkdtemp(prefix="tests-")

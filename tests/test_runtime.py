@@ -116,7 +116,7 @@ def test_sums_of_several_tensors_have_a_fixed_order(monkeypatch):
         patch.setattr(context.context(), "_config", None)
         tf.config.optimizer.set_experimental_options({})
         assert "TemporaryVariable" in operations()  # the order of its sum depends on the threads
-    devices.keep_order_of_sums()
+    devices.prepare(seed=0, deterministic=False, virtual_devices=1)
     assert "TemporaryVariable" not in operations()
     assert "AddN" in operations()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
@@ -25,6 +25,9 @@ from research.settings.automatic import (
 from research.system.errors import UserError
 from research.tasks.labels import check_class_indices
 from research.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 BATCH_SIZE = 32
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -183,7 +186,8 @@ def fit_head(
         no factors.
       calibrated: whether the logits of each variance are multiplied by the factor of at most 1 that
         predicts the left-out photos best. Such a factor lowers the confidence, and leaves the
-        predicted classes as they are. A small variance lowers it, too, but changes the classes.
+        predicted classes as they are. A small variance also lowers the confidence, but changes the
+        predicted classes.
 
     Returns:
       The kernel (channels, logits) and the bias (logits,), float64. Two classes have one logit.
@@ -214,7 +218,7 @@ def fit_head(
         def scaled(one: float) -> Scaled:
             logits = np.concatenate(
                 [
-                    fit(others, one).predict_log_proba(np.concatenate(within[:, left_out]))
+                    _logits(fit(others, one), np.concatenate(within[:, left_out]))
                     for others, left_out in folds
                 ]
             )
@@ -227,6 +231,12 @@ def fit_head(
         factor = found[prior].factor
     regression = fit(np.arange(len(labels)), prior)
     return factor * basis @ regression.coef_.T, factor * regression.intercept_
+
+
+def _logits(regression: LogisticRegression, features: np.ndarray) -> np.ndarray:
+    """Returns the logits of each class, (photos, classes), also for two classes."""
+    found = regression.decision_function(features)
+    return found if found.ndim == 2 else np.stack([np.zeros_like(found), found], axis=1)
 
 
 class Scaled(NamedTuple):

@@ -239,10 +239,12 @@ def try_augmentation(loader: DataLoader) -> None:
 
 
 def trains_only_head(config: TrainConfig, model: Wrapper) -> bool:
-    """Returns whether no layer of the backbone is trained; False if that is still to be chosen."""
+    """Returns whether no layer of the backbone is trained; False if `unfreeze_from` is `auto`."""
     first, layers = config.unfreeze_from, model.backbone.layers
     if first == AUTO:
         return False
+    if not config.epochs:
+        return True
     backbone = find_backbone(config.backbone)
     return first_trainable_layer(model.backbone, backbone, first) == len(layers)
 

@@ -1,4 +1,4 @@
-"""Makes layers faster: folds frozen BatchNorm, and computes convolutions and gradients differently.
+"""Replaces layers by faster ones: frozen BatchNorm, and convolutions with other gradients.
 
 All layers keep their variables, and the results are the same up to rounding.
 """
@@ -93,9 +93,9 @@ def add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 class FrozenBatchNorm(keras.layers.Layer):
     """A frozen BatchNorm that cannot be folded, for example before a convolution.
 
-    Keras computes it in four operations, in float32, and casts its gradient twice. This layer
-    computes it in one operation, in the dtype of the inputs, with sums in float32. The variables
-    are shared.
+    Keras computes it in four operations, in float32, and casts its gradient twice. This layer takes
+    one operation in each direction, which computes in float32 and rounds once. The variables are
+    shared.
 
     Args:
       norm: normalizes (batch, height, width, channels) over the channels.
@@ -124,20 +124,22 @@ def _scale_channels(
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, None, None]]]:
     """Multiplies channels by a constant float32 scale and adds an offset, both (channels,)."""
     zeros = tf.zeros_like(scale)
-    scaled = tf.raw_ops.FusedBatchNormV3(
-        x=inputs,
-        scale=scale,
-        offset=offset,
-        mean=zeros,
-        variance=zeros + 1.0,
-        epsilon=0.0,
-        is_training=False,
-    )
+
+    def compute(values: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.FusedBatchNormV3(
+            x=values,
+            scale=scale,
+            offset=offset,
+            mean=zeros,
+            variance=zeros + 1.0,
+            epsilon=0.0,
+            is_training=False,
+        ).y
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
-        return upstream * tf.cast(scale, upstream.dtype), None, None
+        return compute(upstream, zeros), None, None
 
-    return scaled.y, gradient
+    return compute(inputs, offset), gradient
 
 
 class PointwiseConvolution(_FastConvolution):
@@ -196,7 +198,8 @@ def with_fast_layers(model: keras.Model) -> keras.Model:
     """Returns a model with the same outputs that is faster to compute and to train.
 
     It shares all layers and variables with the original. A BatchNorm is not folded if it is
-    trainable, or if it does not directly follow a convolution whose output only it uses.
+    trainable, or if it does not directly follow a convolution whose output only it uses. On CPUs, a
+    frozen BatchNorm that is not folded becomes a `FrozenBatchNorm`.
     """
     norm_of = _foldable_norms(model)
     norms = set(norm_of.values())
@@ -230,6 +233,7 @@ def _is_frozen_norm(layer: keras.layers.Layer) -> bool:
         and len(layer.input.shape) == 4
         and layer.axis in (-1, 3)
         and layer.compute_dtype in ("float32", "bfloat16")
+        and layer.variable_dtype == "float32"
         and not devices.has_gpu()  # not measured there
     )
 

@@ -73,13 +73,14 @@ def keep_order_of_sums() -> None:
 
     If it expects that a graph needs more than 205 MB on a CPU, it adds such tensors in the order in
     which they are computed. The order depends on the threads, and the result on the order. Even
-    `enable_op_determinism` does not prevent this, and TensorFlow has no public setting for it.
+    `enable_op_determinism` does not prevent this, and TensorFlow (2.21) has no public setting for
+    it. On a GPU, the optimizer begins only if the GPU's memory is nearly full.
     """
     process = context.context()
     process._config = process._config or tf.compat.v1.ConfigProto()
     options = process._config.graph_options.rewrite_options
     options.memory_optimization = options.NO_MEM_OPT
-    tf.config.optimizer.set_experimental_options({})  # functions called from now on use it
+    tf.config.optimizer.set_experimental_options({})  # this thread uses it from now on
 
 
 def is_deterministic() -> bool:
