@@ -171,10 +171,17 @@ def test_the_head_starts_from_the_regression_on_all_usable_photos(photo_folder, 
 
 
 @pytest.mark.parametrize(
-    ("first_layer", "calibrated"), [("none", True), ("end", True), ("last", False), ("auto", True)]
+    ("first_layer", "epochs", "calibrated"),
+    [
+        ("none", 1, True),
+        ("end", 1, True),
+        ("last", 1, False),
+        ("last", 0, True),
+        ("auto", 1, True),
+    ],
 )
 def test_the_regression_is_calibrated_if_only_the_head_is_trained(
-    photo_folder, monkeypatch, first_layer, calibrated
+    photo_folder, monkeypatch, first_layer, epochs, calibrated
 ):
     class StartedError(Exception):
         pass
@@ -191,6 +198,7 @@ def test_the_regression_is_calibrated_if_only_the_head_is_trained(
         image_folder=str(photo_folder),
         head_start="regression",
         unfreeze_from=names.get(first_layer, first_layer),
+        epochs=epochs,
     )
     with pytest.raises(StartedError) as started:
         set_up(config, Team(tf.distribute.get_strategy()), source)
