@@ -201,19 +201,21 @@ def fit_head(
     # span, there are fewer of them.
     basis, coordinates = np.linalg.qr(stacked.reshape(-1, stacked.shape[-1]).T)
     within = coordinates.T.reshape(*stacked.shape[:2], -1)
+    weights = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights)[labels]
+
+    def repeated(values: np.ndarray) -> np.ndarray:
+        return np.tile(values, len(views))
 
     def fit(photos: np.ndarray, prior: float) -> LogisticRegression:
-        repeated = np.tile(labels[photos], len(views))
-        factors = None if class_weights is None else np.asarray(class_weights)[repeated]
         regression = LogisticRegression(C=prior / len(views), max_iter=10_000)
-        return regression.fit(np.concatenate(within[:, photos]), repeated, factors)
+        features = np.concatenate(within[:, photos])
+        return regression.fit(features, repeated(labels[photos]), repeated(weights[photos]))
 
     prior, factor, fewest = USUAL_PRIOR, 1.0, int(np.bincount(labels).min())
     if fewest > 1:
         splits = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
         folds = list(splits.split(labels, labels))
-        truth = np.concatenate([np.tile(labels[left_out], len(views)) for _, left_out in folds])
-        weights = None if class_weights is None else np.asarray(class_weights)[truth]
+        order = np.concatenate([repeated(left_out) for _, left_out in folds])
 
         def scaled(one: float) -> Scaled:
             logits = np.concatenate(
@@ -222,9 +224,8 @@ def fit_head(
                     for others, left_out in folds
                 ]
             )
-            if calibrated:
-                return best_factor(logits, truth, weights)
-            return Scaled(log_loss(logits, truth, weights), 1.0)
+            known = logits, labels[order], weights[order]
+            return best_factor(*known) if calibrated else Scaled(log_loss(*known), 1.0)
 
         found = {one: scaled(one) for one in PRIORS}
         prior = min(PRIORS, key=lambda one: found[one].loss)
@@ -246,13 +247,13 @@ class Scaled(NamedTuple):
     factor: float
 
 
-def best_factor(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> Scaled:
+def best_factor(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Scaled:
     """Returns the factor from 0 to 1 with the smallest log loss (Guo 2017, arXiv 1706.04599).
 
     Args:
       logits: float (photos, classes).
       labels: int (photos,).
-      weights: of the photos, float (photos,); None for equal weights.
+      weights: of the photos, float (photos,).
     """
     from scipy.optimize import minimize_scalar
 
@@ -263,7 +264,7 @@ def best_factor(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | No
     return min(Scaled(loss(1.0), 1.0), Scaled(float(smaller.fun), float(smaller.x)))
 
 
-def log_loss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> float:
+def log_loss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
     """Returns the weighted mean log loss in nats; the arguments are those of `best_factor`."""
     from scipy.special import log_softmax
 

@@ -16,28 +16,28 @@ from research.models.batch_norm import scale_and_offset
 from research.system import devices
 
 
-class _FastConvolution(keras.layers.Layer):
-    """A layer that computes what a convolution does, with its variables and its dtypes.
+class _FastLayer(keras.layers.Layer):
+    """A layer that computes what another one does, with its variables and its dtypes.
 
     Args:
-      convolution: a `Conv2D` or `DepthwiseConv2D`.
+      original: the other layer.
       suffix: ends the layer's name.
     """
 
-    def __init__(self, convolution: keras.layers.Layer, suffix: str) -> None:
+    def __init__(self, original: keras.layers.Layer, suffix: str) -> None:
         # Without autocast, variables keep float32, and a scaled kernel is rounded only once.
-        name, policy = f"{convolution.name}_{suffix}", convolution.dtype_policy
+        name, policy = f"{original.name}_{suffix}", original.dtype_policy
         super().__init__(name=name, dtype=policy, autocast=False)
-        self.convolution = convolution
+        self.original = original
         self.built = True
 
     def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Returns shape and dtype of the outputs, without tracing `call`."""
-        shape = self.convolution.compute_output_shape(inputs.shape)
+        shape = self.original.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, self.compute_dtype)
 
 
-class FoldedConvolution(_FastConvolution):
+class FoldedConvolution(_FastLayer):
     """A convolution and the frozen BatchNorm after it, computed as one convolution with a bias.
 
     With frozen statistics, BatchNorm is a scale and an offset per channel. Scaling the kernel is
@@ -57,7 +57,7 @@ class FoldedConvolution(_FastConvolution):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps (batch, height, width, channels) to the output of both layers, up to rounding."""
-        layer, norm = self.convolution, self.norm
+        layer, norm = self.original, self.norm
         scale, offset = scale_and_offset(norm, norm.moving_mean, norm.moving_variance)
         if layer.use_bias:
             offset += layer.bias * scale
@@ -90,7 +90,7 @@ def add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     return tf.nn.bias_add(outputs, bias) if outputs.dtype == tf.float32 else outputs + bias
 
 
-class FrozenBatchNorm(keras.layers.Layer):
+class FrozenBatchNorm(_FastLayer):
     """A frozen BatchNorm that cannot be folded, for example before a convolution.
 
     Keras computes it in four operations, in float32, and casts its gradient twice. This layer takes
@@ -102,18 +102,11 @@ class FrozenBatchNorm(keras.layers.Layer):
     """
 
     def __init__(self, norm: keras.layers.BatchNormalization) -> None:
-        name, policy = f"{norm.name}_frozen", norm.dtype_policy
-        super().__init__(name=name, dtype=policy, autocast=False)
-        self.norm = norm
-        self.built = True
-
-    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns shape and dtype of the outputs, without tracing `call`."""
-        return keras.KerasTensor(inputs.shape, self.compute_dtype)
+        super().__init__(norm, "frozen")
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps (batch, height, width, channels) to the output of BatchNorm, up to rounding."""
-        norm = self.norm
+        norm = self.original
         scale, offset = scale_and_offset(norm, norm.moving_mean, norm.moving_variance)
         return _scale_channels(tf.cast(inputs, self.compute_dtype), scale, offset)
 
@@ -142,7 +135,7 @@ def _scale_channels(
     return compute(inputs, offset), gradient
 
 
-class PointwiseConvolution(_FastConvolution):
+class PointwiseConvolution(_FastLayer):
     """A trained convolution with a kernel of one pixel; see `pointwise_convolution`.
 
     Args:
@@ -154,7 +147,7 @@ class PointwiseConvolution(_FastConvolution):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps (batch, height, width, channels) to what the convolution computes."""
-        layer, dtype = self.convolution, self.compute_dtype
+        layer, dtype = self.original, self.compute_dtype
         outputs = pointwise_convolution(tf.cast(inputs, dtype), tf.cast(layer.kernel, dtype))
         if layer.use_bias:
             outputs = add_bias(outputs, tf.cast(layer.bias, dtype))
