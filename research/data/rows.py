@@ -1,9 +1,11 @@
-"""Arrays that are written row by row, in memory or in a file, or are joined."""
+"""Arrays whose rows are written one after another, in memory or in a file, or that are joined."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import IO
 
@@ -14,7 +16,7 @@ from research.system.errors import UserError
 
 @dataclasses.dataclass(eq=False)
 class Rows:
-    """An array that is written from its first row to its last.
+    """An array whose rows are written one after another, or in any order by several threads.
 
     Args:
       shape: shape of the array, (maximum number of rows, ...).
@@ -33,41 +35,67 @@ class Rows:
     def __post_init__(self) -> None:
         in_memory = 0 if self.file else self.shape[0]
         self._memory = np.empty((in_memory, *self.shape[1:]), self.dtype)
-        self._count = 0
+        self._row_bytes = math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        self._end = 0
+        self._lock = threading.Lock()
 
     def append(self, rows: np.ndarray) -> None:
-        """Adds rows of shape (rows, ...).
+        """Adds rows of shape (rows, ...) after the last row; raises as `write`."""
+        self.write(self._end, rows)
+
+    def write(self, first: int, rows: np.ndarray) -> None:
+        """Writes rows of shape (rows, ...), the first of them at the index `first`.
 
         Raises:
           UserError: there are more rows than the shape has, or they cannot be written.
         """
-        if self._count + len(rows) > self.shape[0]:
+        end = first + len(rows)
+        if end > self.shape[0]:
             raise UserError(
                 f"the source yields more photos than its count, {self.shape[0]:,}; correct its "
                 "method `count`"
             )
         if self.file is None:
-            self._memory[self._count : self._count + len(rows)] = rows
+            self._memory[first:end] = rows
         else:
             try:
-                self.file.write(np.asarray(rows, self.dtype).tobytes())
-                self.file.flush()
+                with self._lock:
+                    self.file.seek(first * self._row_bytes)
+                    self.file.write(np.asarray(rows, self.dtype).tobytes())
+                    self.file.flush()
             except OSError as error:
                 raise UserError(
                     "photos or outputs of the frozen layers cannot be written to disk "
                     f"({error.strerror}); {self.way_out}"
                 ) from error
-        self._count += len(rows)
+        with self._lock:
+            self._end = max(self._end, end)
 
-    def finish(self) -> np.ndarray:
-        """Returns the added rows. Rows in a file are read from it on each access."""
-        finished = self._memory[: self._count]
-        if self.file is not None and self._count:  # an empty file cannot be mapped
-            shape = (self._count, *self.shape[1:])
-            finished = np.memmap(self.file, self.dtype, "r", shape=shape)
+    def finish(self, unused: Sequence[int] = ()) -> np.ndarray:
+        """Returns the rows up to the last one. Rows in a file are read from it on each access.
+
+        Args:
+          unused: indices of rows that were not written. The rows after them take their places.
+        """
+        kept = np.delete(np.arange(self._end), [row for row in unused if row < self._end])
+        for place, row in enumerate(kept):
+            if place != row:
+                self.write(place, self._read(int(row)))
+        finished = self._memory[: len(kept)]
+        if self.file is not None and len(kept):  # an empty file cannot be mapped
+            self.file.truncate(len(kept) * self._row_bytes)
+            finished = np.memmap(self.file, self.dtype, "r", shape=(len(kept), *self.shape[1:]))
         if self.file is not None and self.closes_file:
             self.file.close()
         return finished
+
+    def _read(self, row: int) -> np.ndarray:
+        """Returns a row that was written, (1, ...)."""
+        if self.file is None:
+            return self._memory[row : row + 1]
+        self.file.seek(row * self._row_bytes)
+        stored = self.file.read(self._row_bytes)
+        return np.frombuffer(stored, self.dtype).reshape(1, *self.shape[1:])
 
 
 def rows_in_a_file(shape: tuple[int, ...], dtype: np.dtype | type) -> Rows:

@@ -89,22 +89,22 @@ def decode_examples(
     digests: list[str] = []
     damaged: list[tuple[str, str, int]] = []
 
-    def decode(image: bytes | np.ndarray) -> tuple[np.ndarray, str]:
-        return decode_image(image, size, resize), digest_of(image)
+    def decode(index: int, image: bytes | np.ndarray) -> str:
+        pixels.write(index, decode_image(image, size, resize)[np.newaxis])
+        return digest_of(image)
 
     photos_per_chunk = max(1, min(CHUNK_BYTES // (3 * size * size), 32))
     with in_parallel(map(checked, examples), decode, photos_per_chunk) as decoded:
-        for index, (example, result) in enumerate(decoded):
+        for index, example, result in decoded:
             if isinstance(result, DamagedImageError):
                 damaged.append((example.name, str(result), index))
             else:
-                pixels.append(result[0][np.newaxis])
-                digests.append(result[1])
+                digests.append(result)
                 used.append(example._replace(image=None))
             on_photo()
     labels, arrays = stack_targets(used)
     return SplitArrays(
-        (pixels.finish(),),
+        (pixels.finish([index for _, _, index in damaged]),),
         labels,
         tuple(example.name for example in used),
         tuple(damaged),

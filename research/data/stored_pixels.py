@@ -15,6 +15,8 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from research.data.resizing import draft_size
 
 JPEG_START = b"\xff\xd8"
+START_OF_SCAN = b"\xff\xda"
+WITH_LENGTH = bytes([*range(0xC0, 0xD0), *range(0xDA, 0xFF)])  # markers of segments with a length
 ORIENTATION = (b"Exif", b"Orientation")  # of a photo, in EXIF or XMP
 
 
@@ -31,7 +33,10 @@ def ordinary_jpeg_pixels(encoded: bytes, size: int, resize: str) -> np.ndarray |
       the file is no JPEG, or has an orientation, other colours than YCbCr, faults, or so many
       pixels that it can be decoded at a half of its size.
     """
-    if encoded[:2] != JPEG_START or any(mark in encoded for mark in ORIENTATION):
+    if encoded[:2] != JPEG_START:
+        return None
+    header = _before_scan(encoded)
+    if any(mark in header for mark in ORIENTATION):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -42,6 +47,20 @@ def ordinary_jpeg_pixels(encoded: bytes, size: int, resize: str) -> np.ndarray |
         return simplejpeg.decode_jpeg(encoded, buffer=_of_thread.memory)
     except (ValueError, KeyError):  # the second for rare sampling of the colours
         return None
+
+
+def _before_scan(encoded: bytes) -> bytes:
+    """Returns the segments of a JPEG before its first scan, which hold its EXIF and XMP data.
+
+    They are a few percent of the file. The whole file is returned if they are unusual.
+    """
+    end = len(JPEG_START)
+    while encoded[end : end + 2] != START_OF_SCAN:
+        marker, length = encoded[end : end + 2], encoded[end + 2 : end + 4]
+        if marker[:1] != b"\xff" or marker[1:] not in WITH_LENGTH or len(length) < 2:
+            return encoded
+        end += len(marker) + int.from_bytes(length, "big")
+    return encoded[:end]
 
 
 class _OfThread(threading.local):

@@ -35,41 +35,42 @@ def pillow_warnings_hidden() -> Iterator[None]:
 @contextlib.contextmanager
 def in_parallel(
     examples: Iterator[Example],
-    work: Callable[[bytes | np.ndarray], Result],
+    work: Callable[[int, bytes | np.ndarray], Result],
     photos_per_chunk: int = 32,
-) -> Iterator[Iterator[tuple[Example, Result | DamagedImageError]]]:
-    """Gives an iterator over each example and the result of `work` for its image, in order.
+) -> Iterator[Iterator[tuple[int, Example, Result | DamagedImageError]]]:
+    """Gives an iterator over the index, the example and the result of `work`, in order.
 
     The threads end with the `with` block. If they ended with a generator, Python could collect the
     generator in one of its own threads, which cannot wait for itself.
 
     Args:
       examples: read in this thread, a few chunks ahead of the results.
-      work: called in several threads at once. If it raises `DamagedImageError`, or the image cannot
-        be read, the error is the result.
+      work: called with the index of an example, from 0, and its image, in several threads at once.
+        If it raises `DamagedImageError`, or the image cannot be read, the error is the result.
       photos_per_chunk: photos that a thread takes at a time. A chunk is smaller if its photos are
         large.
     """
 
-    def work_on(chunk: list[Example]) -> list[Result | DamagedImageError]:
+    def work_on(chunk: list[tuple[int, Example]]) -> list[Result | DamagedImageError]:
         results: list[Result | DamagedImageError] = []
-        for example in chunk:
+        for index, example in chunk:
             try:
                 if example.image is None:
                     raise DamagedImageError(example.problem)
-                results.append(work(example.image))
+                results.append(work(index, example.image))
             except DamagedImageError as damage:
                 results.append(damage)
         return results
 
-    def in_order() -> Iterator[tuple[Example, Result | DamagedImageError]]:
-        chunks = _chunks(examples, photos_per_chunk)
+    def in_order() -> Iterator[tuple[int, Example, Result | DamagedImageError]]:
+        chunks = _chunks(enumerate(examples), photos_per_chunk)
         submitted = ((chunk, pool.submit(work_on, chunk)) for chunk in chunks)
         waiting = collections.deque(itertools.islice(submitted, 2 * workers))
         while waiting:
             chunk, results = waiting.popleft()
             waiting.extend(itertools.islice(submitted, 1))
-            yield from zip(chunk, results.result(), strict=True)
+            for (index, example), result in zip(chunk, results.result(), strict=True):
+                yield index, example, result
 
     workers = processors()
     pool = ThreadPoolExecutor(workers)
@@ -80,12 +81,15 @@ def in_parallel(
             pool.shutdown(cancel_futures=True)
 
 
-def _chunks(examples: Iterator[Example], photos_per_chunk: int) -> Iterator[list[Example]]:
-    chunk: list[Example] = []
+def _chunks(
+    examples: Iterator[tuple[int, Example]], photos_per_chunk: int
+) -> Iterator[list[tuple[int, Example]]]:
+    chunk: list[tuple[int, Example]] = []
     size = 0
-    for example in examples:
-        chunk.append(example)
-        size += 0 if example.image is None else np.asarray(example.image).nbytes
+    for index, example in examples:
+        chunk.append((index, example))
+        image = b"" if example.image is None else example.image
+        size += len(image) if isinstance(image, bytes) else image.nbytes
         if len(chunk) >= photos_per_chunk or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0

@@ -89,12 +89,16 @@ def inspect(source: Source, distance: int) -> Inspection:
       distance: maximum number of differing bits, of 256, in the perceptual hashes of photos that
         look alike.
     """
+
+    def work(_: int, image: bytes | np.ndarray) -> Fingerprint:
+        return fingerprint(image)
+
     photos: list[Photo] = []
     prints: list[Fingerprint] = []
     with photo_bar("inspecting", sum(source.count(split) for split in SPLITS)) as bar:
         for split in SPLITS:
-            with in_parallel(source.examples(split), fingerprint, PHOTOS_PER_CHUNK) as stored:
-                for place, (example, found) in enumerate(stored):
+            with in_parallel(source.examples(split), work, PHOTOS_PER_CHUNK) as stored:
+                for place, example, found in stored:
                     bar.update()
                     classes = classes_of(example.label, len(source.class_names)) or ()
                     photo = Photo(split, place, example.name, classes)

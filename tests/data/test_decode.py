@@ -357,9 +357,13 @@ def test_an_unusual_jpeg_is_opened_by_pillow():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     photo, content = drawing((61, 43)), encode(drawing((61, 43)), "JPEG")
+    turned = encode(photo, "JPEG", exif=exif)
+    profile = b"\xff\xe2\0\x06" + b"\xff\xda" * 2  # a segment that contains markers of a scan
     unusual = {
         "no JPEG": encode(photo, "PNG"),
-        "turned": encode(photo, "JPEG", exif=exif),
+        "turned": turned,
+        "turned, after a profile": turned[:2] + profile + turned[2:],
+        "turned, after fill bytes": turned[:2] + b"\xff\xff" + turned[2:],
         "turned by XMP": encode(photo, "JPEG", xmp=XMP),
         "of a rare sampling": content.replace(b"\x01\x22\x00", b"\x01\x14\x00", 1),
         "grey": encode(photo.convert("L"), "JPEG"),

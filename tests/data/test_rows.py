@@ -21,6 +21,17 @@ def test_finished_rows_equal_the_added_rows(tmp_path, dtype, on_disk):
         np.testing.assert_array_equal(found, values)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rows_are_written_in_any_order_and_unused_ones_are_left_out(tmp_path, on_disk):
+    values = np.random.default_rng(0).uniform(size=(6, 2, 3)).astype(np.float32)
+    with (tmp_path / "rows").open("wb+") as file:
+        rows = Rows((9, 2, 3), np.float32, file if on_disk else None)
+        for row in (5, 0, 3):
+            rows.write(row, values[row : row + 1])
+        np.testing.assert_array_equal(rows.finish(unused=[1, 2, 4, 6, 8]), values[[0, 3, 5]])
+        assert not on_disk or (tmp_path / "rows").stat().st_size == 3 * 24
+
+
 def test_rows_in_a_file_leave_no_name_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     rows = rows_in_a_file((2, 4), np.float32)
