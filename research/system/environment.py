@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import IO
 
 from research.system.errors import UserError
@@ -91,6 +94,32 @@ def import_tensorflow() -> None:
     prepare()
     os.environ["MPLBACKEND"] = "agg"  # in programs, not in a notebook that imports this package
     check_keras_file()
+    with _quick_imports():
+        _import_without_log()
+
+
+@contextlib.contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Imports TensorFlow and Keras in two thirds of the time.
+
+    Python's garbage collector would search all new objects several times, in vain. Keras would
+    import scikit-learn, for wrappers of `fit`; it can still be imported later.
+    """
+    hidden = {"sklearn"} - sys.modules.keys()
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be found
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+        gc.freeze()  # later searches leave out these objects, which live as long as the process
+        if was_enabled:
+            gc.enable()
+
+
+def _import_without_log() -> None:
     if os.environ.get("TF_XLA_FLAGS"):  # an unknown flag ends the process, with a message
         importlib.import_module("tensorflow").config.list_physical_devices()
         return
@@ -100,6 +129,7 @@ def import_tensorflow() -> None:
         os.dup2(log.fileno(), 2)
         failed = True
         try:
+            import keras  # noqa: F401 (TensorFlow would import it later)
             import tensorflow as tf
 
             gpus = tf.config.list_physical_devices("GPU")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -110,6 +111,32 @@ def test_tensorflow_is_imported_without_a_folder_for_temporary_files(monkeypatch
 
     monkeypatch.setattr(environment.tempfile, "TemporaryFile", refuse)
     environment.import_tensorflow()
+
+
+def test_keras_does_not_find_scikit_learn_and_others_do():
+    """A process that imported TensorFlow as the programs do, and one that has both already."""
+    seen = (
+        "import sys, gc; print('sklearn' in sys.modules, gc.isenabled(), gc.get_freeze_count() > 0)"
+    )
+    code = (
+        "from research.system.environment import import_tensorflow; import_tensorflow()\n"
+        f"import keras; {seen}\n"
+        "from sklearn.metrics import accuracy_score; print(accuracy_score([1, 0], [1, 1]))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert process.stdout == "False True True\n0.5\n", process.stderr
+
+    import sklearn
+
+    gc.disable()
+    try:
+        environment.import_tensorflow()
+        assert not gc.isenabled()  # as the caller left it
+    finally:
+        gc.enable()
+    assert sys.modules["sklearn"] is sklearn
 
 
 def test_pictures_do_not_depend_on_the_user_s_matplotlib(monkeypatch):
