@@ -1,4 +1,4 @@
-"""Processes stored photos on all processors, with few of them in memory at a time."""
+"""Processes photos in several threads, with few of them in memory at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from research.system.machine import processors
 
 CHUNK_BYTES = 2**23  # a chunk of stored photos ends when it reaches this size
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -33,6 +34,36 @@ def pillow_warnings_hidden() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Iterator[tuple[Item, Result]]]:
+    """Gives an iterator over the items and the results of `work`, in order.
+
+    The threads end with the `with` block. If they ended with a generator, Python could collect the
+    generator in one of its own threads, which cannot wait for itself.
+
+    Args:
+      work: called in several threads at once.
+      items: read in this thread, a few ahead of the results.
+      threads: how many.
+    """
+
+    def results() -> Iterator[tuple[Item, Result]]:
+        submitted = ((item, pool.submit(work, item)) for item in items)
+        waiting = collections.deque(itertools.islice(submitted, 2 * threads))
+        while waiting:
+            item, result = waiting.popleft()
+            waiting.extend(itertools.islice(submitted, 1))
+            yield item, result.result()
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield results()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
 def in_parallel(
     examples: Iterator[Example],
     work: Callable[[int, bytes | np.ndarray], Result],
@@ -40,13 +71,10 @@ def in_parallel(
 ) -> Iterator[Iterator[tuple[int, Example, Result | DamagedImageError]]]:
     """Gives an iterator over the index, the example and the result of `work`, in order.
 
-    The threads end with the `with` block. If they ended with a generator, Python could collect the
-    generator in one of its own threads, which cannot wait for itself.
-
     Args:
       examples: read in this thread, a few chunks ahead of the results.
-      work: called with the index of an example, from 0, and its image, in several threads at once.
-        If it raises `DamagedImageError`, or the image cannot be read, the error is the result.
+      work: called with the index of an example, from 0, and its image, on all processors. If it
+        raises `DamagedImageError`, or the image cannot be read, the error is the result.
       photos_per_chunk: photos that a thread takes at a time. A chunk is smaller if its photos are
         large.
     """
@@ -62,23 +90,13 @@ def in_parallel(
                 results.append(damage)
         return results
 
-    def in_order() -> Iterator[tuple[int, Example, Result | DamagedImageError]]:
-        chunks = _chunks(enumerate(examples), photos_per_chunk)
-        submitted = ((chunk, pool.submit(work_on, chunk)) for chunk in chunks)
-        waiting = collections.deque(itertools.islice(submitted, 2 * workers))
-        while waiting:
-            chunk, results = waiting.popleft()
-            waiting.extend(itertools.islice(submitted, 1))
-            for (index, example), result in zip(chunk, results.result(), strict=True):
-                yield index, example, result
-
-    workers = processors()
-    pool = ThreadPoolExecutor(workers)
-    with pillow_warnings_hidden():
-        try:
-            yield in_order()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    chunks = _chunks(enumerate(examples), photos_per_chunk)
+    with pillow_warnings_hidden(), in_order(work_on, chunks, processors()) as worked:
+        yield (
+            (index, example, result)
+            for chunk, results in worked
+            for (index, example), result in zip(chunk, results, strict=True)
+        )
 
 
 def _chunks(
