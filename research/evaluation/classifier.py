@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from research.data.batches import make_batches
+from research.data.batches import Batch, make_batches
 from research.data.order import share_out
 from research.data.split_arrays import SplitArrays
+from research.data.thread_pool import in_order
 from research.loop.builder import build_network, make_averages
 from research.loop.steps import predict_step
 from research.runs.restore import find_checkpoint, restore_model
@@ -173,11 +174,14 @@ class Classifier:
             ),
             self._strategy,
         )
-        found = []
-        for batch in batches:
+
+        def logits_of(batch: Batch) -> np.ndarray:
             logits = self._on_host(self._compute(batch))
-            found.append(logits[self._on_host(batch["weight"]) > 0])
-        return np.concatenate(found)
+            return logits[self._on_host(batch["weight"]) > 0]
+
+        concurrent = devices.concurrent_batches(self._strategy.num_replicas_in_sync)
+        with in_order(logits_of, batches, concurrent) as computed:
+            return np.concatenate([logits for _, logits in computed])
 
     def _on_host(self, values: tf.Tensor) -> np.ndarray:
         """Concatenates the parts of a batch that the devices hold."""

@@ -304,8 +304,7 @@ def _fill(
     def outputs_of(batch: Batch) -> list[np.ndarray]:
         return [tensor.numpy() for tensor in run(batch)]
 
-    # The processors that one batch leaves idle, a seventh, compute another one.
-    with in_order(outputs_of, batches, threads=1 if devices.has_gpu() else 2) as computed:
+    with in_order(outputs_of, batches, devices.concurrent_batches()) as computed:
         for _, outputs in computed:
             if not rows:
                 rows = [make_rows((count, *values.shape[1:]), values.dtype) for values in outputs]
