@@ -15,7 +15,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,18 @@ def rates(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def ratios(measured: Mapping[str, float]) -> dict[str, float]:
+    """Returns the rates of one round relative to each other."""
+    article = measured["article_epoch"]
+    return {
+        "our first epoch / article": measured["our_first_epoch"] / article,
+        "our later epochs / article": measured["our_later_epoch"] / article,
+        "our ten epochs / article": measured["our_ten_epochs"] / article,
+        "our first epoch / bare decoder": measured["our_first_epoch"]
+        / measured["bare_decoder_all_threads"],
+    }
+
+
 def waiting(encoded: Sequence[bytes], photo_cache: str) -> list[float]:
     """Trains MobileNetV2 on augmented photos; returns the share of waiting for each epoch.
 
@@ -149,20 +161,28 @@ def main() -> None:
     figures: dict[str, Any] = {
         name: statistics.median(one[name] for one in rounds) for name in rounds[0]
     }
-    article, decoder = figures["article_epoch"], figures["bare_decoder_all_threads"]
-    ratios = {
-        "our first epoch / article": figures["our_first_epoch"] / article,
-        "our later epochs / article": figures["our_later_epoch"] / article,
-        "our ten epochs / article": figures["our_ten_epochs"] / article,
-        "our first epoch / bare decoder": figures["our_first_epoch"] / decoder,
-    }
+    compared = [ratios(one) for one in rounds]
+    relative = {name: sorted(one[name] for one in compared) for name in compared[0]}
     encoded = [bytes(example.image or b"") for example in source.examples("train")]
     shares = {cache: waiting(encoded, cache) for cache in ("memory", "none")}
     print_table([{"photos per second": name, "": rate} for name, rate in figures.items()])
-    print_table([{"ratio": name, "": ratio} for name, ratio in ratios.items()])
+    print_table(
+        [
+            {
+                "ratio": name,
+                "median": statistics.median(found),
+                "least": found[0],
+                "most": found[-1],
+            }
+            for name, found in relative.items()
+        ]
+    )
     for cache, share in shares.items():
         print(f"share of each step spent waiting for input, per epoch, {cache}: {share}")
-    write_result("input", {**figures, "ratios": ratios, "share_of_step_waiting_for_input": shares})
+    write_result(
+        "input",
+        {**figures, "ratios_of_rounds": relative, "share_of_step_waiting_for_input": shares},
+    )
 
 
 if __name__ == "__main__":

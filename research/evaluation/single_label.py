@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 
@@ -24,6 +22,7 @@ from research.evaluation.scores import (
     overall,
 )
 from research.evaluation.variant import Shown, Variant
+from research.system.printable import csv_line
 from research.tasks.labels import check_class_indices
 
 TITLES = {"roc_auc": "area under ROC curve", "calibration_error": "expected calibration error"}
@@ -185,12 +184,10 @@ def csv_of(
       columns: names of the other columns.
       values: float (photos,) for each of these columns.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", "label", "predicted", *columns])
+    lines = [csv_line(["file", "label", "predicted", *columns])]
     for name, both, *numbers in zip(names, labels, *values, strict=True):
-        writer.writerow([name, *both, *(f"{float(number):.9g}" for number in numbers)])
-    return buffer.getvalue()
+        lines.append(csv_line([name, *both, *(f"{float(number):.9g}" for number in numbers)]))
+    return "".join(lines)
 
 
 def _calibrated(title: str, predictions: Predictions) -> drawn.Calibrated:

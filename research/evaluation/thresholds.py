@@ -102,7 +102,9 @@ def read_thresholds(classifier: Classifier) -> Thresholds | None:
     return Thresholds(found) if weights == _weights(classifier) else None
 
 
-def _weights(classifier: Classifier) -> str | None:
-    """Returns a hash of the checkpoint's weights; None if it has no checksums."""
+def _weights(classifier: Classifier) -> str:
+    """Returns a hash of the checkpoint's checksums; its index has some too, of each variable."""
     sums = Path(f"{classifier.checkpoint}.sha256")
-    return hashlib.sha256(sums.read_bytes()).hexdigest() if sums.exists() else None
+    if not sums.exists():  # the checkpoint is of an earlier version
+        sums = sums.with_suffix(".index")
+    return hashlib.sha256(sums.read_bytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -20,7 +19,7 @@ from research.evaluation.classifier import Classifier
 from research.serving.answers import Answers, answers_of
 from research.settings.program_configs import MIRROR_AVERAGING, PredictConfig
 from research.system.errors import UserError
-from research.system.printable import name_of, printable
+from research.system.printable import csv_line, name_of, printable
 from research.tasks.labels import joined
 
 BATCHES_PER_CHUNK = 16
@@ -160,15 +159,13 @@ def make_writer(
     if form == "jsonl":
         return lambda prediction: print(json.dumps(columns_of(prediction)), flush=True)
     if form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
         columns = [f"probability {name}" for name in class_names]
         of_label = ["probability"] if has_one_label else []
-        writer.writerow(["file", "label", *of_label, *columns])
+        print(csv_line(["file", "label", *of_label, *columns]), end="")
 
         def write_csv(prediction: Prediction) -> None:
             *cells, probabilities = columns_of(prediction).values()
-            writer.writerow([*cells, *probabilities.values()])
-            sys.stdout.flush()
+            print(csv_line([*cells, *probabilities.values()]), end="", flush=True)
 
         return write_csv
     width = min(max(len(printable(photo.name)) for photo in files), 50)

@@ -1,9 +1,12 @@
-"""File names as text, and text that is safe to print."""
+"""File names as text, text that is safe to print, and lines of CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -34,3 +37,14 @@ def _escaped(character: str) -> str:
     if 0x80 <= byte <= 0xFF:
         return f"\\x{byte:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """Returns a line of CSV that ends with a line feed.
+
+    Cells with a carriage return are quoted too (RFC 4180). Python's writer would leave them as they
+    are if its lines ended with a line feed.
+    """
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"

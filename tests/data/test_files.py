@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import socket
@@ -13,7 +15,7 @@ from research.data.folder.folder_source import FolderSource
 from research.data.source import MAX_FILE_BYTES, SPLITS
 from research.data.split_arrays import load_split
 from research.system.errors import UserError
-from research.system.printable import printable
+from research.system.printable import csv_line, printable
 from tests.helpers import draw_photos
 
 
@@ -104,3 +106,10 @@ def test_names_are_printed_on_one_line():
     assert printable("caf\udce9.jpg") == "caf\\xe9.jpg"
     assert printable("a\r\n\x1b]0;title\x07.jpg") == "a\\r\\n\\x1b]0;title\\x07.jpg"
     assert printable("Kätzchen 猫.jpg") == "Kätzchen 猫.jpg"
+
+
+def test_a_line_of_csv_is_read_back_with_all_kinds_of_line_breaks():
+    cells = ["a\rb.jpg", "c\nd", "e\r\nf", 'say "x", y', "", "plain"]
+    line = csv_line(cells)
+    assert line.endswith(",,plain\n")
+    assert list(csv.reader(io.StringIO(line, newline=""))) == [cells]
