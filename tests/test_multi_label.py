@@ -411,14 +411,15 @@ def test_a_subclass_in_a_file_of_the_user_is_evaluated_in_the_same_way():
     assert Own.supports == frozenset()
 
 
-@pytest.mark.parametrize("checksums", ["step-4.sha256", "step-4.index"])
-def test_thresholds_are_read_only_for_the_weights_that_they_were_chosen_for(tmp_path, checksums):
+def test_thresholds_are_read_only_for_the_weights_that_they_were_chosen_for(tmp_path):
     config = SimpleNamespace(image_size=32, mirror_averaging=True)
     checkpoint = SimpleNamespace(
-        checkpoint=str(tmp_path / "step-4"), class_names=("a", "b"), config=config
+        checkpoint=str(tmp_path / "step-4"),
+        class_names=("a", "b"),
+        config=config,
+        fingerprint="one",
     )
     assert read_thresholds(checkpoint) is None
-    (tmp_path / checksums).write_text("one")
     chosen = Thresholds({"a": 0.25, "b": 0.5})
     write_thresholds(checkpoint, chosen)
     assert thresholds_file(checkpoint).name == "step-4.thresholds-32px-mirrored.json"
@@ -426,7 +427,7 @@ def test_thresholds_are_read_only_for_the_weights_that_they_were_chosen_for(tmp_
     config.mirror_averaging = False
     assert read_thresholds(checkpoint) is None
     config.mirror_averaging = True
-    (tmp_path / checksums).write_text("another")
+    checkpoint.fingerprint = "another"
     assert read_thresholds(checkpoint) is None
     for damaged in ("{", "[]", '{"weights": null, "thresholds": {"a": 0.5}}',
                     '{"weights": null, "thresholds": {"a": 0.5, "b": NaN}}'):  # fmt: skip

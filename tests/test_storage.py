@@ -21,6 +21,7 @@ from research.runs.checkpoints import Checkpoints
 from research.runs.event_files import EventFiles
 from research.runs.restore import find_checkpoint
 from research.runs.run_directory import LOCK, RunLock
+from research.runs.sealed_files import fingerprint_of
 from research.settings.train_config import TrainConfig
 from research.system.errors import UserError
 from research.train import train
@@ -330,6 +331,26 @@ def test_sha256sum_verifies_a_checkpoint(folder):
     command = ["sha256sum", "-c", "step-10.sha256"]
     for name in ("latest", "best"):
         assert subprocess.run(command, cwd=folder / name, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_the_fingerprint_of_a_checkpoint_is_that_of_its_weights(tmp_path, has_checksums):
+    value = tf.Variable(1.0)
+    checkpoints = Checkpoints(tf.train.Checkpoint(value=value), tmp_path, keep=3)
+    prefixes = []
+    for step, new in enumerate((1.0, 1.0, 2.0)):
+        value.assign(new)
+        checkpoints.save(step)
+        prefixes.append(tmp_path / "latest" / f"step-{step}")
+        if not has_checksums:
+            prefixes[-1].with_suffix(".sha256").unlink()
+    first, same, other = map(fingerprint_of, prefixes)
+    assert first != other
+    assert has_checksums or first == same  # the checksums are beside the names of the files
+    for file in (tmp_path / "latest").glob("step-0.*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError):
+        fingerprint_of(prefixes[0])
 
 
 def on_demand(folder: Path) -> TrainConfig:

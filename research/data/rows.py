@@ -1,8 +1,9 @@
-"""Arrays whose rows are written one after another, in memory or in a file, or that are joined."""
+"""Arrays that are written by rows, in memory or in a file, and arrays that are joined."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import tempfile
 import threading
@@ -12,6 +13,8 @@ from typing import IO
 import numpy as np
 
 from research.system.errors import UserError
+
+MOVED_BYTES = 2**24  # at a time
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,10 +61,11 @@ class Rows:
         if self.file is None:
             self._memory[first:end] = rows
         else:
+            stored = np.asarray(rows, self.dtype).tobytes()
             try:
                 with self._lock:
                     self.file.seek(first * self._row_bytes)
-                    self.file.write(np.asarray(rows, self.dtype).tobytes())
+                    self.file.write(stored)
                     self.file.flush()
             except OSError as error:
                 raise UserError(
@@ -77,25 +81,33 @@ class Rows:
         Args:
           unused: indices of rows that were not written. The rows after them take their places.
         """
-        kept = np.delete(np.arange(self._end), [row for row in unused if row < self._end])
-        for place, row in enumerate(kept):
-            if place != row:
-                self.write(place, self._read(int(row)))
-        finished = self._memory[: len(kept)]
-        if self.file is not None and len(kept):  # an empty file cannot be mapped
-            self.file.truncate(len(kept) * self._row_bytes)
-            finished = np.memmap(self.file, self.dtype, "r", shape=(len(kept), *self.shape[1:]))
+        count = self._without_gaps(sorted(row for row in unused if row < self._end))
+        finished = self._memory[:count]
+        if self.file is not None and count:  # an empty file cannot be mapped
+            self.file.truncate(count * self._row_bytes)
+            finished = np.memmap(self.file, self.dtype, "r", shape=(count, *self.shape[1:]))
         if self.file is not None and self.closes_file:
             self.file.close()
         return finished
 
-    def _read(self, row: int) -> np.ndarray:
-        """Returns a row that was written, (1, ...)."""
+    def _without_gaps(self, gaps: Sequence[int]) -> int:
+        """Moves the rows behind each gap to the front; returns the number of rows without gaps."""
+        place = gaps[0] if gaps else self._end
+        at_once = max(1, MOVED_BYTES // max(1, self._row_bytes))
+        for gap, end in itertools.pairwise([*gaps, self._end]):
+            for first in range(gap + 1, end, at_once):
+                rows = self._read(first, min(first + at_once, end))
+                self.write(place, rows)
+                place += len(rows)
+        return place
+
+    def _read(self, first: int, end: int) -> np.ndarray:
+        """Returns rows that were written, (rows, ...)."""
         if self.file is None:
-            return self._memory[row : row + 1]
-        self.file.seek(row * self._row_bytes)
-        stored = self.file.read(self._row_bytes)
-        return np.frombuffer(stored, self.dtype).reshape(1, *self.shape[1:])
+            return self._memory[first:end]
+        self.file.seek(first * self._row_bytes)
+        stored = self.file.read((end - first) * self._row_bytes)
+        return np.frombuffer(stored, self.dtype).reshape(-1, *self.shape[1:])
 
 
 def rows_in_a_file(shape: tuple[int, ...], dtype: np.dtype | type) -> Rows:

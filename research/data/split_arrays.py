@@ -81,8 +81,8 @@ def decode_examples(
     """Decodes and resizes photos, on all processors, and writes them to empty rows.
 
     Raises:
-      UserError: the source gives no examples; their labels or arrays differ in shape or are not
-        numeric; or an array has a reserved name.
+      UserError: the rows cannot be written; the source gives no examples, or more than its count;
+        their labels or arrays differ in shape or are not numeric; or an array has a reserved name.
     """
     size = pixels.shape[1]
     used: list[Example] = []

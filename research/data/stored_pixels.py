@@ -16,7 +16,8 @@ from research.data.resizing import draft_size
 
 JPEG_START = b"\xff\xd8"
 START_OF_SCAN = b"\xff\xda"
-WITH_LENGTH = bytes([*range(0xC0, 0xD0), *range(0xDA, 0xFF)])  # markers of segments with a length
+# Markers of segments with a length: not of restarts, of a second image, or reserved.
+WITH_LENGTH = bytes([*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xF0), 0xFE])
 ORIENTATION = (b"Exif", b"Orientation")  # of a photo, in EXIF or XMP
 
 
@@ -52,7 +53,8 @@ def ordinary_jpeg_pixels(encoded: bytes, size: int, resize: str) -> np.ndarray |
 def _before_scan(encoded: bytes) -> bytes:
     """Returns the segments of a JPEG before its first scan, which hold its EXIF and XMP data.
 
-    They are a few percent of the file. The whole file is returned if they are unusual.
+    They are a few percent of the file. The whole file is returned if there are other bytes between
+    them, or markers without a length.
     """
     end = len(JPEG_START)
     while encoded[end : end + 2] != START_OF_SCAN:

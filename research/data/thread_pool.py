@@ -44,13 +44,16 @@ def in_order(
 
     Args:
       work: called in several threads at once.
-      items: read in this thread, a few ahead of the results.
-      threads: how many.
+      items: read in this thread, at most two more than there are threads ahead of the results.
+      threads: number of threads. With one, `work` is called in this thread.
     """
+    if threads == 1:
+        yield ((item, work(item)) for item in items)
+        return
 
     def results() -> Iterator[tuple[Item, Result]]:
         submitted = ((item, pool.submit(work, item)) for item in items)
-        waiting = collections.deque(itertools.islice(submitted, 2 * threads))
+        waiting = collections.deque(itertools.islice(submitted, threads + 1))
         while waiting:
             item, result = waiting.popleft()
             waiting.extend(itertools.islice(submitted, 1))
@@ -73,8 +76,9 @@ def in_parallel(
 
     Args:
       examples: read in this thread, a few chunks ahead of the results.
-      work: called with the index of an example, from 0, and its image, on all processors. If it
-        raises `DamagedImageError`, or the image cannot be read, the error is the result.
+      work: called in several threads at once, with the index of an example, from 0, and its
+        image. If it raises `DamagedImageError`, or the image cannot be read, the error is the
+        result.
       photos_per_chunk: photos that a thread takes at a time. A chunk is smaller if its photos are
         large.
     """

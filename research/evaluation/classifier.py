@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,7 @@ from research.loop.builder import build_network, make_averages
 from research.loop.steps import predict_step
 from research.runs.restore import find_checkpoint, restore_model
 from research.runs.run_directory import RunDirectory
+from research.runs.sealed_files import fingerprint_of
 from research.settings.train_config import TrainConfig
 from research.system import devices
 from research.system.errors import UserError
@@ -150,8 +152,9 @@ class Classifier:
                 return
             try:
                 self.step = restore_model(self.built.network.model, path, self._averages)
+                self.fingerprint = fingerprint_of(Path(path))
                 break
-            except UserError:
+            except (UserError, FileNotFoundError):
                 is_replaced = not os.path.exists(f"{path}.index")
                 by_name = checkpoint in ("latest", "best")
                 if not (by_name and is_replaced) or attempt == RESTORE_ATTEMPTS - 1:
@@ -180,8 +183,10 @@ class Classifier:
             return logits[self._on_host(batch["weight"]) > 0]
 
         concurrent = devices.concurrent_batches(self._strategy.num_replicas_in_sync)
-        with in_order(logits_of, batches, concurrent) as computed:
-            return np.concatenate([logits for _, logits in computed])
+        remaining = iter(batches)
+        first = logits_of(next(remaining))  # traced in this thread, which has Keras' dtype policy
+        with in_order(logits_of, remaining, concurrent) as computed:
+            return np.concatenate([first, *(logits for _, logits in computed)])
 
     def _on_host(self, values: tf.Tensor) -> np.ndarray:
         """Concatenates the parts of a batch that the devices hold."""

@@ -7,7 +7,6 @@ averaged, because the probabilities depend on both.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,7 +73,7 @@ def thresholds_file(classifier: Classifier) -> Path:
 
 def write_thresholds(classifier: Classifier, thresholds: Thresholds) -> None:
     """Writes thresholds next to the checkpoint; raises `UserError` if this fails."""
-    content = {"weights": _weights(classifier), "thresholds": thresholds.thresholds}
+    content = {"weights": classifier.fingerprint, "thresholds": thresholds.thresholds}
     write_file(thresholds_file(classifier), json.dumps(content, indent=2) + "\n")
 
 
@@ -99,12 +98,4 @@ def read_thresholds(classifier: Classifier) -> Thresholds | None:
             f"({type(error).__name__}: {error}); delete it, and run run_eval.py, "
             "which chooses them again"
         ) from error
-    return Thresholds(found) if weights == _weights(classifier) else None
-
-
-def _weights(classifier: Classifier) -> str:
-    """Returns a hash of the checkpoint's checksums; its index has some too, of each variable."""
-    sums = Path(f"{classifier.checkpoint}.sha256")
-    if not sums.exists():  # the checkpoint is of an earlier version
-        sums = sums.with_suffix(".index")
-    return hashlib.sha256(sums.read_bytes()).hexdigest()
+    return Thresholds(found) if weights == classifier.fingerprint else None

@@ -74,6 +74,21 @@ def point(folder: Path, names: Sequence[str]) -> None:
                 file.unlink()
 
 
+def fingerprint_of(prefix: Path) -> str:
+    """Returns a hash that tells the weights of a checkpoint from others.
+
+    It is that of the file with the checksums. A checkpoint of an earlier version has none; its
+    index file contains a checksum of each variable.
+
+    Raises:
+      FileNotFoundError: the checkpoint was removed.
+    """
+    try:
+        return _sha256(_checksum_file(prefix))
+    except FileNotFoundError:
+        return _sha256(prefix.with_name(f"{prefix.name}.index"))
+
+
 def damage_of(prefix: Path) -> str | None:
     """Returns how a checkpoint's files are damaged; None if they are intact.
 

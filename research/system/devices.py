@@ -117,7 +117,8 @@ def has_gpu() -> bool:
 def concurrent_batches(replicas: int = 1) -> int:
     """Returns how many batches to compute at the same time where the weights do not change.
 
-    On a CPU, one batch leaves a tenth of the processors' time. On GPUs, batches are queued.
+    On a CPU, one batch leaves the processors idle for a tenth of the time. Two batches need the
+    memory for the activations of both.
 
     Args:
       replicas: number of devices that share each batch.

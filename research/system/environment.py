@@ -94,16 +94,19 @@ def import_tensorflow() -> None:
     prepare()
     os.environ["MPLBACKEND"] = "agg"  # in programs, not in a notebook that imports this package
     check_keras_file()
+    is_first = "tensorflow" not in sys.modules
     with _quick_imports():
         _import_without_log()
+    if is_first:
+        gc.freeze()  # later searches leave out these objects, which live as long as the process
 
 
 @contextlib.contextmanager
 def _quick_imports() -> Iterator[None]:
-    """Imports TensorFlow and Keras in two thirds of the time.
+    """Makes the import of TensorFlow and Keras in this block take two thirds of the time.
 
-    Python's garbage collector would search all new objects several times, in vain. Keras would
-    import scikit-learn, for wrappers of `fit`; it can still be imported later.
+    Python's garbage collector would search all new objects several times, and find almost nothing
+    to free. Keras would import scikit-learn, for wrappers of `fit`; it can still be imported later.
     """
     hidden = {"sklearn"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be found
@@ -114,13 +117,13 @@ def _quick_imports() -> Iterator[None]:
     finally:
         for name in hidden:
             sys.modules.pop(name, None)
-        gc.freeze()  # later searches leave out these objects, which live as long as the process
         if was_enabled:
             gc.enable()
 
 
 def _import_without_log() -> None:
     if os.environ.get("TF_XLA_FLAGS"):  # an unknown flag ends the process, with a message
+        importlib.import_module("keras")
         importlib.import_module("tensorflow").config.list_physical_devices()
         return
     sys.stderr.flush()

@@ -42,8 +42,8 @@ def _escaped(character: str) -> str:
 def csv_line(cells: Iterable[object]) -> str:
     """Returns a line of CSV that ends with a line feed.
 
-    Cells with a carriage return are quoted too (RFC 4180). Python's writer would leave them as they
-    are if its lines ended with a line feed.
+    Cells with a carriage return are quoted (RFC 4180). A writer of Python 3.11 whose lines end with
+    a line feed does not quote them.
     """
     line = io.StringIO()
     csv.writer(line).writerow(cells)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import ml_dtypes
 import numpy as np
 import pytest
 
+from research.data import rows as rows_module
 from research.data.rows import Rows, rows_in_a_file
 from research.system.errors import UserError
 
@@ -26,10 +29,22 @@ def test_rows_are_written_in_any_order_and_unused_ones_are_left_out(tmp_path, on
     values = np.random.default_rng(0).uniform(size=(6, 2, 3)).astype(np.float32)
     with (tmp_path / "rows").open("wb+") as file:
         rows = Rows((9, 2, 3), np.float32, file if on_disk else None)
-        for row in (5, 0, 3):
+        for row in (5, 0, 3, 4):
             rows.write(row, values[row : row + 1])
-        np.testing.assert_array_equal(rows.finish(unused=[1, 2, 4, 6, 8]), values[[0, 3, 5]])
-        assert not on_disk or (tmp_path / "rows").stat().st_size == 3 * 24
+        found = rows.finish(unused=[2, 1, 6, 8])
+        np.testing.assert_array_equal(found, values[[0, 3, 4, 5]])
+        assert not on_disk or (tmp_path / "rows").stat().st_size == 4 * 24
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_threads_write_rows_at_the_same_time(tmp_path, monkeypatch, on_disk):
+    monkeypatch.setattr(rows_module, "MOVED_BYTES", 3 * 1000)
+    values = np.random.default_rng(0).integers(0, 256, (400, 1000), np.uint8)
+    with (tmp_path / "rows").open("wb+") as file, ThreadPoolExecutor(8) as pool:
+        rows = Rows(values.shape, np.uint8, file if on_disk else None)
+        used = [row for row in range(400) if row % 7]
+        list(pool.map(lambda row: rows.write(row, values[row : row + 1]), reversed(used)))
+        np.testing.assert_array_equal(rows.finish(range(0, 400, 7)), values[used])
 
 
 def test_rows_in_a_file_leave_no_name_on_disk(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from research.loop.learner import Learner
 from research.loop.plan import make_plan
 from research.loop.run_state import RunState
 from research.loop.steps import Network
+from research.loop.trunk import frozen_layers as trunk
 from research.loop.trunk.description import describe_outputs
 from research.loop.trunk.frozen_layers import FrozenLayers, _first_rows_match, bytes_per_photo
 from research.models import residual
@@ -250,6 +251,17 @@ def test_the_head_trains_from_pooled_features(decoded):
     assert features.shape == (decoded.num_train_examples, 96)
     assert features.dtype == np.float32
     np.testing.assert_allclose(with_cache, without, rtol=1e-4)
+
+
+def test_batches_at_the_same_time_give_the_same_bits(decoded, monkeypatch):
+    monkeypatch.setattr(trunk, "BATCH_SIZE", 12)  # five batches, and a shorter one
+    found = {}
+    for count in (1, 2):
+        monkeypatch.setattr("research.system.devices.concurrent_batches", lambda count=count: count)
+        *_, inputs = prepare(make_network(), loader_of(decoded))
+        found[count] = inputs.head.loader.examples("train").inputs[0]
+    assert len(found[1]) == 64
+    np.testing.assert_array_equal(found[1], found[2])
 
 
 def test_features_need_no_activations_where_nothing_else_is_trained(decoded):

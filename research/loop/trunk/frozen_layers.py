@@ -234,6 +234,7 @@ class FrozenLayers:
                 return (network.features(batch, training=False),)
             return network.activations(batch)
 
+        run.get_concrete_function()  # traced in this thread, which has Keras' dtype policy
         cached = {}
         with photo_bar("running the frozen layers", phase.cached_views) as bar:
             for split, views in phase.photos.views_by_split.items():
