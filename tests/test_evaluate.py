@@ -19,7 +19,7 @@ from tensorboard.util import tensor_util
 from research.data.built_in.sketches import sketch_jpeg
 from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
-from research.data.split_arrays import SplitArrays
+from research.data.split_arrays import SplitArrays, load_split
 from research.evaluation import classifier
 from research.evaluation import evaluate as evaluating
 from research.evaluation.comparison import comparison_table, difference
@@ -247,6 +247,17 @@ def test_two_equal_models_do_not_differ():
     same = predictions("abc", [0, 1, 1], [-1, 2, -3])
     found = difference(VARIANT, same, same, 20)
     assert (found["loss"].value, found["loss"].interval) == (0.0, (0.0, 0.0))
+
+
+def test_batches_at_the_same_time_give_the_same_logits(runs, photo_folder, monkeypatch):
+    examples = load_split(FolderSource(str(photo_folder)), "train", 32)
+    model = classifier.Classifier(str(runs / "one"), batch_size=12)
+    found = []
+    for count in (1, 2):
+        monkeypatch.setattr(classifier.devices, "concurrent_batches", lambda _, count=count: count)
+        found.append(model.logits(examples))
+    assert len(found[0]) == len(examples) > 5 * 12
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.fixture
