@@ -24,14 +24,14 @@ def corners() -> Image.Image:
     return photo
 
 
-def encoded(orientation: int | None = None, endian: str = "<") -> bytes:
+def encoded(orientation: int | None = None, endian: str = "<", form: str = "JPEG") -> bytes:
     exif = Image.Exif()
     exif.endian = endian
     exif[ExifTags.Base.Make] = "Camera"  # an earlier entry, whose value is stored at an offset
     if orientation is not None:
         exif[ExifTags.Base.Orientation] = orientation
     buffer = io.BytesIO()
-    corners().save(buffer, "JPEG", exif=exif, quality=95)
+    corners().save(buffer, form, exif=exif, quality=95)
     return buffer.getvalue()
 
 
@@ -46,8 +46,8 @@ def orientation_of():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_is_applied_as_in_training(orientation, resize):
     plain = decode_upright(tf.constant(encoded()), 32, resize).numpy()
-    for endian in "<>":
-        content = encoded(orientation, endian)
+    for endian, form in (("<", "JPEG"), (">", "JPEG"), ("<", "PNG"), (">", "PNG")):
+        content = encoded(orientation, endian, form)
         wanted = decode_image(content, 32, resize)
         found = decode_upright(tf.constant(content), 32, resize).numpy()
         assert found.shape == (32, 32, 3)
@@ -77,6 +77,13 @@ def test_photos_of_each_shape_are_resized_as_in_training(shape, resize):
 def test_the_orientation_is_1_without_a_valid_entry(orientation_of):
     for content in (encoded(), encoded(0), encoded(9), encoded(60000), b"\xff\xd8\xff", b""):
         assert orientation_of(content) == 1
+    for content in (
+        encoded(form="PNG"),
+        encoded(9, form="PNG"),
+        b"\x89PNG",
+        b"GIF" + encoded(6)[3:],
+    ):
+        assert orientation_of(content) == 1
 
 
 def test_exif_is_found_after_another_segment(orientation_of):
@@ -85,18 +92,23 @@ def test_exif_is_found_after_another_segment(orientation_of):
     other = b"\xff\xe0" + (65535).to_bytes(2, "big") + b"Exif" * 16383 + b"E"
     assert orientation_of(content[:2] + other + content[2:]) == 6
     assert orientation_of(content[:2] + 2 * other + content[2:]) == 1  # beyond the searched bytes
+    content = encoded(6, form="PNG")
+    chunk = content.index(b"eXIf") - 4
+    other = (60000).to_bytes(4, "big") + b"teSt" + bytes(60000) + b"\0\0\0\0"
+    assert orientation_of(content[:chunk] + other + content[chunk:]) == 6
+    assert orientation_of(content[:chunk] + 3 * other + content[chunk:]) == 1
 
 
 def test_damaged_exif_is_not_an_error(orientation_of):
     """Each truncation, and each change of a byte of the header, gives some orientation."""
-    content = encoded(6)
-    header = content.index(b"\xff\xdb")  # the segment after EXIF
     random = np.random.default_rng(0)
-    for place in range(header):
-        damaged = bytearray(content)
-        damaged[place] = random.integers(256)
-        for changed in (content[:place], bytes(damaged)):
-            assert 1 <= orientation_of(changed) <= 8
+    for form, behind in (("JPEG", b"\xff\xdb"), ("PNG", b"IDAT")):
+        content = encoded(6, form=form)
+        for place in range(content.index(behind)):
+            damaged = bytearray(content)
+            damaged[place] = random.integers(256)
+            for changed in (content[:place], bytes(damaged)):
+                assert 1 <= orientation_of(changed) <= 8
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ import tensorflow as tf
 from research.data.resizing import BARS
 
 SEARCHED_BYTES = 2**17  # two segments of maximum length: EXIF is the first, or follows JFIF
-EXIF = int.from_bytes(b"\xff\xe1", "big"), int.from_bytes(b"Exif\0\0", "big")
+JPEG_START = int.from_bytes(b"\xff\xd8\xff", "big")
+JPEG_EXIF = int.from_bytes(b"\xff\xe1", "big"), int.from_bytes(b"Exif\0\0", "big")
 START_OF_SCAN = 0xFFDA  # the marker before the pixels
+PNG_START, PNG_SIGNATURE_BYTES = int.from_bytes(b"\x89PN", "big"), 8
+PNG_EXIF = int.from_bytes(b"eXIf", "big")
 LITTLE_ENDIAN = int.from_bytes(b"II", "big")
 ORIENTATION, SHORT = 0x0112, 3
 # Regular expressions of RE2, where an escaped C is any byte. A PNG file can have transparent parts
@@ -23,7 +26,7 @@ PALETTE_BMP = r"BM\C{26}\x08\C*"
 
 
 def decode_upright(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
-    """Decodes and resizes a photo like `decode_image`. Applies the EXIF orientation of a JPEG.
+    """Decodes and resizes a photo like `decode_image`, and applies its EXIF orientation.
 
     Args:
       encoded: string scalar, the content of a JPEG, PNG, GIF or BMP file. Only the first frame is
@@ -38,12 +41,13 @@ def decode_upright(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     def square(photo: tf.Tensor) -> tf.Tensor:
         return to_square(photo[tf.newaxis], size, resize)[0]
 
-    # A square can be turned after resizing, because `to_square` is symmetric.
-    return tf.cond(
+    photo = tf.cond(
         tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
-        lambda: turn(square(_decode_jpeg(encoded, size, resize)), exif_orientation(encoded)),
+        lambda: square(_decode_jpeg(encoded, size, resize)),
         lambda: square(_decode_other(encoded)),
     )
+    # A square can be turned after resizing, because `to_square` is symmetric.
+    return turn(photo, exif_orientation(encoded))
 
 
 def to_square(photos: tf.Tensor, size: int, resize: str) -> tf.Tensor:
@@ -148,13 +152,14 @@ def turn(photo: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """Reads the EXIF orientation of a JPEG (CIPA DC-008, Exif 2.32, 4.6.4).
+    """Reads the EXIF orientation of a JPEG or PNG file (CIPA DC-008, Exif 2.32, 4.6.4).
 
     Args:
       encoded: string scalar, the content of the file.
 
     Returns:
-      int32 scalar from 1 (upright) to 8; 1 if EXIF data are missing or damaged.
+      int32 scalar from 1 (upright) to 8; 1 if EXIF data are missing, damaged, or not found in the
+      first `SEARCHED_BYTES`.
     """
     content = tf.io.decode_raw(tf.strings.substr(encoded, 0, SEARCHED_BYTES), tf.uint8)
     # Zeros follow the content, because offsets in damaged files may point behind it.
@@ -166,20 +171,29 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
         found = tf.cast(tf.gather(content, first + tf.range(digits, dtype=tf.int64)), tf.int64)
         return tf.reduce_sum(found * [256**k for k in reversed(range(digits))], axis=-1)
 
-    def is_exif(segment: tf.Tensor) -> tf.Tensor:
-        return (number(segment, 2) == EXIF[0]) & (number(segment + 4, 6) == EXIF[1])
+    start = number(tf.constant(0, tf.int64), 3)
+    is_jpeg, is_png = start == JPEG_START, start == PNG_START
 
-    def is_another(segment: tf.Tensor) -> tf.Tensor:
-        marker = number(segment, 2)
-        return (marker > 0xFF00) & (marker != START_OF_SCAN) & ~is_exif(segment)
+    def is_exif(part: tf.Tensor) -> tf.Tensor:
+        """Returns whether a segment of a JPEG, or a chunk of a PNG file, has EXIF data."""
+        in_jpeg = (number(part, 2) == JPEG_EXIF[0]) & (number(part + 4, 6) == JPEG_EXIF[1])
+        return tf.where(is_png, number(part + 4, 4) == PNG_EXIF, in_jpeg)
 
-    (segment,) = tf.while_loop(
+    def is_another(part: tf.Tensor) -> tf.Tensor:
+        marker = number(part, 2)
+        in_jpeg = (marker > 0xFF00) & (marker != START_OF_SCAN)
+        return tf.where(is_png, part < SEARCHED_BYTES, in_jpeg) & ~is_exif(part)
+
+    def behind(part: tf.Tensor) -> tf.Tensor:
+        return part + tf.where(is_png, 12 + number(part, 4), 2 + number(part + 2, 2))
+
+    (part,) = tf.while_loop(
         is_another,
-        lambda segment: (segment + 2 + number(segment + 2, 2),),
-        (tf.constant(2, tf.int64),),
+        lambda part: (behind(part),),
+        (tf.where(is_png, tf.constant(PNG_SIGNATURE_BYTES, tf.int64), 2),),
         maximum_iterations=64,
     )
-    header = segment + 10
+    header = part + tf.where(is_png, tf.constant(8, tf.int64), 10)
     is_little = number(header, 2) == LITTLE_ENDIAN
 
     def value(offset: tf.Tensor, digits: int) -> tf.Tensor:
@@ -192,5 +206,5 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     is_orientation = (value(entries, 2) == ORIENTATION) & (value(entries + 2, 2) == SHORT)
     found = tf.boolean_mask(value(entries + 8, 2), is_orientation)
     orientation = tf.concat([found, [1]], axis=0)[0]
-    is_known = is_exif(segment) & (orientation >= 1) & (orientation <= 8)
+    is_known = (is_jpeg | is_png) & is_exif(part) & (orientation >= 1) & (orientation <= 8)
     return tf.cast(tf.where(is_known, orientation, 1), tf.int32)
