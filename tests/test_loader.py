@@ -12,6 +12,7 @@ from research.data.augmentation import (
     HorizontalFlip,
     Mixing,
 )
+from research.data.folder.folder_options import FolderOptions
 from research.data.folder.folder_source import FolderSource
 from research.data.loader import DataLoader
 from research.data.order import epoch_order, share_out
@@ -154,6 +155,14 @@ def test_damaged_photos_are_skipped_counted_and_named(tmp_path):
     assert list(loader.examples("train").names) == kept
     for name, label in zip(kept, loader.examples("train").labels, strict=True):
         assert name.startswith(loader.get_label_name(label))
+
+
+def test_a_split_without_photos_has_no_batches(photo_folder):
+    source = FolderSource(str(photo_folder), FolderOptions(shares=(90, 10, 0)))
+    loader = DataLoader(16, 8, source=source)
+    assert source.count("test") == 0
+    assert list(loader.test_batches) == []
+    assert len(list(loader.validation_batches)) == 1
 
 
 def test_a_long_report_of_damaged_photos_is_shortened(tmp_path):

@@ -125,12 +125,12 @@ class DataLoader:
         )
 
     def split_batches(self, split: str, share: Share | None = None) -> tf.data.Dataset:
-        """Returns all photos of a split once, in stored order."""
+        """Returns all photos of a split once, in stored order; no batch if it has none."""
         examples = self.examples(split)
         return make_batches(
             examples,
             np.arange(len(examples)),
-            min(self.batch_size, len(examples)),
+            min(self.batch_size, max(1, len(examples))),
             None if self.finishes_on_device else self.preprocessing,
             share=share,
             mirrored=self.mirror_averaging,
