@@ -56,6 +56,7 @@ from research.settings.hyperrule import follow_hyperrule
 from research.settings.train_config import TrainConfig
 from research.system import devices
 from research.system.errors import UserError, raised_in_pipeline
+from research.system.garbage import release
 from research.system.machine import free_memory
 from research.system.python_file import reference_of
 from research.system.team import Team
@@ -451,6 +452,8 @@ def raise_as_user_error(error: tf.errors.OpError, config: TrainConfig) -> NoRetu
             "--recompute=blocks, or --precision=bfloat16"
         ) from error
     raised = raised_in_pipeline(error)
+    if raised:
+        release(error)
     if raised and raised.is_user_error:
         raise UserError(raised.message) from error
     raise error

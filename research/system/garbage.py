@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import traceback
 from collections.abc import Iterator
 
 
@@ -22,6 +23,16 @@ def collected() -> Iterator[None]:
     finally:
         gc.collect()
         gc.unfreeze()
+
+
+def release(error: Exception) -> None:
+    """Frees the input pipeline that raised an error, which the frames of its traceback hold.
+
+    If the collector did this later, it could do it in a thread of the same pipeline that runs
+    Python code. TensorFlow would then wait for this thread in this thread, without end.
+    """
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from research.system.errors import (
     program_name,
     raised_in_pipeline,
 )
+from research.system.garbage import release
 from research.system.printable import printable
 from research.system.python_file import place_in_own_file
 
@@ -50,10 +51,12 @@ def ended_by_a_line() -> Iterator[None]:
         print(interrupted.line, file=sys.stderr)
         sys.exit(interrupted.exit_code)
     except Exception as error:
-        raised = raised_in_pipeline(error) or Raised(type(error).__name__, one_line(error))
+        place, in_pipeline = place_in_own_file(error), raised_in_pipeline(error)
+        if in_pipeline:
+            release(error)
+        raised = in_pipeline or Raised(type(error).__name__, one_line(error))
         if raised.is_user_error:
             fail(raised.message)
-        place = place_in_own_file(error)
         if place is None:
             raise
         fail(f"{place}: {raised.name.rpartition('.')[2]}: {raised.message}")
