@@ -98,7 +98,7 @@ def import_tensorflow() -> None:
     with _quick_imports():
         _import_without_log()
     if is_first:
-        gc.freeze()  # later searches leave out these objects, which live as long as the process
+        gc.freeze()  # the collector leaves out these objects until an epoch has ended
 
 
 @contextlib.contextmanager
