@@ -1,4 +1,4 @@
-"""Replaces layers by faster ones: frozen BatchNorm, and convolutions with other gradients.
+"""Replaces layers by faster ones: frozen BatchNorm, padding, and convolutions with other gradients.
 
 All layers keep their variables, and the results are the same up to rounding.
 """
@@ -6,7 +6,8 @@ All layers keep their variables, and the results are the same up to rounding.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -38,33 +39,50 @@ class _FastLayer(keras.layers.Layer):
 
 
 class FoldedConvolution(_FastLayer):
-    """A convolution and the frozen BatchNorm after it, computed as one convolution with a bias.
+    """A convolution with the layers around it: zeros at the edges before it, BatchNorm after it.
 
     With frozen statistics, BatchNorm is a scale and an offset per channel. Scaling the kernel is
     much cheaper than scaling the activations, and oneDNN can then fuse the convolution with the
-    ReLU after it. The layer shares the variables of both layers, and the kernel stays trainable.
+    ReLU after it. The zeros need no copy of the activations. The layer shares the variables of the
+    other layers, and the kernel stays trainable.
 
     Args:
-      convolution: a `Conv2D` or `DepthwiseConv2D` without activation.
-      norm: the `BatchNormalization` after the convolution.
+      convolution: a `Conv2D` or `DepthwiseConv2D`.
+      padding: the layer before the convolution, which adds as many zeros as `padding="same"` of the
+        convolution would. None if there is none.
+      norm: the frozen `BatchNormalization` after the convolution, which then has no activation.
+        None if there is none.
     """
 
     def __init__(
-        self, convolution: keras.layers.Layer, norm: keras.layers.BatchNormalization
+        self,
+        convolution: keras.layers.Layer,
+        padding: keras.layers.ZeroPadding2D | None,
+        norm: keras.layers.BatchNormalization | None,
     ) -> None:
         super().__init__(convolution, "folded")
+        self.padding = padding
         self.norm = norm
 
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns shape and dtype of the outputs, without tracing `call`."""
+        if self.padding:
+            shape = self.padding.compute_output_shape(inputs.shape)
+            inputs = keras.KerasTensor(shape, inputs.dtype)
+        return super().compute_output_spec(inputs)
+
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Maps (batch, height, width, channels) to the output of both layers, up to rounding."""
+        """Maps (batch, height, width, channels) to the output of all layers, up to rounding."""
         layer, norm = self.original, self.norm
-        scale, offset = scale_and_offset(norm, norm.moving_mean, norm.moving_variance)
-        if layer.use_bias:
-            offset += layer.bias * scale
+        kernel, offset = layer.kernel, layer.bias if layer.use_bias else None
         is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-        # A depthwise kernel has the shape (height, width, channels, 1).
-        kernel = layer.kernel * (scale[:, tf.newaxis] if is_depthwise else scale)
-        strides, padding, dilation = layer.strides, layer.padding, layer.dilation_rate
+        if norm:
+            scale, shift = scale_and_offset(norm, norm.moving_mean, norm.moving_variance)
+            offset = shift if offset is None else shift + offset * scale
+            # A depthwise kernel has the shape (height, width, channels, 1).
+            kernel = kernel * (scale[:, tf.newaxis] if is_depthwise else scale)
+        padding = "same" if self.padding else layer.padding
+        strides, dilation = layer.strides, layer.dilation_rate
         dtype = self.compute_dtype
         is_common = strides == (1, 1) and layer.kernel_size == (3, 3)
         if is_depthwise and not is_common and layer.trainable and dtype == "bfloat16":
@@ -77,8 +95,12 @@ class FoldedConvolution(_FastLayer):
             outputs = pointwise_convolution(inputs, kernel)
         else:
             outputs = keras.ops.conv(inputs, kernel, strides, padding, None, dilation)
-        outputs, offset = (tf.cast(value, self.compute_dtype) for value in (outputs, offset))
-        return add_bias(outputs, offset) if layer.use_bias else tf.nn.bias_add(outputs, offset)
+        outputs = tf.cast(outputs, self.compute_dtype)
+        if offset is not None:
+            offset = tf.cast(offset, self.compute_dtype)
+            add = add_bias if layer.use_bias else tf.nn.bias_add
+            outputs = add(outputs, offset)
+        return layer.activation(outputs)
 
 
 def add_bias(outputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
@@ -192,19 +214,20 @@ def with_fast_layers(model: keras.Model) -> keras.Model:
 
     It shares all layers and variables with the original. A BatchNorm is not folded if it is
     trainable, or if it does not directly follow a convolution whose output only it uses. On CPUs, a
-    frozen BatchNorm that is not folded becomes a `FrozenBatchNorm`.
+    frozen BatchNorm that is not folded becomes a `FrozenBatchNorm`. `ZeroPadding2D` is folded if
+    only a convolution uses its output, and `padding="same"` would add the same zeros.
     """
-    norm_of = _foldable_norms(model)
-    norms = set(norm_of.values())
-    frozen = {layer for layer in model.layers if _is_frozen_norm(layer)} - norms
+    norm_of, padding_of = _foldable_norms(model), _foldable_paddings(model)
+    folded = {*norm_of.values(), *padding_of.values()}
+    frozen = {layer for layer in model.layers if _is_frozen_norm(layer)} - folded
     pointwise = {layer for layer in model.layers if _is_pointwise(layer)}
-    if not norm_of and not pointwise and not frozen:
+    if not folded and not pointwise and not frozen:
         return model
 
     def replace(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if layer in norm_of:
-            return FoldedConvolution(layer, norm_of[layer])
-        if layer in norms:
+        if layer in norm_of or layer in padding_of:
+            return FoldedConvolution(layer, padding_of.get(layer), norm_of.get(layer))
+        if layer in folded:
             return keras.layers.Identity(name=f"{layer.name}_folded")
         if layer in frozen:
             return FrozenBatchNorm(layer)
@@ -242,11 +265,28 @@ def _is_pointwise(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _foldable_norms(model: keras.Model) -> dict[keras.Layer, keras.layers.BatchNormalization]:
-    """Maps each plain convolution whose output only a frozen BatchNorm uses to that BatchNorm."""
+def _uses(model: keras.Model) -> collections.Counter[int]:
+    """Counts by `id` how often each tensor of a model is an output or the input of a layer."""
     uses = collections.Counter(id(tensor) for tensor in model.outputs)
     for operation in model.operations:
         uses.update(id(tensor) for tensor in operation._inbound_nodes[0].input_tensors)
+    return uses
+
+
+def _is_plain_convolution(layer: keras.layers.Layer) -> bool:
+    return (
+        type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+        and layer.data_format == "channels_last"
+        and getattr(layer, "groups", 1) == 1
+        and getattr(layer, "depth_multiplier", 1) == 1
+        # float16 could not represent each scaled kernel.
+        and layer.compute_dtype in ("float32", "bfloat16")
+    )
+
+
+def _foldable_norms(model: keras.Model) -> dict[keras.Layer, keras.layers.BatchNormalization]:
+    """Maps each plain convolution whose output only a frozen BatchNorm uses to that BatchNorm."""
+    uses = _uses(model)
     pairs = {}
     for norm in model.layers:
         if not isinstance(norm, keras.layers.BatchNormalization) or norm.trainable:
@@ -257,13 +297,45 @@ def _foldable_norms(model: keras.Model) -> dict[keras.Layer, keras.layers.BatchN
             norm.axis in (-1, 3)
             and layer in model.layers
             and uses[id(tensor)] == 1
-            and type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+            and _is_plain_convolution(layer)
             and layer.activation is keras.activations.linear
-            and layer.data_format == "channels_last"
-            and getattr(layer, "groups", 1) == 1
-            and getattr(layer, "depth_multiplier", 1) == 1
-            # float16 could not represent each scaled kernel.
-            and layer.compute_dtype in ("float32", "bfloat16")
         ):
             pairs[layer] = norm
     return pairs
+
+
+def _foldable_paddings(model: keras.Model) -> dict[keras.Layer, keras.layers.ZeroPadding2D]:
+    """Maps each plain convolution to the zeros before it, if `padding="same"` would add them."""
+    uses = _uses(model)
+    pairs = {}
+    for layer in model.layers:
+        if not _is_plain_convolution(layer) or layer.padding != "valid":
+            continue
+        (tensor,) = layer._inbound_nodes[0].input_tensors
+        padding = tensor._keras_history.operation
+        if (
+            type(padding) is keras.layers.ZeroPadding2D
+            and padding in model.layers
+            and uses[id(tensor)] == 1
+            and padding.data_format == "channels_last"
+            and layer.dilation_rate == (1, 1)
+            and padding.padding == _same_padding(padding.input.shape[1:3], layer)
+        ):
+            pairs[layer] = padding
+    return pairs
+
+
+def _same_padding(sides: Sequence[int | None], layer: keras.layers.Layer) -> tuple | None:
+    """Returns the zeros that `padding="same"` adds: ((top, bottom), (left, right)).
+
+    Args:
+      sides: height and width of the input. The result is None if they are not known.
+      layer: the convolution.
+    """
+    if None in sides:
+        return None
+    zeros = []
+    for side, kernel, stride in zip(sides, layer.kernel_size, layer.strides, strict=True):
+        total = max(0, (math.ceil(side / stride) - 1) * stride + kernel - side)
+        zeros.append((total // 2, total - total // 2))
+    return tuple(zeros)

@@ -53,6 +53,58 @@ def test_folded_backbones_compute_the_same(name):
     np.testing.assert_allclose(folded(IMAGES) / scale, expected / scale, atol=1e-5)
 
 
+def padded(zeros, convolution: keras.layers.Layer, side: int | None = 48, again: bool = False):
+    """Returns a model of zeros and a convolution; `again` uses the padded images twice."""
+    images = keras.Input((side, side, 3))
+    with_zeros = keras.layers.ZeroPadding2D(zeros)(images)
+    outputs = convolution(with_zeros)
+    return keras.Model(images, [outputs, with_zeros] if again else outputs)
+
+
+def conv(kernel: int, strides: int = 1, **options):
+    return keras.layers.Conv2D(4, kernel, strides, activation="relu", **options)
+
+
+def depthwise(kernel: int, strides: int = 1):
+    return keras.layers.DepthwiseConv2D(kernel, strides)
+
+
+@pytest.mark.parametrize(
+    ("model", "is_folded"),
+    [
+        (lambda: padded(1, conv(3)), True),
+        (lambda: padded(1, conv(3), side=None), False),  # the size of the input is not known
+        (lambda: padded(((0, 1), (0, 1)), depthwise(3, 2)), True),
+        (lambda: padded(1, depthwise(3, 2)), False),  # "same" adds no zeros before an even side
+        (lambda: padded(1, depthwise(3, 2), side=47), True),
+        (lambda: padded(((1, 2), (1, 2)), depthwise(5, 2)), True),
+        (lambda: padded(((2, 1), (1, 2)), depthwise(5, 2)), False),
+        (lambda: padded(2, conv(5, use_bias=False)), True),
+        (lambda: padded(1, conv(5)), False),
+        (lambda: padded(2, conv(3, dilation_rate=2)), False),
+        (lambda: padded(1, conv(3, padding="same")), False),
+        (lambda: padded(1, conv(3), again=True), False),
+    ],
+)
+def test_zeros_before_a_convolution_are_folded_if_same_padding_adds_them(model, is_folded):
+    model = model()
+    folded = with_fast_layers(model)
+    assert count(folded, FoldedConvolution) == is_folded
+    assert count(folded, keras.layers.ZeroPadding2D) == (not is_folded)
+    if is_folded:
+        images = IMAGES[:, : model.input.shape[1], : model.input.shape[2]]
+        computed = (results(one, model, images) for one in (model, folded))
+        for expected, found in zip(*computed, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "left"), [("MobileNetV2", 0), ("ResNet50V2", 5)])
+def test_zeros_of_backbones_are_folded(name, left):
+    """Those before max pooling, and before steps of two pixels with an even side, are left."""
+    folded = with_fast_layers(build_backbone(find_backbone(name), 160, None))
+    assert count(folded, keras.layers.ZeroPadding2D) == left
+
+
 def test_batch_norm_without_a_scale_is_folded():
     images = keras.Input((8, 8, 3))
     outputs = keras.layers.Conv2D(4, 3, strides=2, padding="same", dilation_rate=1)(images)
@@ -91,14 +143,16 @@ def build_separable_without_bias() -> keras.Model:
     return build_separable(use_bias=False)  # BatchNorm in training mode removes a bias
 
 
-def results(model: keras.Model, trained: keras.Model) -> list[np.ndarray]:
+def results(
+    model: keras.Model, trained: keras.Model, images: np.ndarray = IMAGES
+) -> list[np.ndarray]:
     """Returns the outputs of a model and the gradients for the variables of another."""
     values = [variable.value for variable in trained.trainable_variables]
 
     @tf.function(autograph=False)
     def compute() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
-            outputs = tf.cast(model(IMAGES, training=True), tf.float32)
+            outputs = tf.cast(model(images, training=True), tf.float32)
             loss = tf.reduce_sum(outputs**2)
         return [outputs, *tape.gradient(loss, values)]
 
