@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", help="of run_eval.py (%(default)s)")
     parser.add_argument("--photos", type=int, default=10_000, help="test photos (%(default)s)")
     parser.add_argument("--classes", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="repetitions (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="repetitions (%(default)s)")
     arguments = parser.parse_args()
     import_tensorflow()
     figures = measure(arguments)
