@@ -6,6 +6,7 @@ All layers keep their variables, and the results are the same up to rounding.
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -273,6 +274,13 @@ def _uses(model: keras.Model) -> collections.Counter[int]:
     return uses
 
 
+def _called_once(model: keras.Model) -> set[keras.Layer]:
+    """Returns the layers that a model calls once. Others cannot be folded in one place only."""
+    nodes = itertools.chain.from_iterable(model._nodes_by_depth.values())
+    calls = collections.Counter(node.operation for node in nodes)
+    return {layer for layer in model.layers if calls[layer] == 1}
+
+
 def _is_plain_convolution(layer: keras.layers.Layer) -> bool:
     return (
         type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
@@ -286,16 +294,16 @@ def _is_plain_convolution(layer: keras.layers.Layer) -> bool:
 
 def _foldable_norms(model: keras.Model) -> dict[keras.Layer, keras.layers.BatchNormalization]:
     """Maps each plain convolution whose output only a frozen BatchNorm uses to that BatchNorm."""
-    uses = _uses(model)
+    uses, layers = _uses(model), _called_once(model)
     pairs = {}
-    for norm in model.layers:
+    for norm in layers:
         if not isinstance(norm, keras.layers.BatchNormalization) or norm.trainable:
             continue
         (tensor,) = norm._inbound_nodes[0].input_tensors
         layer = tensor._keras_history.operation
         if (
             norm.axis in (-1, 3)
-            and layer in model.layers
+            and layer in layers
             and uses[id(tensor)] == 1
             and _is_plain_convolution(layer)
             and layer.activation is keras.activations.linear
@@ -306,16 +314,16 @@ def _foldable_norms(model: keras.Model) -> dict[keras.Layer, keras.layers.BatchN
 
 def _foldable_paddings(model: keras.Model) -> dict[keras.Layer, keras.layers.ZeroPadding2D]:
     """Maps each plain convolution to the zeros before it, if `padding="same"` would add them."""
-    uses = _uses(model)
+    uses, layers = _uses(model), _called_once(model)
     pairs = {}
-    for layer in model.layers:
+    for layer in layers:
         if not _is_plain_convolution(layer) or layer.padding != "valid":
             continue
         (tensor,) = layer._inbound_nodes[0].input_tensors
         padding = tensor._keras_history.operation
         if (
             type(padding) is keras.layers.ZeroPadding2D
-            and padding in model.layers
+            and padding in layers
             and uses[id(tensor)] == 1
             and padding.data_format == "channels_last"
             and layer.dilation_rate == (1, 1)

@@ -98,6 +98,27 @@ def test_zeros_before_a_convolution_are_folded_if_same_padding_adds_them(model, 
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def shared_layers(is_convolution_shared: bool, kind: type) -> keras.Model:
+    """Returns a model that calls a convolution twice, or the layer before or after it."""
+    images = keras.Input((48, 48, 3))
+    convolution = keras.layers.Conv2D(3, 3)
+    other = keras.layers.ZeroPadding2D(1) if kind is keras.layers.ZeroPadding2D else kind()
+    pair = (other, convolution) if kind is keras.layers.ZeroPadding2D else (convolution, other)
+    again = convolution if is_convolution_shared else other
+    return keras.Model(images, [pair[1](pair[0](images)), again(images)])
+
+
+@pytest.mark.parametrize("kind", [keras.layers.ZeroPadding2D, keras.layers.BatchNormalization])
+@pytest.mark.parametrize("is_convolution_shared", [True, False])
+def test_a_layer_that_is_called_twice_is_not_folded(is_convolution_shared, kind):
+    model = with_random_statistics(shared_layers(is_convolution_shared, kind))
+    freeze_below(model, 0, "frozen")
+    folded = with_fast_layers(model)
+    assert count(folded, FoldedConvolution) == 0
+    for expected, found in zip(model(IMAGES, training=False), folded(IMAGES), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "left"), [("MobileNetV2", 0), ("ResNet50V2", 5)])
 def test_zeros_of_backbones_are_folded(name, left):
     """Those before max pooling, and before steps of two pixels with an even side, are left."""
