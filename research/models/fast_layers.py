@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -218,7 +218,8 @@ def with_fast_layers(model: keras.Model) -> keras.Model:
     frozen BatchNorm that is not folded becomes a `FrozenBatchNorm`. `ZeroPadding2D` is folded if
     only a convolution uses its output, and `padding="same"` would add the same zeros.
     """
-    norm_of, padding_of = _foldable_norms(model), _foldable_paddings(model)
+    neighbours = _neighbours(model)
+    norm_of, padding_of = _foldable_norms(neighbours), _foldable_paddings(neighbours)
     folded = {*norm_of.values(), *padding_of.values()}
     frozen = {layer for layer in model.layers if _is_frozen_norm(layer)} - folded
     pointwise = {layer for layer in model.layers if _is_pointwise(layer)}
@@ -266,19 +267,22 @@ def _is_pointwise(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _uses(model: keras.Model) -> collections.Counter[int]:
-    """Counts by `id` how often each tensor of a model is an output or the input of a layer."""
-    uses = collections.Counter(id(tensor) for tensor in model.outputs)
-    for operation in model.operations:
-        uses.update(id(tensor) for tensor in operation._inbound_nodes[0].input_tensors)
-    return uses
+def _neighbours(model: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
+    """Returns each two layers of which only the second uses the output of the first.
 
-
-def _called_once(model: keras.Model) -> set[keras.Layer]:
-    """Returns the layers that a model calls once. Others cannot be folded in one place only."""
-    nodes = itertools.chain.from_iterable(model._nodes_by_depth.values())
+    Layers that the model calls twice are left out, because folding would change both calls.
+    """
+    nodes = list(itertools.chain.from_iterable(model._nodes_by_depth.values()))
     calls = collections.Counter(node.operation for node in nodes)
-    return {layer for layer in model.layers if calls[layer] == 1}
+    uses = collections.Counter(id(tensor) for tensor in model.outputs)
+    uses.update(id(tensor) for node in nodes for tensor in node.input_tensors)
+    pairs = []
+    for node in nodes:
+        for tensor in node.input_tensors:
+            pair = tensor._keras_history.operation, node.operation
+            if uses[id(tensor)] == 1 and all(calls[one] == 1 for one in pair):
+                pairs.append(pair)
+    return pairs
 
 
 def _is_plain_convolution(layer: keras.layers.Layer) -> bool:
@@ -292,45 +296,35 @@ def _is_plain_convolution(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _foldable_norms(model: keras.Model) -> dict[keras.Layer, keras.layers.BatchNormalization]:
-    """Maps each plain convolution whose output only a frozen BatchNorm uses to that BatchNorm."""
-    uses, layers = _uses(model), _called_once(model)
-    pairs = {}
-    for norm in layers:
-        if not isinstance(norm, keras.layers.BatchNormalization) or norm.trainable:
-            continue
-        (tensor,) = norm._inbound_nodes[0].input_tensors
-        layer = tensor._keras_history.operation
-        if (
-            norm.axis in (-1, 3)
-            and layer in layers
-            and uses[id(tensor)] == 1
-            and _is_plain_convolution(layer)
-            and layer.activation is keras.activations.linear
-        ):
-            pairs[layer] = norm
-    return pairs
+def _foldable_norms(
+    neighbours: Iterable[tuple[keras.Layer, keras.Layer]],
+) -> dict[keras.Layer, keras.layers.BatchNormalization]:
+    """Maps each plain convolution to the frozen BatchNorm after it."""
+    return {
+        layer: norm
+        for layer, norm in neighbours
+        if isinstance(norm, keras.layers.BatchNormalization)
+        and not norm.trainable
+        and norm.axis in (-1, 3)
+        and _is_plain_convolution(layer)
+        and layer.activation is keras.activations.linear
+    }
 
 
-def _foldable_paddings(model: keras.Model) -> dict[keras.Layer, keras.layers.ZeroPadding2D]:
+def _foldable_paddings(
+    neighbours: Iterable[tuple[keras.Layer, keras.Layer]],
+) -> dict[keras.Layer, keras.layers.ZeroPadding2D]:
     """Maps each plain convolution to the zeros before it, if `padding="same"` would add them."""
-    uses, layers = _uses(model), _called_once(model)
-    pairs = {}
-    for layer in layers:
-        if not _is_plain_convolution(layer) or layer.padding != "valid":
-            continue
-        (tensor,) = layer._inbound_nodes[0].input_tensors
-        padding = tensor._keras_history.operation
-        if (
-            type(padding) is keras.layers.ZeroPadding2D
-            and padding in layers
-            and uses[id(tensor)] == 1
-            and padding.data_format == "channels_last"
-            and layer.dilation_rate == (1, 1)
-            and padding.padding == _same_padding(padding.input.shape[1:3], layer)
-        ):
-            pairs[layer] = padding
-    return pairs
+    return {
+        layer: padding
+        for padding, layer in neighbours
+        if type(padding) is keras.layers.ZeroPadding2D
+        and padding.data_format == "channels_last"
+        and _is_plain_convolution(layer)
+        and layer.padding == "valid"
+        and layer.dilation_rate == (1, 1)
+        and padding.padding == _same_padding(padding.input.shape[1:3], layer)
+    }
 
 
 def _same_padding(sides: Sequence[int | None], layer: keras.layers.Layer) -> tuple | None:
