@@ -32,11 +32,19 @@ class ArrayRecords:
         self._ends = np.cumsum([file.take for file in self._files])
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the examples with these indices: features by name, and the example's `ID`."""
-        return [
-            {**record, ID: self._name_of(index)}
-            for index, record in zip(indices, self._records.__getitems__(indices), strict=True)
-        ]
+        """Returns the examples with these indices: features by name, and the example's `ID`.
+
+        Raises:
+          OSError: a file ends before an example.
+          RuntimeError: a file cannot be read, or is damaged.
+        """
+        named = []
+        for index, record in zip(indices, self._records.__getitems__(indices), strict=True):
+            name = self._name_of(index)
+            if any(value is None for value in record.values()):
+                raise OSError(f"there is no {name.decode()!r}")
+            named.append({**record, ID: name})
+        return named
 
     def _name_of(self, index: int) -> bytes:
         place = int(np.searchsorted(self._ends, index, side="right"))

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from research.data.folder.findings import note_empty_splits
 from research.data.folder.folder_options import Shares
 from research.data.folder.photo_tree import state_of_file
 from research.data.source import Example, Source
-from research.data.tf_records import READ_AT_ONCE, examples_of, read_tf_records
+from research.data.tf_records import read_tf_records
 from research.system.errors import UserError, first_line
 from research.system.printable import printable
 
+READ_AT_ONCE = 64  # examples of an ArrayRecord file
 BUILT_IN = (Sketches, Digits)
 WAYS_OUT = (
     "give --data_dir=DIR with the prepared data set, --image_folder=DIR with the unzipped photos "
@@ -61,7 +62,7 @@ class TfdsSource(Source):
         self._name, self._shares = name, shares
         self._builder = _find_builder(name, data_dir)
         self.random_access = self._builder.info.file_format is FileFormat.ARRAY_RECORD
-        self._array_records: dict[str, ArrayRecords] = {}
+        self._opened: dict[str, ArrayRecords] = {}
         features = dict(sorted((self._builder.info.features or {}).items()))
         # A data set can have further images and labels, such as a mask or a species.
         self._image = _choose(name, features, "image", _is_image)
@@ -108,16 +109,20 @@ class TfdsSource(Source):
         return splits
 
     def _has_labels(self, split: str) -> bool:
-        """Returns whether the first photo of a split has a label."""
-        if self._label_set:  # a single photo may have none of the classes
-            count = min(64, self._builder.info.splits[split].num_examples)
-            return any(one[self._label].any() for one in self._records(f"{split}[:{count}]"))
-        first = next(self._records(f"{split}[:1]"))[self._label]
-        return int(first) >= 0
+        """Returns whether the first photos of a split have a label."""
+        # A single photo may have none of the classes.
+        count = min(64 if self._label_set else 1, self._builder.info.splits[split].num_examples)
+        first = map(self._example, self._records(f"{split}[:{count}]"))
+        return any(np.any(one.label) if self._label_set else one.image is not None for one in first)
 
     @functools.cached_property
     def _label_set(self) -> bool:
         return _is_label_set(self._builder.info.features[self._label])
+
+    def _array_records(self, expression: str) -> ArrayRecords:
+        if expression not in self._opened:
+            self._opened[expression] = ArrayRecords(self._builder, expression)
+        return self._opened[expression]
 
     def count(self, split: str) -> int:
         expression = self._expression(split)
@@ -133,14 +138,19 @@ class TfdsSource(Source):
         ]
 
     def read(self, split: str, index: int) -> Example:
-        (record,) = self._read_array_records(self._expression(split), [index])
+        with self._read_errors_reported():
+            (record,) = self._array_records(self._expression(split)).read([index])
         return self._example(record)
 
     def _example(self, record: Mapping[str, Any]) -> Example:
         image, label = record[self._image], record[self._label]
         name = printable(record[self._file_name or ID].decode("utf-8", "replace"))
+        if isinstance(label, dict):
+            return Example(image, np.asarray([label[one] for one in sorted(label)], np.int32), name)
         if self._label_set:
-            return Example(image, label, name)
+            vector = np.zeros(len(self.class_names), np.int32)
+            vector[[one for one in label if one >= 0]] = 1
+            return Example(image, vector, name)
         if label < 0:
             return Example(None, 0, name, "has no label")
         return Example(image, int(label), name)
@@ -153,56 +163,36 @@ class TfdsSource(Source):
 
     def _records(self, expression: str) -> Iterator[dict[str, Any]]:
         """Yields the features of each example by name, always in the same order."""
-        count = self._builder.info.splits[expression].num_examples
-        if self.random_access:
-            for first in range(0, count, READ_AT_ONCE):
-                rows = range(first, min(first + READ_AT_ONCE, count))
-                yield from self._read_array_records(expression, rows)
-        elif self._builder.info.file_format is FileFormat.TFRECORD and not self._label_set:
-            kinds = {self._image: tf.string, self._label: tf.int64}
-            if self._file_name:
-                kinds[self._file_name] = tf.string
-            yield from read_tf_records(self._builder, expression, kinds)
-        else:
-            yield from self._read_in_order(expression)
+        keys = [key for key in (self._image, self._label, self._file_name) if key]
+        with self._read_errors_reported():
+            if self.random_access:
+                count = self._builder.info.splits[expression].num_examples
+                for first in range(0, count, READ_AT_ONCE):
+                    rows = range(first, min(first + READ_AT_ONCE, count))
+                    yield from self._array_records(expression).read(rows)
+            elif self._builder.info.file_format is FileFormat.TFRECORD:
+                yield from read_tf_records(self._builder, expression, keys)
+            else:
+                decoders = tfds.decode.PartialDecoding(
+                    keys, {self._image: tfds.decode.SkipDecoding()}
+                )
+                # Files are read one after another, so that the order is the same everywhere.
+                read_config = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1)
+                stored = self._builder.as_dataset(
+                    split=expression, decoders=decoders, read_config=read_config
+                )
+                yield from stored.as_numpy_iterator()
 
-    def _read_array_records(self, expression: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        if expression not in self._array_records:
-            self._array_records[expression] = ArrayRecords(self._builder, expression)
-        records = self._array_records[expression].read(rows)
-        if self._label_set:
-            for record in records:
-                record[self._label] = self._with_label_vector(record)[self._label].numpy()
-        return records
-
-    def _read_in_order(self, expression: str) -> Iterator[dict[str, Any]]:
-        stored = self._builder.as_dataset(
-            split=expression,
-            decoders=tfds.decode.PartialDecoding(
-                [key for key in (self._image, self._label, self._file_name) if key],
-                {self._image: tfds.decode.SkipDecoding()},
-            ),
-            # Files are read one after another, so that the order is the same on every machine.
-            # Its own name of an example takes as long as the rest, so only where it is used.
-            read_config=tfds.ReadConfig(
-                add_tfds_id=not self._file_name,
-                try_autocache=False,
-                interleave_cycle_length=1,
-            ),
-        )
-        if self._label_set:
-            stored = stored.map(self._with_label_vector)
-        yield from examples_of(stored.batch(READ_AT_ONCE))
-
-    def _with_label_vector(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Replaces the labels of an example by int32 (classes,), 1 for each of its classes."""
-        labels = example[self._label]
-        if isinstance(labels, dict):
-            vector = tf.stack([tf.cast(labels[name], tf.int32) for name in sorted(labels)])
-        else:
-            found = tf.one_hot(labels, len(self.class_names), dtype=tf.int32)
-            vector = tf.maximum(tf.reduce_max(found, axis=0), 0)  # 0 if there are no labels
-        return {**example, self._label: vector}
+    @contextlib.contextmanager
+    def _read_errors_reported(self) -> Iterator[None]:
+        """Raises `UserError` for a file that cannot be read in the block."""
+        try:
+            yield
+        except (OSError, RuntimeError, tf.errors.OpError) as error:  # depends on the format
+            raise UserError(
+                f"dataset {self._name!r} cannot be read ({_reason_of(error)}); restore its files "
+                f"in {str(self._builder.data_path)!r}, or remove this folder to prepare it again"
+            ) from error
 
     def _expression(self, split: str) -> str:
         expression = self._splits.get(split, split)

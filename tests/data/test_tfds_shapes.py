@@ -222,6 +222,38 @@ def test_array_records_are_the_same_photos_and_are_read_in_any_order(tmp_path, f
         assert {one.image for one in listed} == {b""}
 
 
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+@pytest.mark.parametrize("fault", ["changed", "short", "empty", "missing"])
+def test_a_damaged_file_is_reported(tmp_path, file_format, fault):
+    features = {"image": IMAGE, "label": LABEL}
+    name = prepare(tmp_path, features, {"train": labelled(30)}, file_format)
+    source = TfdsSource(name, str(tmp_path))
+    assert source.count("train") == 24
+    (file,) = tmp_path.rglob(f"*train.{file_format}*")
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 255
+    file.write_bytes({"changed": content, "short": content[:middle]}.get(fault, b""))
+    if fault == "missing":
+        file.unlink()
+    with pytest.raises(UserError, match=r"'drawn' cannot be read \(.*\); restore its files in "):
+        list(source.examples("train"))
+
+
+def test_each_part_of_a_record_is_checked(tmp_path):
+    name = prepare(tmp_path, {"image": IMAGE, "label": LABEL}, {"train": labelled(10)})
+    source = TfdsSource(name, str(tmp_path))
+    (file,) = tmp_path.rglob("*train.tfrecord*")
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    for position in (0, 8, 12, 12 + size):  # its length, the content, and the checksum of each
+        changed = bytearray(content)
+        changed[position] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match="ends or is damaged at record 0"):
+            list(source.examples("train"))
+
+
 def test_photos_of_array_records_need_no_cache(tmp_path):
     pictures = np.random.default_rng(0).integers(256, size=(30, 28, 28, 1), dtype=np.uint8)
     examples = [{"image": one, "label": index % 2} for index, one in enumerate(pictures)]
