@@ -270,7 +270,9 @@ class _Chunks:
         if position > first or not position:
             position, reading = 0, self.source.examples(self.split)
         self._reading = end, reading
-        return itertools.islice(reading, first - position, end - position)
+        # After the last photo of its count, the source must not yield another one.
+        stop = None if end == self.photos else end - position
+        return itertools.islice(reading, first - position, stop)
 
 
 def _unpacked(arrays: Sequence[np.ndarray]) -> SplitArrays:

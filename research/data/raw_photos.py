@@ -33,10 +33,7 @@ def random_raw_images(
         stored = zip(range(max(places) + 1), source.examples("train"), strict=False)
         found = {place: example for place, example in stored if place in places}
         if len(found) < len(places):
-            raise UserError(
-                "the source yields fewer training photos than its count, "
-                f"{source.count('train'):,}; correct its method `count`"
-            )
+            raise UserError("the source yields fewer photos than its count; correct its `count`")
         for place in places:
             with contextlib.suppress(DamagedImageError), pillow_warnings_hidden():
                 if len(drawn) < n:

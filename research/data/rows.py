@@ -54,10 +54,7 @@ class Rows:
         """
         end = first + len(rows)
         if end > self.shape[0]:
-            raise UserError(
-                f"the source yields more photos than its count, {self.shape[0]:,}; correct its "
-                "method `count`"
-            )
+            raise UserError("the source yields more photos than its count; correct its `count`")
         if self.file is None:
             self._memory[first:end] = rows
         else:

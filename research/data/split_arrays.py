@@ -15,6 +15,7 @@ from research.data.rows import Rows, rows_in_a_file
 from research.data.source import Example, Source, checked
 from research.data.targets import stack_targets
 from research.data.thread_pool import in_parallel
+from research.system.errors import UserError
 from research.system.machine import fits_in_memory
 
 CHUNK_BYTES = 2**21  # maximum size of the decoded pixels of one chunk of photos
@@ -81,8 +82,9 @@ def decode_examples(
     """Decodes and resizes photos, on all processors, and writes them to empty rows.
 
     Raises:
-      UserError: the rows cannot be written; the source gives no examples, or more than its count;
-        their labels or arrays differ in shape or are not numeric; or an array has a reserved name.
+      UserError: the rows cannot be written; the source gives no examples, or more or fewer than
+        its count; their labels or arrays differ in shape or are not numeric; or an array has a
+        reserved name.
     """
     size = pixels.shape[1]
     used: list[Example] = []
@@ -102,6 +104,8 @@ def decode_examples(
                 digests.append(result)
                 used.append(example._replace(image=None))
             on_photo()
+    if len(used) + len(damaged) < pixels.shape[0]:
+        raise UserError("the source yields fewer photos than its count; correct its `count`")
     labels, arrays = stack_targets(used)
     return SplitArrays(
         (pixels.finish([index for _, _, index in damaged]),),

@@ -305,13 +305,14 @@ class InOrder(Source):
 
     class_names = ("a", "b")
     passes = 0
+    yields = 20
 
     def count(self, split):
         return 20
 
     def examples(self, split):
         self.passes += 1
-        for index in range(20):
+        for index in range(self.yields):
             pixels = np.full((4, 4, 3), index, np.uint8)
             yield Example(pixels, index % 2, f"{index}", arrays={"index": index})
 
@@ -328,6 +329,15 @@ def test_a_source_without_random_access_is_read_once_and_kept_on_disk(tmp_path):
     np.testing.assert_array_equal(loaders[0].examples("train").arrays["index"], np.arange(20))
     with pytest.raises(UserError, match="photo_cache is 'none', but InOrder reads its photos only"):
         loader_of(tmp_path, "none", source).examples("train")
+
+
+@pytest.mark.parametrize("setting", ["memory", "disk"])
+@pytest.mark.parametrize(("yields", "relation"), [(19, "fewer"), (21, "more")])
+def test_a_source_yields_as_many_photos_as_its_count(tmp_path, setting, yields, relation):
+    source = InOrder()
+    source.yields = yields
+    with pytest.raises(UserError, match=f"yields {relation} photos than its count; correct"):
+        loader_of(tmp_path, setting, source).examples("train")
 
 
 def test_a_source_without_origin_is_not_kept_on_disk(tmp_path):
