@@ -29,6 +29,7 @@ from research.evaluation.thresholds import (
 )
 from research.loop.learner import Learner
 from research.runs import pictures
+from research.runs.photo_grid import photo_grid, shortened
 from research.serving.answers import SeveralLabels
 from research.system.errors import UserError
 from research.tasks.checks import sum_shapes
@@ -355,8 +356,8 @@ def test_each_plot_is_drawn_with_unusual_names(classes, recwarn):
     shown = variant.shown(said, scores.decisions)
     photos = np.random.default_rng(0).integers(255, size=(len(shown.rows), 16, 16, 3))
     grid = list(zip(photos.astype(np.uint8), shown.titles, strict=True))
-    for figure in (*variant.plots(said, scores).values(), pictures.photo_grid(grid)):
-        image = Image.open(io.BytesIO(pictures.png(figure)))
+    for png in (*map(pictures.png, variant.plots(said, scores).values()), photo_grid(grid)):
+        image = Image.open(io.BytesIO(png))
         assert max(image.size) <= 2500
         assert len(np.unique(np.asarray(image.convert("L")))) > 10  # not empty
     assert not recwarn.list
@@ -375,9 +376,9 @@ def test_the_photos_with_the_largest_losses_name_their_worst_label():
 
 
 def test_label_lists_are_shortened_to_one_line():
-    assert pictures.shortened(["cat", "dog"], 8) == "cat, dog"
-    assert pictures.shortened(["cat", "dog", "elk"], 11) == "cat, +2"
-    assert pictures.shortened(["a very long name", "b"], 12) == "... name, +1"
+    assert shortened(["cat", "dog"], 8) == "cat, dog"
+    assert shortened(["cat", "dog", "elk"], 11) == "cat, +2"
+    assert shortened(["a very long name", "b"], 12) == "... name, +1"
 
 
 def test_predictions_are_written_with_joined_labels(said):

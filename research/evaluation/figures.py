@@ -15,7 +15,8 @@ from sklearn import metrics
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from research.evaluation.scores import Predictions, calibration_table, confusion, wilson_interval
-from research.runs.pictures import DEFAULT_STYLE, escape_formulas, plain
+from research.runs.photo_grid import plain
+from research.runs.pictures import DEFAULT_STYLE, escape_formulas
 
 MAX_CURVES = 10
 MAX_POINTS = 2000  # of a curve

@@ -25,7 +25,7 @@ from research.evaluation.thresholds import (
     write_thresholds,
 )
 from research.evaluation.variant import Shown, Variant
-from research.runs.pictures import plain, shortened
+from research.runs.photo_grid import plain, shortened
 from research.tasks.labels import check_label_vectors, joined, label_vectors
 
 TITLES = {

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from research.evaluation.multi_label_scores import LabelFigures
-from research.runs.pictures import DEFAULT_STYLE, escape_formulas, plain
+from research.runs.photo_grid import plain
+from research.runs.pictures import DEFAULT_STYLE, escape_formulas
 
 MAX_BARS = 40
 MAX_NAME_LENGTH = 26

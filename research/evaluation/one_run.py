@@ -29,6 +29,7 @@ from research.loop.open_photos import open_photos
 from research.runs import pictures
 from research.runs.console import damage_report, short_path, splits_lines
 from research.runs.durable_files import write_file
+from research.runs.photo_grid import photo_grid
 from research.runs.run_directory import PhotoEntry, RunDirectory
 from research.runs.summaries import EvaluationSummaries
 from research.settings.program_configs import MIRROR_AVERAGING, PHOTO_SETTINGS, EvalConfig
@@ -239,7 +240,8 @@ class Evaluator:
     def _draw(self, evaluation: Evaluation, folder: Path, summaries: EvaluationSummaries) -> None:
         """Writes the pictures of an evaluation, and removes those of an earlier one."""
         variant, predictions = self.variant, evaluation.predictions
-        figures = variant.plots(predictions, evaluation.scores)
+        plots = variant.plots(predictions, evaluation.scores)
+        files = {title: pictures.png(figure) for title, figure in plots.items()}
         shown = variant.shown(predictions, evaluation.scores.decisions)
         if len(shown.rows):
             photos = self._loader.examples(evaluation.split).inputs[0].take(shown.rows, axis=0)
@@ -247,13 +249,12 @@ class Evaluator:
             heat_maps = grad_cam(self.classifier.built.network, images, tf.constant(shown.classes))
             overlays = overlaid(photos, heat_maps.numpy())
             for name, drawn in ((shown.name, photos), (f"{shown.name}_grad_cam", overlays)):
-                figures[name] = pictures.photo_grid(list(zip(drawn, shown.titles, strict=True)))
-        for title, figure in figures.items():
-            png = pictures.png(figure)
+                files[name] = photo_grid(list(zip(drawn, shown.titles, strict=True)))
+        for title, png in files.items():
             write_file(folder / f"{title}.png", png)
             summaries.picture(title, png)
         for file in folder.glob("*.png"):
-            if file.stem not in figures:  # such as mistakes, if this checkpoint makes none
+            if file.stem not in files:  # such as mistakes, if this checkpoint makes none
                 file.unlink()
         for curve in variant.curves(predictions):
             summaries.curve(variant.curve_tag(curve), curve.of_class, curve.probabilities)

@@ -27,7 +27,6 @@ def main(config: InspectConfig) -> None:
     from research.loop.open_photos import open_photos
     from research.runs.console import notes_lines, splits_lines
     from research.runs.durable_files import write_file
-    from research.runs.pictures import png
     from research.tasks.checks import find_task
     from research.tasks.multi_label import has_several_labels
 
@@ -41,11 +40,11 @@ def main(config: InspectConfig) -> None:
     inspection = inspect(source, config.distance)
     if out:
         write_file(out / "inspection.json", as_json(inspection))
-        write_file(out / "photos.png", png(sample_grid(source)))
+        write_file(out / "photos.png", sample_grid(source))
         duplicates = duplicate_grid(source, inspection)
         (out / "duplicates.png").unlink(missing_ok=True)  # of an earlier inspection
         if duplicates:
-            write_file(out / "duplicates.png", png(duplicates))
+            write_file(out / "duplicates.png", duplicates)
     lines = [*splits_lines(source), *notes_lines(source)]
     print(
         "\n".join([*lines, "", report(inspection)] if lines else [report(inspection)]), flush=True

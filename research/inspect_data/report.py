@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from research.data.decode import decode_image
@@ -17,7 +16,7 @@ from research.data.source import SPLITS, Source
 from research.data.thread_pool import pillow_warnings_hidden
 from research.inspect_data.fingerprints import MAX_PAIRS
 from research.inspect_data.inspect import KINDS, LOOKS_ALIKE, Duplicate, Inspection, Photo
-from research.runs.pictures import DEFAULT_STYLE, label_title, photo_grid
+from research.runs.photo_grid import label_title, photo_grid
 from research.tasks.labels import joined
 
 WIDTH = 80
@@ -185,9 +184,12 @@ def as_json(inspection: Inspection) -> str:
     return json.dumps(found, indent=1) + "\n"
 
 
-@DEFAULT_STYLE
-def sample_grid(source: Source) -> Figure:
-    """Draws some training photos with their labels and shapes, as at the start of a run."""
+def sample_grid(source: Source) -> bytes:
+    """Draws some training photos with their labels and shapes, as at the start of a run.
+
+    Returns:
+      The content of a PNG file.
+    """
     loader = DataLoader(source=source)
     drawn = loader.get_random_raw_images(SAMPLE_PHOTOS)
     return photo_grid(
@@ -198,9 +200,12 @@ def sample_grid(source: Source) -> Figure:
     )
 
 
-@DEFAULT_STYLE
-def duplicate_grid(source: Source, inspection: Inspection) -> Figure | None:
-    """Draws two photos of each duplicate, leaks first. Returns None without duplicates."""
+def duplicate_grid(source: Source, inspection: Inspection) -> bytes | None:
+    """Draws two photos of each duplicate, leaks first.
+
+    Returns:
+      The content of a PNG file; None without duplicates.
+    """
     found = sorted(inspection.duplicates, key=lambda one: (not one.is_leak, -one.distance))
     shown = [photo for duplicate in found[:GRID_DUPLICATES] for photo in duplicate.photos[:2]]
     if not shown:

@@ -17,7 +17,7 @@ from research.loop.builder import build_group
 from research.loop.learner import Learner
 from research.loop.preparation import Run
 from research.optimization.schedules import Rising
-from research.runs import console, pictures
+from research.runs import console
 from research.runs.durable_files import write_file
 
 LOWEST_RATE, HIGHEST_RATE, STEPS = 1e-7, 10.0, 100
@@ -57,6 +57,8 @@ def suggest_learning_rates(run: Run, picture: Path) -> None:
     Raises:
       UserError: the picture cannot be written.
     """
+    from research.runs import pictures  # imports Matplotlib, which other runs do not need here
+
     source = run.loader.source
     for line in (*console.splits_lines(source), *console.notes_lines(source)):
         print(line, flush=True)

@@ -17,8 +17,7 @@ import tqdm
 from research.models.wrapper import has_depthwise, summarize_parts
 from research.optimization.groups import Group
 from research.runs.find_run import length_is_fixed
-from research.runs.pictures import main_metric
-from research.runs.run_directory import RunDirectory, best_epoch
+from research.runs.run_directory import RunDirectory, best_epoch, main_metric
 from research.settings.automatic import Choice
 from research.settings.train_config import TASKS, TrainConfig
 from research.system import devices

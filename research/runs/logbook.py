@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from research.data.loader import DataLoader
-from research.runs import console, pictures
+from research.runs import console
 from research.runs.checkpoints import Checkpoints
 from research.runs.durable_files import write_file
 from research.runs.histograms import Histograms
+from research.runs.photo_grid import label_title, photo_grid
 from research.runs.run_directory import RunDirectory, best_epoch
 from research.runs.summaries import Summaries
 from research.runs.tracker import SafeTracker
@@ -115,13 +116,11 @@ class Logbook(Records):
         self.summaries.restart(0)
         self.summaries.settings(config, self.directory.title, figures)
         raw = loader.get_random_raw_images(20)
-        grid = pictures.photo_grid(
-            [
-                (photo, f"{pictures.label_title(loader.class_names, label)}\n{photo.shape}")
-                for photo, label in raw
-            ]
-        )
-        self._picture("photos", pictures.png(grid), 0)
+        titled = [
+            (photo, f"{label_title(loader.class_names, label)}\n{photo.shape}")
+            for photo, label in raw
+        ]
+        self._picture("photos", photo_grid(titled), 0)
         self.tracker.send("begin", dataclasses.asdict(config), str(self.directory.path))
         print(console.epoch_header(figures, self.plan.validates), flush=True)
 
@@ -188,6 +187,8 @@ class Logbook(Records):
         print(console.epoch_line(epoch, self.plan.epochs, interval, validation), flush=True)
 
     def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
+        from research.runs import pictures  # imports Matplotlib, which takes a third of a second
+
         rows = self.directory.read_metrics()
         ended_early = step < self.plan.steps
         if ended_early:

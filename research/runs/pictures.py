@@ -1,21 +1,21 @@
-"""Draws the pictures of a run: a grid of photos, learning curves and learning rates."""
+"""Draws learning curves and learning rates."""
 
 from __future__ import annotations
 
 import io
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.style
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from research.data.source import classes_of
+from research.runs.photo_grid import plain
+from research.runs.run_directory import main_metric
 
 if TYPE_CHECKING:
     from research.loop.learning_rate_finder import Sweep
@@ -24,79 +24,10 @@ if TYPE_CHECKING:
 DEFAULT_STYLE = matplotlib.style.context("default")
 
 
-def plain(text: str, longest: int | None = None) -> str:
-    """Replaces unprintable characters in a name by `?`, and keeps at most its last characters."""
-    shown = "".join(character if character.isprintable() else "?" for character in text)
-    return shown if longest is None or len(shown) <= longest else f"...{shown[3 - longest :]}"
-
-
-def label_title(class_names: Sequence[str], label: Any) -> str:
-    """Returns the class names of a label, or the label itself if it names no classes.
-
-    Args:
-      class_names: by label.
-      label: a class index, an array with a 0 or 1 per class, or another value of the source.
-    """
-    classes = classes_of(label, len(class_names))
-    if classes is None:
-        return str(label)
-    if np.ndim(label) == 0:
-        return class_names[classes[0]]
-    return shortened([class_names[k] for k in classes]) if classes else "(no label)"
-
-
-def shortened(names: Sequence[str], longest: int = 26) -> str:
-    """Returns names in one line of at most `longest` characters: "cat, dog, +3" for five names."""
-    for count in range(len(names), 0, -1):
-        rest = [f"+{len(names) - count}"] if count < len(names) else []
-        line = ", ".join([*map(plain, names[:count]), *rest])
-        if len(line) <= longest:
-            return line
-    rest = [f"+{len(names) - 1}"] if len(names) > 1 else []
-    return ", ".join([plain(names[0], longest - sum(len(one) + 2 for one in rest)), *rest])
-
-
 def escape_formulas(text: str) -> str:
     """Escapes a label for matplotlib: `$` starts a formula, and a leading `_` hides the label."""
     escaped = text.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
-
-
-@DEFAULT_STYLE
-def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> Figure:
-    """Draws photos in a grid, each below its title.
-
-    Args:
-      photos: pairs of a uint8 RGB photo, shape (height, width, 3), and a title of some lines.
-      columns: number of photos per row.
-    """
-    rows = max(1, math.ceil(len(photos) / columns))
-    lines = max((title.count("\n") + 1 for _, title in photos), default=1)
-    side, title_height = 2.2, 0.1 + 0.16 * lines  # in inches
-    width, height = side * columns, (side + title_height) * rows
-    figure = Figure(figsize=(width, height))
-    # All photos share one pair of axes, in inches: twenty pairs take most of a second.
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.axis("off")
-    for index, (photo, title) in enumerate(photos):
-        row, column = divmod(index, columns)
-        x = (column + 0.5) * side
-        y = height - row * (side + title_height) - title_height - side / 2
-        inches = 0.92 * side / max(photo.shape[:2])
-        half_height, half_width = (inches * pixels / 2 for pixels in photo.shape[:2])
-        extent = (x - half_width, x + half_width, y - half_height, y + half_height)
-        axis.imshow(photo, extent=extent, aspect="auto")
-        # A dollar sign in a file name must not start a formula.
-        top = y + half_height + 0.06
-        axis.text(x, top, title, fontsize=9, ha="center", va="bottom", parse_math=False)
-    axis.set(xlim=(0, width), ylim=(0, height))
-    return figure
-
-
-def main_metric(names: Iterable[str]) -> str | None:
-    """Returns the name of the metric to show beside the loss: accuracy, or else the first one."""
-    metrics = [name for name in names if name != "loss"]
-    return "accuracy" if "accuracy" in metrics else next(iter(metrics), None)
 
 
 def _charts(figure: Figure, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Axes, str]]:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -352,3 +352,9 @@ def _without_infinities(row: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
+
+
+def main_metric(names: Iterable[str]) -> str | None:
+    """Returns the name of the metric to show beside the loss: accuracy, or else the first one."""
+    metrics = [name for name in names if name != "loss"]
+    return "accuracy" if "accuracy" in metrics else next(iter(metrics), None)

@@ -106,9 +106,10 @@ def _quick_imports() -> Iterator[None]:
     """Makes the import of TensorFlow and Keras in this block take two thirds of the time.
 
     Python's garbage collector would search all new objects several times, and find almost nothing
-    to free. Keras would import scikit-learn, for wrappers of `fit`; it can still be imported later.
+    to free. Keras would import scikit-learn, for wrappers of `fit`, and Matplotlib, for pictures of
+    its own. Both can still be imported later.
     """
-    hidden = {"sklearn"} - sys.modules.keys()
+    hidden = {"sklearn", "matplotlib"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be found
     was_enabled = gc.isenabled()
     gc.disable()

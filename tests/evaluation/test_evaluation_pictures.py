@@ -12,6 +12,7 @@ from research.evaluation import figures as drawn
 from research.evaluation.scores import Decisions, Predictions
 from research.evaluation.single_label import SingleLabel
 from research.runs import pictures
+from research.runs.photo_grid import photo_grid
 
 ODD_NAMES = ("$x_{", "_hidden", "line\nbreak", "日本", "a" * 80)
 
@@ -33,11 +34,9 @@ def test_each_plot_is_drawn_with_unusual_names(classes, recwarn):
     variant = SingleLabel(tuple(names))
     scores = variant.score(said, Decisions(2.0, 0.4 if classes == 2 else None), 2)
     titles = drawn.mistake_titles(rows, said, names)
-    for figure in (
-        *variant.plots(said, scores).values(),
-        pictures.photo_grid(list(zip(photos, titles, strict=True))),
-    ):
-        image = Image.open(io.BytesIO(pictures.png(figure)))
+    plots = map(pictures.png, variant.plots(said, scores).values())
+    for png in (*plots, photo_grid(list(zip(photos, titles, strict=True)))):
+        image = Image.open(io.BytesIO(png))
         assert max(image.size) <= 2500
         assert len(np.unique(np.asarray(image.convert("L")))) > 10  # not empty
     assert not recwarn.list

@@ -113,20 +113,19 @@ def test_tensorflow_is_imported_without_a_folder_for_temporary_files(monkeypatch
     environment.import_tensorflow()
 
 
-def test_keras_does_not_find_scikit_learn_and_others_do():
-    """A process that imported TensorFlow as the programs do, and one that has both already."""
-    seen = (
-        "import sys, gc; print('sklearn' in sys.modules, gc.isenabled(), gc.get_freeze_count() > 0)"
-    )
+def test_training_starts_without_scikit_learn_and_matplotlib_and_others_find_them():
+    """A process that imported TensorFlow as the programs do, and one that has all already."""
     code = (
         "from research.system.environment import import_tensorflow; import_tensorflow()\n"
-        f"import keras; {seen}\n"
-        "from sklearn.metrics import accuracy_score; print(accuracy_score([1, 0], [1, 1]))"
+        "import gc, sys, keras, research.train; print({'sklearn', 'matplotlib'} & {*sys.modules})\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
+        "from sklearn.metrics import accuracy_score; print(accuracy_score([1, 0], [1, 1]))\n"
+        "from research.runs import pictures; print(pictures.png(pictures.history([]))[1:4])"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert process.stdout == "False True True\n0.5\n", process.stderr
+    assert process.stdout == "set()\nTrue True\n0.5\nb'PNG'\n", process.stderr
 
     import sklearn
 
