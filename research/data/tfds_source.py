@@ -177,7 +177,9 @@ class TfdsSource(Source):
                     keys, {self._image: tfds.decode.SkipDecoding()}
                 )
                 # Files are read one after another, so that the order is the same everywhere.
-                read_config = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1)
+                read_config = tfds.ReadConfig(
+                    add_tfds_id=True, try_autocache=False, interleave_cycle_length=1
+                )
                 stored = self._builder.as_dataset(
                     split=expression, decoders=decoders, read_config=read_config
                 )

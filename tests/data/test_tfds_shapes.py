@@ -222,7 +222,7 @@ def test_array_records_are_the_same_photos_and_are_read_in_any_order(tmp_path, f
         assert {one.image for one in listed} == {b""}
 
 
-@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record", "parquet"])
 @pytest.mark.parametrize("fault", ["changed", "short", "empty", "missing"])
 def test_a_damaged_file_is_reported(tmp_path, file_format, fault):
     features = {"image": IMAGE, "label": LABEL}
@@ -252,6 +252,21 @@ def test_each_part_of_a_record_is_checked(tmp_path):
         file.write_bytes(changed)
         with pytest.raises(UserError, match="ends or is damaged at record 0"):
             list(source.examples("train"))
+
+
+def test_parquet_files_give_the_same_photos(tmp_path):
+    features = {"image": IMAGE, "labels": FEATURES.Sequence(LABEL)}
+    examples = [{"image": GREY, "labels": [0, 1][: index % 3]} for index in range(30)]
+    expected, found = (
+        list(TfdsSource(prepare(folder, features, {"train": examples}, folder.name, 2), str(folder))
+             .examples("train"))
+        for folder in (tmp_path / "tfrecord", tmp_path / "parquet")
+    )  # fmt: skip
+    assert len(found) == 24
+    for one, other in zip(expected, found, strict=True):
+        assert other.image == one.image
+        np.testing.assert_array_equal(other.label, one.label)
+        assert other.name == one.name.replace("tfrecord", "parquet")
 
 
 def test_photos_of_array_records_need_no_cache(tmp_path):
