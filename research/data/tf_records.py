@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,19 +61,26 @@ def _records(file: Any) -> Iterator[bytes]:
     Each record has a length of 8 bytes before it. A checksum of 4 bytes follows both, see
     `tensorflow/core/lib/io/record_writer.h`.
     """
-    with open(file.filename, "rb", buffering=READ_AT_ONCE) as opened:
+    with _open(file.filename) as opened:
         for row in range(file.skip + file.take):
             length, checksum = opened.read(8), opened.read(4)
             if checksum != _checksum_of(length):
                 raise OSError(f"{file.filename!r} ends or is damaged at record {row:,}")
             size = int.from_bytes(length, "little")
             if row < file.skip:
-                opened.seek(size + len(checksum), 1)
+                opened.seek(size + len(checksum), os.SEEK_CUR)
                 continue
             record, checksum = opened.read(size), opened.read(4)
             if checksum != _checksum_of(record):
                 raise OSError(f"{file.filename!r} ends or is damaged at record {row:,}")
             yield record
+
+
+def _open(name: str) -> Any:
+    """Opens a local file, or one that only TensorFlow can open, for example in a bucket."""
+    if os.path.exists(name):
+        return open(name, "rb", buffering=READ_AT_ONCE)
+    return tf.io.gfile.GFile(name, "rb")
 
 
 def _checksum_of(stored: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,17 @@ def test_a_damaged_file_is_reported(tmp_path, file_format, fault):
         file.unlink()
     with pytest.raises(UserError, match=r"'drawn' cannot be read \(.*\); restore its files in "):
         list(source.examples("train"))
+
+
+def test_files_that_only_tensorflow_can_open_are_read(tmp_path, monkeypatch):
+    name = prepare(tmp_path, {"image": IMAGE, "label": LABEL}, {"train": labelled(30)})
+    source = TfdsSource(name, str(tmp_path))
+    expected = [list(source.examples(split)) for split in SPLITS]
+    exists = os.path.exists
+    monkeypatch.setattr(
+        os.path, "exists", lambda path: "tfrecord" not in str(path) and exists(path)
+    )
+    assert [list(source.examples(split)) for split in SPLITS] == expected
 
 
 def test_each_part_of_a_record_is_checked(tmp_path):
