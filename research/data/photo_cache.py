@@ -346,6 +346,11 @@ def _on_demand(source: Source, split: str, size: int, resize: str) -> SplitArray
             "ArrayRecord"
         )
     listed = [checked(example) for example in source.listed(split)]
+    if len(listed) != source.count(split):
+        raise UserError(
+            f"the source lists {len(listed):,} photos of the {split} split, but its count is "
+            f"{source.count(split):,}; correct its `count`"
+        )
     indices = np.asarray([i for i, one in enumerate(listed) if one.image is not None], np.int64)
     usable = [listed[index] for index in indices]
     labels, arrays = stack_targets(usable)

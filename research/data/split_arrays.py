@@ -104,8 +104,9 @@ def decode_examples(
                 digests.append(result)
                 used.append(example._replace(image=None))
             on_photo()
-    if len(used) + len(damaged) < pixels.shape[0]:
-        raise UserError("the source yields fewer photos than its count; correct its `count`")
+    if (yielded := len(used) + len(damaged)) != pixels.shape[0]:
+        relation = "fewer" if yielded < pixels.shape[0] else "more"
+        raise UserError(f"the source yields {relation} photos than its count; correct its `count`")
     labels, arrays = stack_targets(used)
     return SplitArrays(
         (pixels.finish([index for _, _, index in damaged]),),

@@ -28,6 +28,7 @@ from research.data.folder.folder_options import Shares
 from research.data.folder.photo_tree import state_of_file
 from research.data.source import Example, Source
 from research.data.tf_records import read_tf_records
+from research.system import devices
 from research.system.errors import UserError, first_line
 from research.system.printable import printable
 
@@ -149,7 +150,7 @@ class TfdsSource(Source):
             return Example(image, np.asarray([label[one] for one in sorted(label)], np.int32), name)
         if self._label_set:
             vector = np.zeros(len(self.class_names), np.int32)
-            vector[[one for one in label if one >= 0]] = 1
+            vector[[one for one in label if 0 <= one < len(vector)]] = 1
             return Example(image, vector, name)
         if label < 0:
             return Example(None, 0, name, "has no label")
@@ -183,13 +184,15 @@ class TfdsSource(Source):
                 stored = self._builder.as_dataset(
                     split=expression, decoders=decoders, read_config=read_config
                 )
-                yield from stored.as_numpy_iterator()
+                yield from stored.with_options(devices.pipeline_options()).as_numpy_iterator()
 
     @contextlib.contextmanager
     def _read_errors_reported(self) -> Iterator[None]:
         """Raises `UserError` for a file that cannot be read in the block."""
         try:
             yield
+        except (NotImplementedError, RecursionError, tf.errors.ResourceExhaustedError):
+            raise  # not a fault of the files
         except (OSError, RuntimeError, tf.errors.OpError) as error:  # depends on the format
             raise UserError(
                 f"dataset {self._name!r} cannot be read ({_reason_of(error)}); restore its files "

@@ -187,17 +187,18 @@ class Logbook(Records):
         print(console.epoch_line(epoch, self.plan.epochs, interval, validation), flush=True)
 
     def end(self, step: int, skipped_steps: int, epochs_without_gain: int = 0) -> None:
-        from research.runs import pictures  # imports Matplotlib, which takes a third of a second
-
         rows = self.directory.read_metrics()
         ended_early = step < self.plan.steps
         if ended_early:
             stalled = console.counted(epochs_without_gain, "epoch")
             print(f"\nnote: stopped early because the validation loss did not fall for {stalled}")
-        self._picture("history", pictures.png(pictures.history(rows)), step)
         if rows:
             result = result_of(rows)
             self.directory.write_result(result)
+        from research.runs import pictures  # Matplotlib takes 0.3 seconds to import
+
+        self._picture("history", pictures.png(pictures.history(rows)), step)
+        if rows:
             self.summaries.finished()
             self.tracker.send("end", result)
         if skipped_steps:

@@ -79,7 +79,7 @@ def photo_grid(photos: Sequence[tuple[np.ndarray, str]], columns: int = 5) -> by
         grid.paste(drawn, (center - width // 2, top))
         for below, line in enumerate(reversed(title.split("\n"))):
             place = center, top - GAP - LINE_HEIGHT * below
-            canvas.text(place, line, "black", font, anchor="md")
+            canvas.text(place, plain(line), "black", font, anchor="md")
     buffer = io.BytesIO()
     grid.save(buffer, "png", compress_level=1)
     return buffer.getvalue()

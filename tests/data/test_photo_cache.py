@@ -306,6 +306,7 @@ class InOrder(Source):
     class_names = ("a", "b")
     passes = 0
     yields = 20
+    extra_damaged = False
 
     def count(self, split):
         return 20
@@ -313,7 +314,9 @@ class InOrder(Source):
     def examples(self, split):
         self.passes += 1
         for index in range(self.yields):
-            pixels = np.full((4, 4, 3), index, np.uint8)
+            pixels = (
+                None if index >= 20 and self.extra_damaged else np.full((4, 4, 3), index, np.uint8)
+            )
             yield Example(pixels, index % 2, f"{index}", arrays={"index": index})
 
     def origin(self, split):
@@ -332,10 +335,13 @@ def test_a_source_without_random_access_is_read_once_and_kept_on_disk(tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["memory", "disk"])
-@pytest.mark.parametrize(("yields", "relation"), [(19, "fewer"), (21, "more")])
-def test_a_source_yields_as_many_photos_as_its_count(tmp_path, setting, yields, relation):
+@pytest.mark.parametrize(
+    ("yields", "damaged", "relation"),
+    [(19, False, "fewer"), (21, False, "more"), (21, True, "more")],
+)
+def test_a_source_yields_as_many_photos_as_its_count(tmp_path, setting, yields, damaged, relation):
     source = InOrder()
-    source.yields = yields
+    source.yields, source.extra_damaged = yields, damaged
     with pytest.raises(UserError, match=f"yields {relation} photos than its count; correct"):
         loader_of(tmp_path, setting, source).examples("train")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from research.data.decode import decode_image
@@ -238,6 +239,18 @@ def test_a_damaged_file_is_reported(tmp_path, file_format, fault):
     if fault == "missing":
         file.unlink()
     with pytest.raises(UserError, match=r"'drawn' cannot be read \(.*\); restore its files in "):
+        list(source.examples("train"))
+
+
+def test_labels_of_no_class_and_records_of_another_kind(tmp_path):
+    features = {"image": IMAGE, "labels": FEATURES.Sequence(LABEL)}
+    source = open_drawn(tmp_path, features, train=[{"image": GREY, "labels": [1]}] * 10)
+    record = {**next(source._records("train[:1]")), "labels": [-1, 1, 7]}
+    assert source._example(record).label.tolist() == [0, 1]
+    (file,) = tmp_path.rglob("*train.tfrecord*")
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        writer.write(b"no example")
+    with pytest.raises(UserError, match=r"record 0 of '.*' is no example"):
         list(source.examples("train"))
 
 

@@ -107,3 +107,8 @@ def test_learning_curves_share_their_axes():
     (legend,) = figure.legends
     assert [text.get_text().strip() for text in legend.get_texts()] == ["one", r"_two\$"]
     pictures.png(figure)
+
+
+def test_unprintable_characters_in_a_title_are_replaced():
+    photo = np.zeros((8, 8, 3), np.uint8)
+    assert photo_grid([(photo, "a\rb\u2029c\x1c\nd")]) == photo_grid([(photo, "a?b?c?\nd")])
