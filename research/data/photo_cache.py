@@ -22,7 +22,7 @@ from research.data.decode import DamagedImageError, decode_image
 from research.data.digest import digest_of
 from research.data.photos_on_demand import PhotosOnDemand
 from research.data.rows import JoinedRows, Rows
-from research.data.source import Example, Source, checked
+from research.data.source import Example, Source, checked, counted
 from research.data.split_arrays import (
     SplitArrays,
     decode_examples,
@@ -268,9 +268,9 @@ class _Chunks:
             return (self.source.read(self.split, index) for index in range(first, end))
         position, reading = self._reading
         if position > first or not position:
-            position, reading = 0, self.source.examples(self.split)
+            position, reading = 0, counted(self.source.examples(self.split), self.photos)
         self._reading = end, reading
-        # After the last photo of its count, the source must not yield another one.
+        # The last part reads to the end of the source, which `counted` checks.
         stop = None if end == self.photos else end - position
         return itertools.islice(reading, first - position, stop)
 
@@ -345,12 +345,7 @@ def _on_demand(source: Source, split: str, size: int, resize: str) -> SplitArray
             "another; give --photo_cache=auto, photos in files, or a TFDS data set in the format "
             "ArrayRecord"
         )
-    listed = [checked(example) for example in source.listed(split)]
-    if len(listed) != source.count(split):
-        raise UserError(
-            f"the source lists {len(listed):,} photos of the {split} split, but its count is "
-            f"{source.count(split):,}; correct its `count`"
-        )
+    listed = list(map(checked, counted(source.listed(split), source.count(split))))
     indices = np.asarray([i for i, one in enumerate(listed) if one.image is not None], np.int64)
     usable = [listed[index] for index in indices]
     labels, arrays = stack_targets(usable)

@@ -7,9 +7,8 @@ import contextlib
 import numpy as np
 
 from research.data.decode import DamagedImageError, decode_image
-from research.data.source import Source
+from research.data.source import Source, counted
 from research.data.thread_pool import pillow_warnings_hidden
-from research.system.errors import UserError
 
 
 def random_raw_images(
@@ -22,18 +21,20 @@ def random_raw_images(
       n: the number of photos. The result is shorter if fewer photos are usable.
       first: number of photos at the beginning of the split to choose from.
       seed: decides which photos are chosen.
+
+    Raises:
+      UserError: the source yields fewer photos than its count.
     """
-    count = min(first, source.count("train"))
-    order = np.random.default_rng([seed, n]).permutation(count).tolist()
+    count = source.count("train")
+    order = np.random.default_rng([seed, n]).permutation(min(first, count)).tolist()
     drawn: list[tuple[np.ndarray, int]] = []
     # A thousand full-size photos take gigabytes, so more photos are read only if needed.
     tried = 2 * n
     while order and len(drawn) < n:
         places, order = order[:tried], order[tried:]
-        stored = zip(range(max(places) + 1), source.examples("train"), strict=False)
+        examples = counted(source.examples("train"), count)
+        stored = zip(range(max(places) + 1), examples, strict=False)
         found = {place: example for place, example in stored if place in places}
-        if len(found) < len(places):
-            raise UserError("the source yields fewer photos than its count; correct its `count`")
         for place in places:
             with contextlib.suppress(DamagedImageError), pillow_warnings_hidden():
                 if len(drawn) < n:

@@ -54,7 +54,10 @@ class Rows:
         """
         end = first + len(rows)
         if end > self.shape[0]:
-            raise UserError("the source yields more photos than its count; correct its `count`")
+            raise UserError(
+                f"the source yields more photos than its count, {self.shape[0]:,}; correct its "
+                "method `count`"
+            )
         if self.file is None:
             self._memory[first:end] = rows
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,23 @@ def checked(example: object) -> Example:
             "or None"
         )
     return example
+
+
+def counted(examples: Iterable[Example], count: int) -> Iterator[Example]:
+    """Yields the examples of a split; raises `UserError` unless there are `count` of them."""
+    yielded = 0
+    for yielded, example in enumerate(examples, 1):
+        if yielded > count:
+            raise UserError(_miscounted("more", count))
+        yield example
+    if yielded < count:
+        raise UserError(_miscounted("fewer", count))
+
+
+def _miscounted(relation: str, count: int) -> str:
+    return (
+        f"the source yields {relation} photos than its count, {count:,}; correct its method `count`"
+    )
 
 
 def read_example(file: Path, label: int, name: str) -> Example:

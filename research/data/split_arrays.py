@@ -12,10 +12,9 @@ import numpy as np
 from research.data.decode import DamagedImageError, decode_image
 from research.data.digest import digest_of
 from research.data.rows import Rows, rows_in_a_file
-from research.data.source import Example, Source, checked
+from research.data.source import Example, Source, checked, counted
 from research.data.targets import stack_targets
 from research.data.thread_pool import in_parallel
-from research.system.errors import UserError
 from research.system.machine import fits_in_memory
 
 CHUNK_BYTES = 2**21  # maximum size of the decoded pixels of one chunk of photos
@@ -69,11 +68,12 @@ def load_split(
       on_photo: called after each photo.
 
     Raises:
-      UserError: see `decode_examples`.
+      UserError: see `decode_examples` and `counted`.
     """
-    shape = (source.count(split), size, size, 3)
+    count = source.count(split)
+    shape = (count, size, size, 3)
     pixels = (Rows if fits_in_memory(math.prod(shape)) else rows_in_a_file)(shape, np.uint8)
-    return decode_examples(source.examples(split), pixels, resize, on_photo)
+    return decode_examples(counted(source.examples(split), count), pixels, resize, on_photo)
 
 
 def decode_examples(
@@ -82,9 +82,8 @@ def decode_examples(
     """Decodes and resizes photos, on all processors, and writes them to empty rows.
 
     Raises:
-      UserError: the rows cannot be written; the source gives no examples, or more or fewer than
-        its count; their labels or arrays differ in shape or are not numeric; or an array has a
-        reserved name.
+      UserError: the rows cannot be written; the source gives no examples, or more than its count;
+        their labels or arrays differ in shape or are not numeric; or an array has a reserved name.
     """
     size = pixels.shape[1]
     used: list[Example] = []
@@ -104,9 +103,6 @@ def decode_examples(
                 digests.append(result)
                 used.append(example._replace(image=None))
             on_photo()
-    if (yielded := len(used) + len(damaged)) != pixels.shape[0]:
-        relation = "fewer" if yielded < pixels.shape[0] else "more"
-        raise UserError(f"the source yields {relation} photos than its count; correct its `count`")
     labels, arrays = stack_targets(used)
     return SplitArrays(
         (pixels.finish([index for _, _, index in damaged]),),

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from research.data.array_records import ID, name_of_record
 
-READ_AT_ONCE = 2**20  # bytes
+BUFFER_BYTES, CHECKSUM_BYTES = 2**20, 4
 
 
 def read_tf_records(
@@ -67,27 +67,30 @@ def _records(file: Any) -> Iterator[bytes]:
     """
     with _open(file.filename) as opened:
         for row in range(file.skip + file.take):
-            length, checksum = opened.read(8), opened.read(4)
-            if checksum != _checksum_of(length):
-                raise OSError(f"{file.filename!r} ends or is damaged at record {row:,}")
-            size = int.from_bytes(length, "little")
+            problem = f"{file.filename!r} ends or is damaged at record {row:,}"
+            size = int.from_bytes(_checked(opened, 8, problem), "little")
             if row < file.skip:
-                opened.seek(size + len(checksum), os.SEEK_CUR)
-                continue
-            record, checksum = opened.read(size), opened.read(4)
-            if checksum != _checksum_of(record):
-                raise OSError(f"{file.filename!r} ends or is damaged at record {row:,}")
-            yield record
+                opened.seek(size + CHECKSUM_BYTES, os.SEEK_CUR)
+            else:
+                yield _checked(opened, size, problem)
+
+
+def _checked(opened: Any, size: int, problem: str) -> bytes:
+    """Reads `size` bytes and their checksum; raises `OSError` with `problem` if they differ."""
+    stored, checksum = opened.read(size), opened.read(CHECKSUM_BYTES)
+    if checksum != _checksum_of(stored):
+        raise OSError(problem)
+    return stored
 
 
 def _open(name: str) -> Any:
     """Opens a local file, or one that only TensorFlow can open, for example in a bucket."""
     if os.path.exists(name):
-        return open(name, "rb", buffering=READ_AT_ONCE)
+        return open(name, "rb", buffering=BUFFER_BYTES)
     return tf.io.gfile.GFile(name, "rb")
 
 
 def _checksum_of(stored: bytes) -> bytes:
     """Returns the masked CRC-32C of the format, 4 bytes."""
     crc = google_crc32c.value(stored)
-    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, "little")
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(CHECKSUM_BYTES, "little")

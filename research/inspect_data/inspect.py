@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from research.data.decode import DamagedImageError
-from research.data.source import SPLITS, Source, classes_of
+from research.data.source import SPLITS, Source, classes_of, counted
 from research.data.thread_pool import in_parallel
 from research.inspect_data.fingerprints import MAX_PAIRS, Fingerprint, fingerprint, similar_pairs
 from research.system.progress import photo_bar
@@ -97,7 +97,8 @@ def inspect(source: Source, distance: int) -> Inspection:
     prints: list[Fingerprint] = []
     with photo_bar("inspecting", sum(source.count(split) for split in SPLITS)) as bar:
         for split in SPLITS:
-            with in_parallel(source.examples(split), work, PHOTOS_PER_CHUNK) as stored:
+            examples = counted(source.examples(split), source.count(split))
+            with in_parallel(examples, work, PHOTOS_PER_CHUNK) as stored:
                 for place, example, found in stored:
                     bar.update()
                     classes = classes_of(example.label, len(source.class_names)) or ()

@@ -16,7 +16,7 @@ from research.data.source import SPLITS, Source
 from research.data.thread_pool import pillow_warnings_hidden
 from research.inspect_data.fingerprints import MAX_PAIRS
 from research.inspect_data.inspect import KINDS, LOOKS_ALIKE, Duplicate, Inspection, Photo
-from research.runs.photo_grid import label_title, photo_grid
+from research.runs.photo_grid import labelled_grid, photo_grid
 from research.tasks.labels import joined
 
 WIDTH = 80
@@ -190,14 +190,8 @@ def sample_grid(source: Source) -> bytes:
     Returns:
       The content of a PNG file.
     """
-    loader = DataLoader(source=source)
-    drawn = loader.get_random_raw_images(SAMPLE_PHOTOS)
-    return photo_grid(
-        [
-            (photo, f"{label_title(source.class_names, label)}\n{photo.shape}")
-            for photo, label in drawn
-        ]
-    )
+    drawn = DataLoader(source=source).get_random_raw_images(SAMPLE_PHOTOS)
+    return labelled_grid(drawn, source.class_names)
 
 
 def duplicate_grid(source: Source, inspection: Inspection) -> bytes | None:

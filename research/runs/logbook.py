@@ -12,7 +12,7 @@ from research.runs import console
 from research.runs.checkpoints import Checkpoints
 from research.runs.durable_files import write_file
 from research.runs.histograms import Histograms
-from research.runs.photo_grid import label_title, photo_grid
+from research.runs.photo_grid import labelled_grid
 from research.runs.run_directory import RunDirectory, best_epoch
 from research.runs.summaries import Summaries
 from research.runs.tracker import SafeTracker
@@ -116,11 +116,7 @@ class Logbook(Records):
         self.summaries.restart(0)
         self.summaries.settings(config, self.directory.title, figures)
         raw = loader.get_random_raw_images(20)
-        titled = [
-            (photo, f"{label_title(loader.class_names, label)}\n{photo.shape}")
-            for photo, label in raw
-        ]
-        self._picture("photos", photo_grid(titled), 0)
+        self._picture("photos", labelled_grid(raw, loader.class_names), 0)
         self.tracker.send("begin", dataclasses.asdict(config), str(self.directory.path))
         print(console.epoch_header(figures, self.plan.validates), flush=True)
 
@@ -195,12 +191,11 @@ class Logbook(Records):
         if rows:
             result = result_of(rows)
             self.directory.write_result(result)
+            self.summaries.finished()
+            self.tracker.send("end", result)
         from research.runs import pictures  # Matplotlib takes 0.3 seconds to import
 
         self._picture("history", pictures.png(pictures.history(rows)), step)
-        if rows:
-            self.summaries.finished()
-            self.tracker.send("end", result)
         if skipped_steps:
             steps = console.counted(skipped_steps, "step")
             print(f"\nnote: {steps} of {step:,} skipped because gradients overflowed in float16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,13 @@ def label_title(class_names: Sequence[str], label: Any) -> str:
     if np.ndim(label) == 0:
         return class_names[classes[0]]
     return shortened([class_names[k] for k in classes]) if classes else "(no label)"
+
+
+def labelled_grid(photos: Iterable[tuple[np.ndarray, Any]], class_names: Sequence[str]) -> bytes:
+    """Draws photos with their labels and shapes as titles; see `label_title` and `photo_grid`."""
+    return photo_grid(
+        [(photo, f"{label_title(class_names, label)}\n{photo.shape}") for photo, label in photos]
+    )
 
 
 def shortened(names: Sequence[str], longest: int = 26) -> str:

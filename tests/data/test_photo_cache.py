@@ -22,6 +22,7 @@ from research.data.order import Share
 from research.data.photo_cache import PhotoCache, without_damaged
 from research.data.relabelled_source import RelabelledSource
 from research.data.source import SPLITS, Example, Source
+from research.inspect_data.inspect import inspect
 from research.system.errors import UserError
 from research.system.program import ended_by_a_line
 
@@ -342,8 +343,28 @@ def test_a_source_without_random_access_is_read_once_and_kept_on_disk(tmp_path):
 def test_a_source_yields_as_many_photos_as_its_count(tmp_path, setting, yields, damaged, relation):
     source = InOrder()
     source.yields, source.extra_damaged = yields, damaged
-    with pytest.raises(UserError, match=f"yields {relation} photos than its count; correct"):
+    with pytest.raises(UserError, match=f"yields {relation} photos than its count, 20; correct"):
         loader_of(tmp_path, setting, source).examples("train")
+
+
+@pytest.mark.parametrize(("lists", "relation"), [(19, "fewer"), (21, "more")])
+def test_photos_that_are_not_kept_are_counted_too(tmp_path, lists, relation):
+    class Listed(InOrder):
+        random_access = True
+
+        def listed(self, split):
+            return [Example(b"", index % 2, f"{index}") for index in range(lists)]
+
+    with pytest.raises(UserError, match=f"yields {relation} photos than its count, 20; correct"):
+        loader_of(tmp_path, "none", Listed()).examples("train")
+
+
+@pytest.mark.parametrize(("yields", "relation"), [(19, "fewer"), (21, "more")])
+def test_an_inspection_counts_the_photos(yields, relation):
+    source = InOrder()
+    source.yields = yields
+    with pytest.raises(UserError, match=f"yields {relation} photos than its count, 20; correct"):
+        inspect(source, distance=10)
 
 
 def test_a_source_without_origin_is_not_kept_on_disk(tmp_path):

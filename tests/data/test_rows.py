@@ -70,7 +70,7 @@ def test_more_rows_than_announced_are_refused(tmp_path, on_disk):
     with (tmp_path / "rows").open("wb+") as file:
         rows = Rows((2, 3), np.float32, file if on_disk else None)
         rows.append(np.zeros((2, 3), np.float32))
-        with pytest.raises(UserError, match="yields more photos than its count; correct its"):
+        with pytest.raises(UserError, match="yields more photos than its count, 2; correct its"):
             rows.append(np.zeros((1, 3), np.float32))
 
 
